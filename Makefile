@@ -1,0 +1,51 @@
+# make train [CONFIG=configs/....py] [WORKDIR=runs/...] [ARGS="--config.seed=1 ..."]
+# make test
+# Both set up .venv first; `make setup` does that alone. PYTHON=... chooses the Python.
+
+CONFIG ?= configs/digits_duet_rot.py
+WORKDIR ?=
+ARGS ?=
+VENV := .venv
+
+# The first Python of at least 3.11 that starts and can make a virtual environment.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	"$$python" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' \
+	>/dev/null 2>&1 && echo "$$python" && break; done)
+
+# The CUDA wheels (3 GB) are of use only with an NVIDIA driver.
+ACCELERATOR := $(shell if [ -e /proc/driver/nvidia/version ] || \
+	nvidia-smi >/dev/null 2>&1; then echo cuda; else echo cpu; fi)
+READY := $(VENV)/.ready-$(ACCELERATOR)
+
+.PHONY: setup train test lint format
+.DEFAULT_GOAL := train
+
+setup: $(READY)
+
+$(READY): requirements.txt requirements-test.txt
+	@[ -n "$(PYTHON)" ] || { echo "error: no Python >= 3.11 with venv found; install \
+	python3 and python3-venv, or name one: make PYTHON=/path/to/python"; exit 1; }
+	@echo "setting up $(VENV) with $(PYTHON) for $(ACCELERATOR), a few minutes ..."
+	@[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	@if [ $(ACCELERATOR) = cuda ]; then cat requirements.txt; \
+	else sed 's/jax\[cuda12\]/jax/' requirements.txt; fi > $(VENV)/requirements.txt
+	@$(VENV)/bin/python -m pip install --quiet \
+	-r $(VENV)/requirements.txt -r requirements-test.txt
+	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+train: $(READY)
+	@$(VENV)/bin/python main.py --config=$(CONFIG) \
+	$(if $(WORKDIR),--workdir=$(WORKDIR)) $(ARGS)
+
+test: $(READY)
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(READY)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+format: $(READY)
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .

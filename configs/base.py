@@ -1,0 +1,138 @@
+"""The whole schema: every field, its default, its meaning.
+
+Experiment files change fields of this one and never list them again; the command line
+changes any field of any of them:
+
+    python main.py --config=configs/cifar10_duet_rot.py --config.batch_size=512
+
+Defaults are those of the reference (Apple's ml-duet), whose flag for the same thing
+stands at the end of the comment. Durations are in epochs. Tuples are written with
+commas: `--config.augmentation.stack=sca,rot`.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Returns DUET with rotation on CIFAR-10, at the reference's default settings."""
+    config = ml_collections.ConfigDict()
+
+    # duet, simclr or essl. [--model]
+    config.method = "duet"
+    # The augmentation whose parameter becomes structure: DUET learns it and needs it in
+    # the stack, ESSL predicts it and takes it out of the stack of its two main views,
+    # SimCLR has no structure and ignores it. [--equi-tx]
+    config.learned = "rot"
+    # Everything random derives from this number.
+    config.seed = 0
+    # auto takes a GPU where there is one; cpu, gpu. [--device]
+    config.device = "auto"
+
+    config.epochs = 800  # [--epochs]
+    # Epochs in which the learning rate rises linearly. [--warmup-epochs]
+    config.warmup_epochs = 10
+    # Updates in an epoch; 0: as many full batches as the training split holds.
+    # [--debug-steps]
+    config.steps_per_epoch = 0
+    config.batch_size = 1024  # [--batch-size]
+    # Updates that one call of the compiled step makes, rounded to a divisor of the
+    # steps in an epoch; 0: 50 on a GPU, 1 on a CPU, where XLA's convolutions are about
+    # 20 times slower inside a loop.
+    config.steps_per_call = 0
+    # Compute type of encoder and heads: float32 or bfloat16. Parameters, statistics and
+    # losses are float32 in either case.
+    config.compute_dtype = "float32"
+
+    config.dataset = dataset = ml_collections.ConfigDict()
+    # digits (comes with scikit-learn), folder, or the name of a TFDS image
+    # classification data set: mnist, cifar10, cifar100, svhn_cropped, ... [--dataset]
+    dataset.name = "cifar10"
+    # Where the data are. folder: the directory with train/<class>/ and test/<class>/;
+    # TFDS: its data_dir, its own default when empty. [--dataset-root]
+    dataset.path = ""
+    # Side of the views in pixels. [--image-size]
+    dataset.image_size = 32
+    # Keep images 256/224 larger than the views: crops then have an edge to leave out.
+    # [--center-crop]
+    dataset.center_crop = False
+    # Classes that the data must have; 0: whatever they have. [--num-classes]
+    dataset.num_classes = 0
+    # Where decoded images are kept; empty: duet_jax in the user's cache directory.
+    dataset.cache_dir = ""
+
+    config.augmentation = augmentation = ml_collections.ConfigDict()
+    # Codes in order of application. [--tx]
+    #   sca resized crop   rot rotation        ron quarter turns   fli/flv mirror
+    #   gra grey           blu blur            sol solarize        jit colour jitter
+    #   bri con sat hue    the four parts of the jitter, each to be learnt
+    #   res resize         ccr centre crop
+    augmentation.stack = ("sca", "rot")
+    augmentation.crop_area = (0.2, 1.0)  # sca: share of the image that is kept
+    augmentation.crop_ratio = (0.75, 4 / 3)  # sca: width / height
+    augmentation.rotation_degrees = 180.0  # rot: up to this angle, either way
+    augmentation.flip_probability = 0.5  # fli, flv
+    augmentation.grey_probability = 0.2  # gra
+    augmentation.blur_probability = 0.5  # blu
+    augmentation.blur_sigma = (0.1, 2.0)  # blu: pixels
+    augmentation.jitter_probability = 0.8  # jit bri con sat hue
+    # Brightness, contrast, saturation (factors 1 +- s) and hue (turns +- s).
+    augmentation.jitter_strength = (0.4, 0.4, 0.4, 0.1)
+    augmentation.solarize_probability = 0.2  # sol
+    augmentation.solarize_threshold = (0.4, 0.6)
+    augmentation.solarize_addition = (-0.1, 0.1)
+
+    config.encoder = encoder = ml_collections.ConfigDict()
+    # cifar10_resnet{20,32,44,56,110,1202}, lifted_cifar10_resnet{...} (the same behind
+    # a steerable pyramid), or Cifar10_ResNet with the two tuples below. [--encoder]
+    encoder.name = "cifar10_resnet32"
+    # Factor on all widths, for small machines; widths stay multiples of 8.
+    encoder.width_multiplier = 1.0
+    # Cifar10_ResNet only: blocks of the three stages, widths of stem and stages.
+    encoder.blocks = (3, 3, 3)
+    encoder.widths = (64, 128, 256, 512)
+
+    config.projector = projector = ml_collections.ConfigDict()
+    projector.hidden = 2048
+    projector.output = 128
+    config.temperature = 0.1  # of NT-Xent
+
+    config.duet = duet = ml_collections.ConfigDict()
+    duet.num_bins = 8  # G; must divide the encoder's features. [--duet-bins]
+    duet.structure_weight = 10.0  # lambda. [--duet-lambda]
+    # gaussian, von_mises, or auto: von_mises on a circle, gaussian on a line.
+    # [--duet-target]
+    duet.target = "auto"
+    duet.sigma = 0.2  # gaussian: standard deviation; the whole range is 1
+    duet.concentration = 3.0  # von_mises: kappa, about 1/sigma^2 in radians
+
+    config.essl = essl = ml_collections.ConfigDict()
+    essl.prediction_weight = 0.4  # lambda. [--essl-lambda]
+    essl.hidden = 2048  # of the predictor
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()  # AdamW
+    optimizer.learning_rate = 4e-4  # at the end of the warm-up. [--lr]
+    # epoch: constant within an epoch; step: the same curve at every step.
+    optimizer.schedule = "epoch"
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.95
+    optimizer.eps = 1e-8
+    optimizer.weight_decay = 1e-4  # on all parameters
+
+    # The test split is evaluated after every so many epochs and after the last.
+    # [--test-every]
+    config.evaluate_every = 10
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every = 10  # epochs; the last epoch is always saved
+    checkpoint.keep = 2  # newest ones; the best online top-1 is kept besides
+
+    config.tensorboard = True
+    config.figures_every = 10  # epochs between drawings of curves.png
+    config.wandb = wandb = ml_collections.ConfigDict()
+    wandb.project = ""  # empty: no WandB. [--wandb-project]
+    wandb.entity = ""
+    wandb.mode = "online"  # online or offline
+
+    # Where compiled programs are kept between runs; empty: duet_jax in the user's cache
+    # directory; off: nowhere.
+    config.compilation_cache = ""
+    return config

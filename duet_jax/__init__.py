@@ -1,0 +1,1 @@
+"""DUET, SimCLR and ESSL in JAX: structured self-supervised representations."""

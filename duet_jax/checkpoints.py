@@ -1,0 +1,163 @@
+"""Checkpoints of a run, kept by Orbax.
+
+A checkpoint has two items, so that an evaluation can restore the first alone:
+
+  model   {"params": ..., "batch_stats": ...}
+  train   {"step": ..., "opt_state": ...}
+
+Both are plain nested dicts of arrays. The configuration lies beside the checkpoints, in
+`config.json`.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Self
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from duet_jax.errors import UsageError
+from duet_jax.types import TrainState
+
+# What "best" means.
+BEST_METRIC = "online_top1"
+
+
+class Checkpoints:
+    """The checkpoints in a directory: the newest ones and the best.
+
+    Saving is asynchronous; `close` waits for it.
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep: int = 2):
+        """Opens, and if need be creates, `directory`.
+
+        Args:
+          directory: holds one sub-directory per saved step.
+          keep: how many of the newest to keep, besides the best.
+        """
+        # Not `max_to_keep` with `best_fn`: that pair deletes the newest checkpoint when
+        # it is not among the best (google/orbax#526), and a resumed run loses work.
+        policy = preservation_policy.AnyPreservationPolicy(
+            [
+                preservation_policy.LatestN(keep),
+                preservation_policy.BestN(
+                    get_metric_fn=lambda metrics: metrics[BEST_METRIC],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        self._directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            item_names=("model", "train"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                best_fn=lambda metrics: metrics[BEST_METRIC],
+                best_mode="max",
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Returns the newest step, or None where nothing has been saved."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """Returns the step with the best online top-1 on the test split, or None."""
+        return self._manager.best_step()
+
+    def all_steps(self) -> list[int]:
+        """Returns the steps that are kept, rising."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Saves `state` under its step, in the background.
+
+        The arrays may be donated as soon as this returns.
+
+        Args:
+          state: what to save.
+          metrics: of the test split; must hold BEST_METRIC.
+        """
+        step = int(state.step)
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(
+                    {"params": state.params, "batch_stats": state.batch_stats}
+                ),
+                train=ocp.args.StandardSave(
+                    {"step": state.step, "opt_state": state.opt_state}
+                ),
+            ),
+            metrics={BEST_METRIC: float(metrics[BEST_METRIC])},
+        )
+        if not saved:  # Orbax says so only here, for a step it already has
+            raise UsageError(
+                f"checkpoint {step} in {self._directory} exists already; another run "
+                "is writing there: give this one a --workdir of its own."
+            )
+
+    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+        """Returns the state saved at `step`, by default the newest.
+
+        Args:
+          like: shapes and types (arrays or `jax.ShapeDtypeStruct`).
+          step: one of `all_steps()`.
+        """
+        step = self.latest_step() if step is None else step
+        like = _on_this_device(like)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardRestore(
+                    {"params": like.params, "batch_stats": like.batch_stats}
+                ),
+                train=ocp.args.StandardRestore(
+                    {"step": like.step, "opt_state": like.opt_state}
+                ),
+            ),
+        )
+        return TrainState(
+            restored.train["step"],
+            restored.model["params"],
+            restored.model["batch_stats"],
+            restored.train["opt_state"],
+        )
+
+    def restore_model(
+        self, params: dict, batch_stats: dict, step: int | None = None
+    ) -> tuple[dict, dict]:
+        """Returns parameters and running statistics alone.
+
+        Args:
+          params: shapes and types, nested as they were saved.
+          batch_stats: likewise.
+          step: one of `all_steps()`; the newest when None.
+        """
+        like = _on_this_device({"params": params, "batch_stats": batch_stats})
+        model = self._manager.restore(
+            self.latest_step() if step is None else step,
+            args=ocp.args.Composite(model=ocp.args.StandardRestore(like)),
+        ).model
+        return model["params"], model["batch_stats"]
+
+    def close(self) -> None:
+        """Waits for the saving to finish."""
+        self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def _on_this_device(tree):
+    """The tree's shapes on the default device, wherever it was saved."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )

@@ -1,0 +1,17 @@
+"""The one exception a user is meant to read."""
+
+
+class UsageError(ValueError):
+    """Something the user can put right: a setting, a path, a file.
+
+    The message is a single line that names the field and its value, says what is
+    wrong, lists the choices and gives the remedy. `main.py` prints it without a
+    traceback; every other exception is a defect of the program.
+    """
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on, such as one whose loss is no longer finite.
+
+    The message is a single line, printed like a `UsageError`.
+    """

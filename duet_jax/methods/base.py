@@ -1,0 +1,310 @@
+"""What a method is, and the parts that methods share.
+
+A method makes views of a batch and scores the networks on them. It holds no arrays: the
+networks are created by `init`, the trainer owns their parameters, and views are made
+outside the differentiated function.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol, Self
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from duet_jax import losses
+from duet_jax.augmentations import (
+    Options,
+    Stack,
+    evaluation_view,
+    make_stack,
+    normalise,
+    to_float,
+)
+from duet_jax.models.heads import OnlineProbe, Projector
+from duet_jax.models.resnet import make_encoder
+from duet_jax.types import Array, View
+
+Metrics = Mapping[str, Array]
+
+
+class PredictionView(NamedTuple):
+    """The view on which ESSL predicts the transformation.
+
+    Attributes:
+      images: half-size and normalised, [rows, side / 2, side / 2, channels]; rows is
+        the batch times the members of the transformation's orbit.
+      targets: int32 class or float32 value, [rows].
+    """
+
+    images: Array
+    targets: Array
+
+
+class Views(NamedTuple):
+    """What a method's networks are shown of one batch."""
+
+    first: View
+    second: View
+    prediction: PredictionView | None = None
+
+
+class Networks(nnx.Module):
+    """The networks of a run.
+
+    Attributes:
+      encoder: images to features; what is kept after training.
+      projector: features (DUET: content) to the embeddings that are contrasted.
+      online_probe: features to class logits; never trains the encoder.
+      predictor: ESSL only, features to the transformation.
+    """
+
+    def __init__(
+        self,
+        encoder: nnx.Module,
+        projector: Projector,
+        online_probe: OnlineProbe,
+        predictor: nnx.Module | None = None,
+    ):
+        self.encoder = encoder
+        self.projector = projector
+        self.online_probe = online_probe
+        if predictor is not None:
+            self.predictor = predictor
+
+
+class DataSpec(NamedTuple):
+    """What a method needs to know of the data before it sees any.
+
+    Attributes:
+      name: of the data set, for messages.
+      side: of the stored images in pixels.
+      channels: 1 or 3.
+      num_classes: for the online probe.
+    """
+
+    name: str
+    side: int
+    channels: int
+    num_classes: int
+
+
+class Method(Protocol):
+    """The interface of DUET, SimCLR and ESSL."""
+
+    two_views: "TwoViews"
+
+    def init(self, rngs: nnx.Rngs) -> Networks:
+        """Returns freshly initialised networks."""
+
+    def make_views(self, key: Array, images: Array, *, train: bool) -> Views:
+        """Returns the views of a batch.
+
+        Args:
+          key: decides every draw.
+          images: uint8, [batch, side, side, channels].
+          train: two augmented views; otherwise the first is the centre crop as it is.
+        """
+
+    def loss(
+        self,
+        networks: Networks,
+        views: Views,
+        labels: Array,
+        mask: Array | None,
+        *,
+        train: bool,
+    ) -> tuple[Array, Metrics]:
+        """Returns the loss to minimise and what to report, means over the examples.
+
+        Args:
+          networks: updated in place (running statistics) when training.
+          views: from `make_views`.
+          labels: int32, [batch]; for the online probe alone.
+          mask: bool, [batch], the examples that count; None when all do.
+          train: batch statistics when true, running statistics otherwise.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSettings:
+    """How the encoder is built; see `configs/base.py`."""
+
+    name: str
+    width_multiplier: float
+    blocks: tuple[int, ...] | None
+    widths: tuple[int, ...] | None
+    channels: int
+    dtype: jnp.dtype
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict, channels: int) -> Self:
+        """Returns the settings in `config.encoder`."""
+        return cls(
+            name=config.encoder.name,
+            width_multiplier=config.encoder.width_multiplier,
+            blocks=config.encoder.get("blocks"),
+            widths=config.encoder.get("widths"),
+            channels=channels,
+            dtype=jnp.dtype(config.compute_dtype),
+        )
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Returns a new encoder."""
+        return make_encoder(
+            self.name,
+            in_channels=self.channels,
+            width_multiplier=self.width_multiplier,
+            blocks=self.blocks,
+            widths=self.widths,
+            dtype=self.dtype,
+            rngs=rngs,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoViews:
+    """The part that is the same in all three methods.
+
+    Two views, an encoder, a projector whose outputs are contrasted, and the online
+    probe on the features of the first view.
+
+    Attributes:
+      stack: the augmentations of the two views.
+      encoder: how the encoder is built.
+      projector_hidden: width of the projector's hidden layers.
+      projector_output: dimensions of the embeddings.
+      num_classes: of the online probe.
+      temperature: of NT-Xent.
+    """
+
+    stack: Stack
+    encoder: EncoderSettings
+    projector_hidden: int
+    projector_output: int
+    num_classes: int
+    temperature: float
+
+    @classmethod
+    def from_config(
+        cls,
+        config: ml_collections.ConfigDict,
+        data: DataSpec,
+        codes: tuple[str, ...] | None = None,
+    ) -> Self:
+        """Returns the settings in `config`.
+
+        Args:
+          config: see `configs/base.py`.
+          data: what the views are made of.
+          codes: the stack, where it is not `config.augmentation.stack` itself.
+
+        Raises:
+          UsageError: an unknown or repeated code, or one these images cannot take.
+        """
+        options = dict(config.augmentation)
+        configured = tuple(options.pop("stack"))
+        return cls(
+            stack=make_stack(
+                configured if codes is None else codes,
+                input_side=data.side,
+                image_size=config.dataset.image_size,
+                channels=data.channels,
+                options=Options(**options),
+                dataset_name=data.name,
+            ),
+            encoder=EncoderSettings.from_config(config, data.channels),
+            projector_hidden=config.projector.hidden,
+            projector_output=config.projector.output,
+            num_classes=data.num_classes,
+            temperature=config.temperature,
+        )
+
+    def networks(self, rngs: nnx.Rngs, *, share: int = 1) -> Networks:
+        """Returns new networks.
+
+        Args:
+          rngs: for the initial parameters.
+          share: the projector reads features / `share` inputs (DUET: the bins).
+        """
+        encoder = self.encoder.build(rngs)
+        projector = Projector(
+            encoder.num_features // share,
+            hidden=self.projector_hidden,
+            out_features=self.projector_output,
+            dtype=self.encoder.dtype,
+            rngs=rngs,
+        )
+        probe = OnlineProbe(encoder.num_features, self.num_classes, rngs=rngs)
+        return Networks(encoder, projector, probe)
+
+    def views(self, key: Array, images: Array, *, train: bool) -> Views:
+        """Returns the two views of uint8 `images` [batch, side, side, channels].
+
+        In evaluation the first is the centre crop as it is, with the structure value of
+        the identity; the second is augmented as in training.
+        """
+        images = to_float(images)
+        key1, key2 = jax.random.split(key)
+        if train:
+            return Views(self._augmented(key1, images), self._augmented(key2, images))
+        plain, structure = evaluation_view(images, self.stack)
+        first = View(normalise(plain), structure)
+        return Views(first, self._augmented(key2, images))
+
+    def _augmented(self, key: Array, images: Array) -> View:
+        params = self.stack.draw(key, len(images))
+        return View(
+            normalise(self.stack.apply(images, params)), self.stack.structure(params)
+        )
+
+    def loss(
+        self,
+        networks: Networks,
+        features1: Array,
+        inputs: tuple[Array, Array],
+        labels: Array,
+        mask: Array | None,
+        *,
+        train: bool,
+    ) -> tuple[Array, Metrics]:
+        """Returns NT-Xent plus the online probe's cross-entropy, and their metrics.
+
+        Args:
+          networks: projector and online probe are run, the projector once per view, so
+            that its batch statistics are those of one view.
+          features1: of view 1, [batch, features], read by the online probe. Its
+            gradient stops there: the probe never trains the encoder.
+          inputs: what the projector reads of each view, [batch, dimensions].
+          labels: int32, [batch].
+          mask: the examples that count, bool [batch]; None when all do.
+          train: batch statistics when true, running statistics otherwise.
+        """
+        embeddings = [networks.projector(x, train=train) for x in inputs]
+        contrast = losses.nt_xent(*embeddings, self.temperature, mask)
+        logits = networks.online_probe(jax.lax.stop_gradient(features1))
+        online = losses.masked_mean(losses.cross_entropy(logits, labels), mask)
+        return contrast.loss + online, {
+            "nt_xent": contrast.loss,
+            "retrieval_top1": contrast.top1,
+            "retrieval_top5": contrast.top5,
+            "online_loss": online,
+            "online_top1": losses.masked_mean(losses.top_k(logits, labels, 1), mask),
+            "online_top5": losses.masked_mean(losses.top_k(logits, labels, 5), mask),
+        }
+
+
+def encode_views(
+    networks: Networks, views: Views, *, train: bool
+) -> tuple[Array, Array]:
+    """Features of each view, [batch, features], from one forward pass per view.
+
+    Source: the reference; batch statistics are those of one view, and the running ones
+    move twice per step.
+    """
+    return (
+        networks.encoder(views.first.images, train=train),
+        networks.encoder(views.second.images, train=train),
+    )

@@ -1,0 +1,139 @@
+"""ESSL: SimCLR that also predicts how a third view was transformed.
+
+Source: Dangovski et al. 2022, "Equivariant Self-Supervised Learning: Encouraging
+Equivariance in Representations".
+"""
+
+import dataclasses
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax import nnx
+
+from duet_jax import losses
+from duet_jax.augmentations import (
+    AUGMENTATIONS,
+    Prediction,
+    check_predicted,
+    evaluation_view,
+    normalise,
+    to_float,
+    without,
+)
+from duet_jax.methods import base
+from duet_jax.models.heads import Predictor
+from duet_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ESSL:
+    """NT-Xent plus the prediction loss. See `methods.base.Method`.
+
+    Attributes:
+      two_views: its stack is the configured one without the predicted augmentation.
+      learned: code of the augmentation that is predicted.
+      prediction_weight: lambda.
+      predictor_hidden: width of the predictor's hidden layers.
+    """
+
+    two_views: base.TwoViews
+    learned: str
+    prediction_weight: float
+    predictor_hidden: int
+
+    @classmethod
+    def from_config(
+        cls, config: ml_collections.ConfigDict, data: base.DataSpec
+    ) -> Self:
+        """Returns the method that `config` describes for `data`.
+
+        Raises:
+          UsageError: the learned code cannot be predicted.
+        """
+        check_predicted(config.learned, channels=data.channels, dataset_name=data.name)
+        codes = without(tuple(config.augmentation.stack), config.learned)
+        return cls(
+            two_views=base.TwoViews.from_config(config, data, codes),
+            learned=config.learned,
+            prediction_weight=config.essl.prediction_weight,
+            predictor_hidden=config.essl.hidden,
+        )
+
+    @property
+    def prediction(self) -> Prediction:
+        """How the learned augmentation is applied and what is to be predicted."""
+        return AUGMENTATIONS[self.learned].prediction
+
+    def init(self, rngs: nnx.Rngs) -> base.Networks:
+        """Returns freshly initialised networks."""
+        networks = self.two_views.networks(rngs)
+        networks.predictor = Predictor(
+            networks.encoder.num_features,
+            self.prediction.num_outputs,
+            hidden=self.predictor_hidden,
+            dtype=self.two_views.encoder.dtype,
+            rngs=rngs,
+        )
+        return networks
+
+    def make_views(self, key: Array, images: Array, *, train: bool) -> base.Views:
+        """Returns the two main views and the half-size one to predict from.
+
+        In evaluation the half-size view, too, is plain before it is transformed.
+        """
+        main_key, stack_key, prediction_key = jax.random.split(key, 3)
+        views = self.two_views.views(main_key, images, train=train)
+        stack = self.two_views.stack.half_size()
+        if train:
+            draws = stack.draw(stack_key, len(images))
+            half = stack.apply(to_float(images), draws)
+        else:
+            half, _ = evaluation_view(to_float(images), stack)
+        transformed, targets = self.prediction.make(prediction_key, half)
+        return views._replace(
+            prediction=base.PredictionView(normalise(transformed), targets)
+        )
+
+    def loss(
+        self,
+        networks: base.Networks,
+        views: base.Views,
+        labels: Array,
+        mask: Array | None,
+        *,
+        train: bool,
+    ) -> tuple[Array, base.Metrics]:
+        """Returns the total loss and the metrics.
+
+        `prediction_loss` is reported without its weight.
+        """
+        features = base.encode_views(networks, views, train=train)
+        loss, metrics = self.two_views.loss(
+            networks, features[0], features, labels, mask, train=train
+        )
+        prediction = self._predict(networks, views.prediction, mask, train=train)
+        loss = loss + self.prediction_weight * prediction["prediction_loss"]
+        return loss, {"loss": loss, **prediction, **metrics}
+
+    def _predict(
+        self,
+        networks: base.Networks,
+        view: base.PredictionView,
+        mask: Array | None,
+        *,
+        train: bool,
+    ) -> base.Metrics:
+        outputs = networks.predictor(networks.encoder(view.images, train=train))
+        if mask is not None:  # an orbit repeats the batch, member by member
+            mask = jnp.tile(mask, len(view.targets) // len(mask))
+        if not self.prediction.classification:
+            errors = losses.squared_error(outputs[:, 0], view.targets)
+            return {"prediction_loss": losses.masked_mean(errors, mask)}
+        entropy = losses.cross_entropy(outputs, view.targets)
+        hits = losses.top_k(outputs, view.targets, 1)
+        return {
+            "prediction_loss": losses.masked_mean(entropy, mask),
+            "prediction_top1": losses.masked_mean(hits, mask),
+        }

@@ -1,0 +1,24 @@
+"""What a run tells about itself while it trains: metric files and progress.
+
+A *row* is a flat mapping of one measurement. `step` (updates made), `epoch` (float,
+`step / steps_per_epoch`) and `split` ("train" or "test") say what was measured; the
+other entries are scalars: `loss`, its parts, `online_top1` and `online_top5`
+(fractions from 0 to 1), `learning_rate`, `images_per_second`.
+"""
+
+from duet_jax.metrics.jsonl import JsonLines, read_rows
+from duet_jax.metrics.progress import Progress
+from duet_jax.metrics.tensorboard import TensorBoard
+from duet_jax.metrics.wandb_run import WandB
+from duet_jax.metrics.writers import MetricWriter, Writers, open_writers
+
+__all__ = [
+    "JsonLines",
+    "MetricWriter",
+    "Progress",
+    "TensorBoard",
+    "WandB",
+    "Writers",
+    "open_writers",
+    "read_rows",
+]

@@ -1,0 +1,92 @@
+"""The lines at the start and the end of a run."""
+
+import logging
+import math
+import pathlib
+
+import jax
+import ml_collections
+from flax import nnx
+
+from duet_jax import devices, metrics, train_state
+from duet_jax.checkpoints import BEST_METRIC
+from duet_jax.plan import Plan
+from duet_jax.types import Dataset
+
+_log = logging.getLogger(__name__)
+
+
+def start_lines(
+    config: ml_collections.ConfigDict,
+    plan: Plan,
+    dataset: Dataset,
+    workdir: pathlib.Path,
+    start: int,
+) -> None:
+    """Says on what, with what and from where the run starts."""
+    _log.info("devices      %s", devices.describe())
+    _log.info(
+        "data         %s: %d training and %d test images, %d px, %d classes",
+        dataset.name,
+        len(dataset.train.labels),
+        len(dataset.test.labels),
+        dataset.side,
+        len(dataset.class_names),
+    )
+    _log.info("views        %s", _describe_stack(config, plan))
+    _log.info("parameters   %s", _describe_parameters(plan))
+    _log.info(
+        "schedule     %d epochs of %d steps of %d images, %d steps a call",
+        plan.epochs,
+        plan.steps_per_epoch,
+        plan.batch_size,
+        plan.steps_per_call,
+    )
+    _log.info("config       %s", config.to_json())
+    _log.info("workdir      %s", workdir)
+    if start >= plan.total_steps:
+        _log.info("finished at step %d already; nothing to train", start)
+    elif start:
+        _log.info("continuing   from the checkpoint of step %d", start)
+
+
+def _describe_stack(config: ml_collections.ConfigDict, plan: Plan) -> str:
+    codes = " ".join(plan.method.two_views.stack.codes) or "no augmentation"
+    if config.method == "essl":
+        without = (
+            f" (without {config.learned})"
+            if config.learned in config.augmentation.stack
+            else ""
+        )
+        return f"{codes}{without}; {config.learned} is predicted"
+    if config.method == "duet":
+        return f"{codes}; {config.learned} is learnt, target {plan.method.target}"
+    return codes
+
+
+def _describe_parameters(plan: Plan) -> str:
+    networks = nnx.eval_shape(lambda: plan.method.init(nnx.Rngs(0)))
+    params = train_state.split(networks)[1]
+    counts = {
+        name: sum(math.prod(x.shape) for x in jax.tree.leaves(part))
+        for name, part in params.items()
+    }
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return f"{sum(counts.values()):,} ({parts})"
+
+
+def end_lines(workdir: pathlib.Path) -> None:
+    """Says how far the run came and where its results are."""
+    rows = metrics.read_rows(workdir / "metrics.jsonl")
+    rows = [row for row in rows if row["split"] == "test"]
+    if rows:
+        best = max(rows, key=lambda row: row[BEST_METRIC])
+        _log.info(
+            "finished     test online_top1 %.1f %% after %d epochs (best %.1f %% "
+            "after %d)",
+            100 * rows[-1][BEST_METRIC],
+            rows[-1]["epoch"],
+            100 * best[BEST_METRIC],
+            best["epoch"],
+        )
+    _log.info("results in   %s", workdir)

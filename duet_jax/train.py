@@ -1,0 +1,164 @@
+"""Training: from a configuration to checkpoints, metrics and pictures.
+
+Read `train` first; it is the whole program in order.
+"""
+
+import logging
+import pathlib
+import time
+
+import jax
+import ml_collections
+import numpy as np
+
+from duet_jax import devices, figures, metrics, report, train_state, workdir
+from duet_jax.checkpoints import Checkpoints
+from duet_jax.data import load_dataset
+from duet_jax.methods.base import PredictionView
+from duet_jax.plan import Plan, make_plan
+from duet_jax.record import Record, draw_curves
+from duet_jax.steps import Compiled, DeviceData, compile_functions, evaluate, place
+from duet_jax.types import Dataset, TrainState, View
+
+_log = logging.getLogger(__name__)
+
+
+def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
+    """Trains, or continues to train, in `directory`.
+
+    Args:
+      config: resolved, from `settings.check`.
+      directory: receives config.json, metrics.jsonl, checkpoints/, figures/ and
+        tensorboard/. If it holds checkpoints of the same configuration the run goes on
+        from the newest.
+
+    Raises:
+      UsageError: anything the user can put right, before anything is compiled.
+      TrainingError: the loss is no longer finite.
+    """
+    workdir.check(config, directory)
+    devices.select(config.device)
+    devices.enable_compilation_cache(config.compilation_cache)
+    dataset = load_dataset(
+        config.dataset.name,
+        path=config.dataset.path,
+        image_size=config.dataset.image_size,
+        center_crop=config.dataset.center_crop,
+        num_classes=config.dataset.num_classes or None,
+        cache_dir=config.dataset.cache_dir,
+    )
+    plan = make_plan(config, dataset)
+    workdir.write_config(config, directory)
+    with Checkpoints(directory / "checkpoints", keep=config.checkpoint.keep) as saved:
+        start = saved.latest_step() or 0
+        writers = metrics.open_writers(
+            directory,
+            config_dict=config.to_dict(),
+            run_name=directory.name,
+            wandb=config.wandb.to_dict(),
+            tensorboard=config.tensorboard,
+            resume_step=start,
+        )
+        try:
+            report.start_lines(config, plan, dataset, directory, start)
+            if start < plan.total_steps:
+                _run(config, directory, dataset, plan, saved, writers, start)
+            draw_curves(directory)
+        finally:
+            writers.close()
+    report.end_lines(directory)
+
+
+def _run(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    dataset: Dataset,
+    plan: Plan,
+    checkpoints: Checkpoints,
+    writers: metrics.Writers,
+    start: int,
+) -> None:
+    """Compiles, then trains from step `start` to the end."""
+    data = place(dataset, plan.test_batch_size)
+    begin = jax.jit(
+        lambda key: train_state.initial_state(plan.method, plan.optimizer, key)
+    )
+    key = train_state.stream(plan.seed, train_state.INITIALISATION)
+    if start:
+        state = checkpoints.restore(jax.eval_shape(begin, key))
+    else:
+        state = begin(key)
+        draw_views(config, directory, plan, data)
+    _log.info("compiling ...")
+    clock = time.monotonic()
+    compiled = compile_functions(plan, state, data)
+    _log.info("compiled in %.1f s", time.monotonic() - clock)
+    with metrics.Progress(
+        plan.total_steps, plan.steps_per_epoch, plan.epochs, start
+    ) as progress:
+        record = Record(config, directory, plan, writers, progress)
+        _train_epochs(config, plan, compiled, state, data, checkpoints, record, start)
+        record.flush()
+
+
+def _train_epochs(
+    config: ml_collections.ConfigDict,
+    plan: Plan,
+    compiled: Compiled,
+    state: TrainState,
+    data: DeviceData,
+    checkpoints: Checkpoints,
+    record: Record,
+    start: int,
+) -> None:
+    order_key = train_state.stream(plan.seed, train_state.ORDER)
+    key = train_state.stream(plan.seed, train_state.TRAINING)
+    step = start
+    for epoch in range(start // plan.steps_per_epoch, plan.epochs):
+        order = compiled.order(order_key, np.int32(epoch))
+        while step < (epoch + 1) * plan.steps_per_epoch:
+            state, scores = compiled.train(state, key, *data.train, order)
+            step += plan.steps_per_call
+            record.train_call(step, scores)
+        done = epoch + 1
+        last = done == plan.epochs
+        save = last or done % config.checkpoint.every == 0
+        if save or done % config.evaluate_every == 0:
+            record.test(step, evaluate(plan, compiled, state, data))
+        if save:
+            record.flush()  # a state whose loss was not finite must not be saved
+            checkpoints.save(state, record.newest_test)
+
+
+def draw_views(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    plan: Plan,
+    data: DeviceData,
+    count: int = 8,
+) -> None:
+    """Draws figures/views.png: the views of the first images of the first batch."""
+    key = train_state.stream(plan.seed, train_state.TRAINING)
+    count = min(count, len(data.train.labels))
+    views = jax.jit(lambda key, x: plan.method.make_views(key, x, train=True))(
+        key, data.train.images[:count]
+    )
+    figures.draw_views(
+        directory / "figures" / "views.png",
+        views.first,
+        views.second,
+        learned=config.get("learned"),
+        title=f"{config.method} on {config.dataset.name}",
+        half_size=_first_members(views.prediction, config, count),
+    )
+
+
+def _first_members(
+    view: PredictionView | None, config: ml_collections.ConfigDict, count: int
+) -> View | None:
+    """One member of each image's orbit, taking turns; None without a prediction."""
+    if view is None:
+        return None
+    members = len(view.targets) // count
+    rows = np.arange(count) % members * count + np.arange(count)
+    return View(view.images[rows], {config.learned: view.targets[rows]})

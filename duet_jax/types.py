@@ -1,0 +1,76 @@
+"""The pytrees that pass between modules."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array
+
+
+class Split(NamedTuple):
+    """One split of a labelled image set, whole and in memory.
+
+    Attributes:
+      images: uint8, [examples, side, side, channels]; channels is 1 or 3.
+      labels: int32, [examples], from 0 to the number of classes - 1.
+    """
+
+    images: np.ndarray | Array
+    labels: np.ndarray | Array
+
+
+class Dataset(NamedTuple):
+    """A labelled image set, decoded and resized.
+
+    Attributes:
+      name: how messages call it.
+      train: the split the networks are trained on.
+      test: the split they are evaluated on.
+      class_names: one name per label.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+    @property
+    def side(self) -> int:
+        """Side of the square images in pixels."""
+        return self.train.images.shape[1]
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for RGB."""
+        return self.train.images.shape[3]
+
+
+class View(NamedTuple):
+    """One augmented view of a batch.
+
+    Attributes:
+      images: [batch, side, side, channels], normalised to [-0.5, 0.5].
+      structure: for every code of the stack that has one, the structure value of
+        the parameter that was actually drawn, [batch], in [0, 1].
+    """
+
+    images: Array
+    structure: Mapping[str, Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes; arrays only.
+
+    Attributes:
+      step: int32 scalar, the number of updates made.
+      params: nested dict of float32 parameters.
+      batch_stats: nested dict of float32 running statistics.
+      opt_state: the optimiser's state.
+    """
+
+    step: Array
+    params: dict
+    batch_stats: dict
+    opt_state: tuple
