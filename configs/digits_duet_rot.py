@@ -1,6 +1,6 @@
 """DUET learning rotation on scikit-learn's digits: no download, no GPU.
 
-    make train
+make train
 """
 
 from configs import base

@@ -1,6 +1,6 @@
 """A run of seconds, for tests: a narrow encoder on a part of the digits.
 
-    python main.py --config=configs/smoke.py
+python main.py --config=configs/smoke.py
 """
 
 from configs import base

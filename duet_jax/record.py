@@ -38,33 +38,37 @@ class Record:
         self._waiting: collections.deque = collections.deque()
         self._epoch_scores: list[Mapping[str, np.ndarray]] = []
         self._epoch_seconds = 0.0
+        self._learning_rate = 0.0
         self._clock = time.monotonic()
         self.newest_test: dict[str, float] = {}
 
     def train_call(self, step: int, scores: Mapping[str, Array]) -> None:
         """Takes the metrics of the call that ended at `step`, each [steps]."""
-        self._push(self._write_train, step, scores)
+        self._waiting.append((step, scores))
+        if len(self._waiting) > 1:
+            self._pop()
 
-    def test(self, step: int, sums: Mapping[str, Array]) -> None:
-        """Takes the sums of an evaluation at `step`."""
-        self._push(self._write_test, step, sums)
+    def test(self, step: int, evaluate: Callable[[], Mapping[str, Array]]) -> None:
+        """Runs `evaluate`, which returns sums over the test split, at `step`."""
+        self.flush()
+        sums = jax.device_get(evaluate())
+        self._write_test(step, sums, self._lap())
 
     def flush(self) -> None:
         """Waits for everything taken so far and writes it down."""
         while self._waiting:
             self._pop()
 
-    def _push(self, write: Callable, step: int, scores: Mapping[str, Array]) -> None:
-        self._waiting.append((write, step, scores))
-        if len(self._waiting) > 1:
-            self._pop()
-
     def _pop(self) -> None:
-        write, step, scores = self._waiting.popleft()
-        scores = jax.device_get(scores)
+        step, scores = self._waiting.popleft()
+        scores = jax.device_get(scores)  # waits for the device
+        self._write_train(step, scores, self._lap())
+
+    def _lap(self) -> float:
+        """Seconds since this was last asked."""
         now = time.monotonic()
-        write(step, scores, now - self._clock)
-        self._clock = now
+        seconds, self._clock = now - self._clock, now
+        return seconds
 
     def _row(self, step: int, split: str, values: Mapping[str, float]) -> dict:
         epoch = step / self._plan.steps_per_epoch
@@ -73,6 +77,7 @@ class Record:
     def _write_train(self, step: int, scores: Mapping, seconds: float) -> None:
         self._check_finite(step, scores)
         self._epoch_scores.append(scores)
+        self._learning_rate = float(scores["learning_rate"][-1])
         self._epoch_seconds += seconds
         images = self._plan.steps_per_call * self._plan.batch_size
         means = {name: float(np.mean(values)) for name, values in scores.items()}
@@ -97,24 +102,27 @@ class Record:
         sums = {name: float(value) for name, value in sums.items()}
         examples = sums.pop("examples")
         means = {name: value / examples for name, value in sums.items()}
+        if not np.isfinite(means["loss"]):
+            self._stop(step, "test", means)
         self.newest_test = means
         extra = {
             "examples": int(examples),
-            "learning_rate": float(self._plan.rate(step - 1)),
+            "learning_rate": self._learning_rate,
             "images_per_second": examples / seconds,
         }
         self._writers.write(self._row(step, "test", {**means, **extra}))
 
     def _check_finite(self, step: int, scores: Mapping[str, np.ndarray]) -> None:
         bad = np.flatnonzero(~np.isfinite(scores["loss"]))
-        if not len(bad):
-            return
-        at = step - self._plan.steps_per_call + int(bad[0])
-        parts = {name: float(values[bad[0]]) for name, values in scores.items()}
-        shown = ", ".join(f"{name}={value:g}" for name, value in parts.items())
+        if len(bad):
+            parts = {name: values[bad[0]] for name, values in scores.items()}
+            self._stop(step - len(scores["loss"]) + int(bad[0]), "training", parts)
+
+    def _stop(self, step: int, split: str, scores: Mapping[str, float]) -> None:
+        shown = ", ".join(f"{name}={float(value):g}" for name, value in scores.items())
         raise TrainingError(
-            f"the loss of step {at} is not finite ({shown}); the checkpoints in "
-            f"{self._workdir / 'checkpoints'} are older and sound. Try a lower "
+            f"the {split} loss of step {step} is not finite ({shown}); the checkpoints "
+            f"in {self._workdir / 'checkpoints'} are older and sound. Try a lower "
             "config.optimizer.learning_rate or config.compute_dtype=float32."
         )
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import ml_collections
@@ -42,12 +43,32 @@ def start_lines(
         plan.batch_size,
         plan.steps_per_call,
     )
-    _log.info("config       %s", config.to_json())
+    for section, values in _sections(config):
+        shown = " ".join(f"{k}={_shown(v)}" for k, v in values.items())
+        _log.info("%-12s %s", section, shown)
     _log.info("workdir      %s", workdir)
     if start >= plan.total_steps:
         _log.info("finished at step %d already; nothing to train", start)
     elif start:
         _log.info("continuing   from the checkpoint of step %d", start)
+
+
+def _sections(config: ml_collections.ConfigDict) -> Iterator[tuple[str, dict]]:
+    """The configuration line by line: its own fields, then every section."""
+    items = config.to_dict()
+    inner = {
+        name: items.pop(name) for name in [*items] if isinstance(items[name], dict)
+    }
+    yield "config", items
+    yield from ((f"  {name}", values) for name, values in inner.items())
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    return str(value) or "''"
 
 
 def _describe_stack(config: ml_collections.ConfigDict, plan: Plan) -> str:

@@ -64,12 +64,17 @@ def make_train_call(update: Update, steps: int, *, unroll: bool) -> TrainCall:
         return update(state, step_key, images[rows], labels[rows])
 
     def call(state: TrainState, key: Array, images: Array, labels: Array, order: Array):
-        return jax.lax.scan(
-            lambda state, _: one(state, key, images, labels, order),
-            state,
-            length=steps,
-            unroll=steps if unroll else 1,
-        )
+        def body(state, _):
+            return one(state, key, images, labels, order)
+
+        if not unroll:
+            return jax.lax.scan(body, state, length=steps)
+        # Not `unroll=steps`: a scan of a single step would still be a loop.
+        metrics = []
+        for _ in range(steps):
+            state, scores = body(state, None)
+            metrics.append(scores)
+        return state, jax.tree.map(lambda *values: jnp.stack(values), *metrics)
 
     return call
 
@@ -187,7 +192,14 @@ def evaluate(
     key = train_state.stream(plan.seed, train_state.EVALUATION)
     batches = len(data.test.labels) // plan.test_batch_size
     sums = [
-        compiled.evaluate(state.params, state.batch_stats, key, *data.test, batch)
-        for batch in np.arange(batches, dtype=np.int32)
+        compiled.evaluate(
+            state.params, state.batch_stats, key, *data.test, scalar(batch)
+        )
+        for batch in range(batches)
     ]
-    return jax.tree.map(lambda *parts: sum(parts), *sums)
+    return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *sums)
+
+
+def scalar(number: int) -> Array:
+    """Returns `number` as an int32 scalar on the device."""
+    return jax.device_put(np.int32(number))

@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from duet_jax.errors import UsageError
-from duet_jax.registry import lookup, suggestion
+from duet_jax.registry import suggestion
 
 PREFIXES = {
     "encoder": "base_network.",
@@ -117,13 +117,12 @@ def import_network(
     Raises:
       UsageError: a name is missing, is not known, or has another shape.
     """
-    lookup(PREFIXES, network, "network")
+    prefix = PREFIXES[network]
     expected = {
         name
         for tree in (params, batch_stats)
         for name, *_ in _named_leaves(network, tree)
     }
-    prefix = PREFIXES[network]
     for name in state:
         # The number of updates is a field of the training state here.
         if name not in expected and not name.endswith("num_batches_tracked"):
@@ -184,7 +183,7 @@ def _filled(network: str, state: Mapping[str, np.ndarray], tree: dict) -> dict:
             raise UsageError(
                 f"reference weight {full_name!r} has shape {state[name].shape}, but the"
                 f" {network} of this configuration needs"
-                f" {_to_torch(np.empty(leaf.shape, np.void)).shape}; set config.encoder"
+                f" {_to_torch(np.empty(leaf.shape, bool)).shape}; set config.encoder"
                 " and config.method to those the weights were trained with."
             )
         filled[path] = array.astype(leaf.dtype)

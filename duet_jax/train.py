@@ -3,6 +3,8 @@
 Read `train` first; it is the whole program in order.
 """
 
+import contextlib
+import functools
 import logging
 import pathlib
 import time
@@ -17,7 +19,14 @@ from duet_jax.data import load_dataset
 from duet_jax.methods.base import PredictionView
 from duet_jax.plan import Plan, make_plan
 from duet_jax.record import Record, draw_curves
-from duet_jax.steps import Compiled, DeviceData, compile_functions, evaluate, place
+from duet_jax.steps import (
+    Compiled,
+    DeviceData,
+    compile_functions,
+    evaluate,
+    place,
+    scalar,
+)
 from duet_jax.types import Dataset, TrainState, View
 
 _log = logging.getLogger(__name__)
@@ -93,8 +102,8 @@ def _run(
     clock = time.monotonic()
     compiled = compile_functions(plan, state, data)
     _log.info("compiled in %.1f s", time.monotonic() - clock)
-    with metrics.Progress(
-        plan.total_steps, plan.steps_per_epoch, plan.epochs, start
+    with contextlib.closing(
+        metrics.Progress(plan.total_steps, plan.steps_per_epoch, plan.epochs, start)
     ) as progress:
         record = Record(config, directory, plan, writers, progress)
         _train_epochs(config, plan, compiled, state, data, checkpoints, record, start)
@@ -115,18 +124,20 @@ def _train_epochs(
     key = train_state.stream(plan.seed, train_state.TRAINING)
     step = start
     for epoch in range(start // plan.steps_per_epoch, plan.epochs):
-        order = compiled.order(order_key, np.int32(epoch))
-        while step < (epoch + 1) * plan.steps_per_epoch:
-            state, scores = compiled.train(state, key, *data.train, order)
-            step += plan.steps_per_call
-            record.train_call(step, scores)
+        order = compiled.order(order_key, scalar(epoch))
+        with jax.transfer_guard("disallow"):  # a hidden copy would stall the device
+            while step < (epoch + 1) * plan.steps_per_epoch:
+                state, scores = compiled.train(state, key, *data.train, order)
+                step += plan.steps_per_call
+                record.train_call(step, scores)
         done = epoch + 1
         last = done == plan.epochs
         save = last or done % config.checkpoint.every == 0
+        # Every checkpoint is evaluated: its accuracy decides which one is the best, and
+        # waiting for it means that no state with a broken loss is saved.
         if save or done % config.evaluate_every == 0:
-            record.test(step, evaluate(plan, compiled, state, data))
+            record.test(step, functools.partial(evaluate, plan, compiled, state, data))
         if save:
-            record.flush()  # a state whose loss was not finite must not be saved
             checkpoints.save(state, record.newest_test)
 
 

@@ -26,6 +26,24 @@ from duet_jax.augmentations import photometric as pho
 from duet_jax.errors import UsageError
 
 PARTS = ("bri", "con", "sat", "hue")
+MANY = 4000  # draws, for statistics
+
+
+def compiled(function, **kwargs):
+    """Compiles once, not operation by operation; returns what numpy can slice."""
+    function = jax.jit(function, **kwargs)
+    return lambda *args: jax.tree.map(np.asarray, function(*args))
+
+
+rotate, turn = compiled(geo.rotate), compiled(geo.turn)
+resize = compiled(geo.resize, static_argnums=1)
+crop_and_resize = compiled(geo.crop_and_resize, static_argnums=2)
+blur, solarize = compiled(pho.blur), compiled(pho.solarize)
+adjust_brightness = compiled(pho.adjust_brightness)
+adjust_contrast = compiled(pho.adjust_contrast)
+adjust_saturation = compiled(pho.adjust_saturation)
+adjust_hue = compiled(pho.adjust_hue)
+
 # Every number differs from its default.
 OTHER_OPTIONS = Options(
     crop_area=(0.3, 0.6),
@@ -54,10 +72,10 @@ def stack_of(*codes, side=32, size=32, channels=3, options=None):
     )
 
 
-def pictures(n=4, side=32, channels=3, seed=0):
+def pictures(n=3, side=32, channels=3, seed=0):
     """Noise with pure black and white in it."""
     noise = np.random.default_rng(seed).uniform(-0.2, 1.2, (n, side, side, channels))
-    return jnp.asarray(np.clip(noise, 0, 1), jnp.float32)
+    return np.clip(noise, 0, 1).astype(np.float32)
 
 
 def close(ours, expected, atol=1e-6):
@@ -65,7 +83,7 @@ def close(ours, expected, atol=1e-6):
 
 
 def draw(stack, n, seed=0):
-    return jax.jit(stack.draw, static_argnums=1)(jax.random.key(seed), n)
+    return jax.tree.map(np.asarray, stack.draw(jax.random.key(seed), n))
 
 
 def test_tables():
@@ -100,7 +118,7 @@ CODES_AND_CHANNELS = [
 @pytest.mark.parametrize(("code", "channels"), CODES_AND_CHANNELS)
 def test_identity_changes_no_bit(code, channels):
     stack, images = stack_of(code, channels=channels), pictures(channels=channels)
-    ours = jax.jit(stack.apply)(images, stack.identity(len(images)))
+    ours = compiled(stack.apply)(images, stack.identity(len(images)))
     np.testing.assert_array_equal(ours, images)
 
 
@@ -136,16 +154,16 @@ STRUCTURE = {  # from the parameters and the side, with numpy
 @pytest.mark.parametrize("side", [32, 36])
 @pytest.mark.parametrize("code", LEARNABLE)
 def test_structure_is_the_place_of_what_was_drawn(code, side):
-    n, stack = 4000, stack_of(code, side=side)
-    params = draw(stack, n)
-    (value,) = stack.structure(params).values()
-    assert value.shape == (n,)
+    stack = stack_of(code, side=side)
+    params = draw(stack, MANY)
+    (value,) = compiled(stack.structure)(params).values()
+    assert value.shape == (MANY,)
     assert value.dtype == jnp.float32
     assert np.isfinite(value).all()
     assert value.min() >= 0
     assert value.max() <= 1
     (leaves,) = params.values()
-    close(value, STRUCTURE[code](jax.tree.map(np.asarray, leaves), side), 2e-6)
+    close(value, STRUCTURE[code](leaves, side), 2e-6)
     if AUGMENTATIONS[code].two_point:
         assert len(np.unique(value)) == 2
     elif code == "ron":
@@ -157,17 +175,15 @@ def test_structure_is_the_place_of_what_was_drawn(code, side):
         assert value.max() > 0.99
 
 
-@pytest.mark.parametrize(("code", "channels"), CODES_AND_CHANNELS)
-def test_batch_is_loop_and_jit_is_eager(code, channels):
-    stack = stack_of("rot", *{code} - {"rot"}, side=36, channels=channels)
-    images, params = pictures(3, 36, channels), draw(stack, 3, seed=4)
-    apply = jax.jit(stack.apply)
-    together = apply(images, params)
-    assert together.shape == (3, 32, 32, channels)
+@pytest.mark.parametrize("code", AUGMENTATIONS)
+def test_batch_is_loop_and_jit_is_eager(code):
+    stack, images = stack_of(code), pictures()
+    params = draw(stack, 3, seed=4)
+    # The batch operation by operation, against image by image compiled as a whole.
+    together, apply = np.asarray(stack.apply(images, params)), compiled(stack.apply)
+    assert together.shape == images.shape
     assert together.min() >= -1e-6
     assert together.max() <= 1 + 1e-6
-    with jax.disable_jit():
-        close(stack.apply(images, params), together, 1e-5)
     for i in range(3):
         single = jax.tree.map(lambda p, i=i: p[i : i + 1] if p.ndim else p, params)
         close(apply(images[i : i + 1], single), together[i : i + 1], 1e-5)
@@ -186,18 +202,17 @@ UNTOUCHED = {
 @pytest.mark.parametrize("options", [Options(), OTHER_OPTIONS], ids=["usual", "other"])
 @pytest.mark.parametrize("code", UNTOUCHED)
 def test_probability(code, options):
-    n, stack = 20_000, stack_of(code, options=options)
-    (params,) = draw(stack, n).values()
+    (params,) = draw(stack_of(code, options=options), MANY).values()
     expected = getattr(options, AUGMENTATIONS[code].probability)
     share = 1 - np.mean(UNTOUCHED[code](params))
-    assert abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / n)
+    assert abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / MANY)
 
 
 @pytest.mark.parametrize("code", UNTOUCHED)
 def test_the_others_come_out_bit_for_bit(code):
     n, stack = 48, stack_of(code)
     images, params = pictures(n), draw(stack, n, seed=1)
-    ours = np.asarray(jax.jit(stack.apply)(images, params))
+    ours = compiled(stack.apply)(images, params)
     (leaves,) = params.values()
     untouched = np.asarray(UNTOUCHED[code](leaves))
     assert 0 < untouched.sum() < n
@@ -228,12 +243,12 @@ def ranges(options):
 @pytest.mark.parametrize(("code", "leaf"), ranges(Options()))
 def test_uniform_draws(code, leaf, options):
     ((record, frame),) = stack_of(code, options=options).stages
-    values = np.asarray(record.draw(jax.random.key(2), 10_000, frame)[leaf])
+    values = np.asarray(record.draw(jax.random.key(2), MANY, frame)[leaf])
     low, high = ranges(options)[code, leaf]
     assert values.min() >= low - 1e-6
     assert values.max() <= high + 1e-6
     counts, _ = np.histogram(values, bins=20, range=(low, high))
-    chi_square(counts, np.full(20, 500.0))
+    chi_square(counts, np.full(20, MANY / 20))
 
 
 def chi_square(counts, expected):
@@ -245,15 +260,15 @@ def chi_square(counts, expected):
 
 def test_factors_are_independent():
     ((record, frame),) = stack_of("jit").stages
-    params = record.draw(jax.random.key(0), 10_000, frame)
+    params = record.draw(jax.random.key(0), MANY, frame)
     correlation = np.corrcoef([params[code] for code in PARTS])
-    assert np.abs(correlation - np.eye(4)).max() < 0.05
+    assert np.abs(correlation - np.eye(4)).max() < 0.08
 
 
 def test_quarter_turns_and_orders_are_equally_frequent():
     ((record, frame),) = stack_of("ron").stages
-    turns = record.draw(jax.random.key(0), 10_000, frame)["turns"]
-    chi_square(np.bincount(turns, minlength=4), np.full(4, 2500.0))
+    turns = record.draw(jax.random.key(0), MANY, frame)["turns"]
+    chi_square(np.bincount(turns, minlength=4), np.full(4, MANY / 4))
     ((record, frame),) = stack_of("jit").stages
     keys = jax.random.split(jax.random.key(0), 4800)
     orders = jax.jit(jax.vmap(lambda k: record.draw(k, 1, frame)["order"]))(keys)
@@ -298,11 +313,14 @@ def test_crop_of_the_whole_image_where_no_proposal_fits():
 # Pixels, against other implementations.
 
 
+dm_pix_rotate = jax.jit(jax.vmap(pix.rotate, (0, None)))
+
+
 @pytest.mark.parametrize("degrees", [10.0, -77.0, 160.0])
 def test_rotation_agrees_with_dm_pix_inside(degrees):
     images = pictures(2)
-    ours = geo.rotate(images, jnp.full(2, degrees))
-    theirs = jnp.stack([pix.rotate(image, np.deg2rad(degrees)) for image in images])
+    ours = rotate(images, jnp.full(2, degrees))
+    theirs = dm_pix_rotate(images, np.deg2rad(degrees))
     axis = np.arange(32) - 15.5
     inside = np.hypot(axis[:, None], axis[None, :]) < 15
     close(ours[:, inside], theirs[:, inside], 1e-5)
@@ -310,9 +328,9 @@ def test_rotation_agrees_with_dm_pix_inside(degrees):
 
 def test_rotation_blends_with_zero_outside():
     images = pictures(2)
-    padded = jnp.pad(images, ((0, 0), (32, 32), (32, 32), (0, 0)))
-    ours = geo.rotate(images, jnp.array([33.0, -140.0]))
-    theirs = geo.rotate(padded, jnp.array([33.0, -140.0]))[:, 32:64, 32:64]
+    padded = np.pad(images, ((0, 0), (32, 32), (32, 32), (0, 0)))
+    ours = rotate(images, jnp.array([33.0, -140.0]))
+    theirs = rotate(padded, jnp.array([33.0, -140.0]))[:, 32:64, 32:64]
     close(ours, theirs, 2e-5)
     assert (ours[:, 0, 0] == 0).all()
 
@@ -320,9 +338,9 @@ def test_rotation_blends_with_zero_outside():
 @pytest.mark.parametrize("turns", range(4))
 def test_quarter_turns_agree_with_dm_pix_and_with_rotation(turns):
     images = pictures()
-    ours = geo.turn(images, jnp.full(4, turns))
+    ours = turn(images, jnp.full(3, turns))
     np.testing.assert_array_equal(ours, pix.rot90(images, turns))
-    close(ours, geo.rotate(images, jnp.full(4, 90.0 * turns)), 2e-5)
+    close(ours, rotate(images, jnp.full(3, 90.0 * turns)), 2e-5)
 
 
 def test_mirrors_agree_with_dm_pix():
@@ -337,13 +355,13 @@ def test_mirrors_agree_with_dm_pix():
 
 def boxes(*rows):
     names = ("top", "left", "height", "width")
-    return dict(zip(names, jnp.array(rows).T, strict=True))
+    return dict(zip(names, np.array(rows, np.int32).T, strict=True))
 
 
 def test_crop_agrees_with_map_coordinates():
     images = pictures(3, side=36)
     box = boxes((3, 7, 20, 29), (0, 0, 36, 36), (35, 1, 1, 14))
-    ours = geo.crop_and_resize(images, box, 32)
+    ours = crop_and_resize(images, box, 32)
     for i in range(3):
         top, left, height, width = (int(box[name][i]) for name in box)
         rows = np.linspace(top, top + height - 1, 32)
@@ -358,58 +376,56 @@ def test_crop_agrees_with_map_coordinates():
 
 def test_crop_of_the_size_of_the_view_only_cuts():
     images = pictures(1, side=36)
-    ours = jax.jit(geo.crop_and_resize, static_argnums=2)(
-        images, boxes((3, 1, 32, 32)), 32
-    )
+    ours = crop_and_resize(images, boxes((3, 1, 32, 32)), 32)
     np.testing.assert_array_equal(ours, images[:, 3:35, 1:33])
 
 
 def test_blur_agrees_with_dm_pix_on_reflected_images():
     images, sigma = pictures(3), jnp.array([0.1, 0.7, 2.0])
-    ours = pho.blur(images, sigma)
+    ours = blur(images, sigma)
     for i in range(3):
-        padded = jnp.pad(images[i], ((1, 1), (1, 1), (0, 0)), mode="reflect")
+        padded = np.pad(images[i], ((1, 1), (1, 1), (0, 0)), mode="reflect")
         close(ours[i], pix.gaussian_blur(padded, sigma[i], 3, padding="VALID"))
 
 
 def test_brightness_agrees_with_dm_pix_on_uniform_images():
     value, factor = jnp.array([0.2, 0.5, 0.9]), jnp.array([0.6, 1.4, 1.05])
     images = jnp.broadcast_to(value[:, None, None, None], (3, 4, 4, 3))
-    ours = pho.adjust_brightness(images, factor)
+    ours = adjust_brightness(images, factor)
     for i in range(3):
         delta = value[i] * (factor[i] - 1)
         close(ours[i], pix.adjust_brightness(images[i], delta))
-    close(pho.adjust_brightness(images, jnp.full(3, 7.0)), 1)
+    close(adjust_brightness(images, jnp.full(3, 7.0)), 1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_contrast_agrees_with_dm_pix_on_grey_images(channels):
-    images = jnp.repeat(pictures(3, channels=1), channels, axis=3)
+    images = np.repeat(pictures(3, channels=1), channels, axis=3)
     factor = jnp.array([0.6, 1.0, 1.4])
-    ours = pho.adjust_contrast(images, factor)
+    ours = adjust_contrast(images, factor)
     for i in range(3):
         close(ours[i], jnp.clip(pix.adjust_contrast(images[i], factor[i]), 0, 1))
 
 
 def test_saturation_agrees_with_dm_pix_where_it_changes_nothing():
-    grey = jnp.repeat(pictures(2, channels=1), 3, axis=3)
-    close(pho.adjust_saturation(grey, jnp.array([0.6, 1.4])), grey)
+    grey = np.repeat(pictures(2, channels=1), 3, axis=3)
+    close(adjust_saturation(grey, jnp.array([0.6, 1.4])), grey)
     close(pix.adjust_saturation(grey, 1.4), grey)
     images = pictures(2)
-    close(pho.adjust_saturation(images, jnp.ones(2)), pix.adjust_saturation(images, 1))
+    close(adjust_saturation(images, jnp.ones(2)), pix.adjust_saturation(images, 1))
 
 
 def test_saturation_blends_with_grey():
-    images, factor = np.asarray(pictures(2)), np.array([0.3, 1.7], np.float32)
+    images, factor = pictures(2), np.array([0.3, 1.7], np.float32)
     grey = (images @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
     blend = (
         factor[:, None, None, None] * images + (1 - factor)[:, None, None, None] * grey
     )
-    close(pho.adjust_saturation(jnp.asarray(images), factor), np.clip(blend, 0, 1))
-    chosen = pho.grey(jnp.asarray(images), jnp.ones(2, bool))
+    close(adjust_saturation(images, factor), np.clip(blend, 0, 1))
+    chosen = pho.grey(images, np.ones(2, bool))
     close(chosen, np.repeat(grey, 3, axis=3))
     # dm-pix has .2989 for red.
-    close(chosen, pix.rgb_to_grayscale(jnp.asarray(images), keep_dims=True), 1.1e-4)
+    close(chosen, pix.rgb_to_grayscale(images, keep_dims=True), 1.1e-4)
 
 
 HUE_COLOURS = [*itertools.product((0.0, 0.4, 1.0), repeat=3), (0.2, 0.7, 0.70001)]
@@ -419,7 +435,7 @@ def test_hue_agrees_with_the_standard_library_and_dm_pix():
     turns = jnp.array([-0.5, -0.1, 0.0, 0.03, 0.4])
     colours = jnp.array(HUE_COLOURS)[None, :, None, :]
     images = jnp.tile(colours, (5, 1, 1, 1))
-    ours = pho.adjust_hue(images, turns)
+    ours = adjust_hue(images, turns)
     close(ours, pix.adjust_hue(images, turns[:, None, None]), 2e-6)
     for row, colour in itertools.product(range(5), range(len(HUE_COLOURS))):
         hue, saturation, value = colorsys.rgb_to_hsv(*HUE_COLOURS[colour])
@@ -431,35 +447,35 @@ def test_hue_is_safe_to_fuse_with_what_comes_before():
     # Compiled together with a rotation, dm-pix's own shift is wrong by up to .95.
     images, degrees = pictures(32), jnp.linspace(-170, 170, 32)
     turns = jnp.linspace(-0.1, 0.1, 32)
-    apart = pho.adjust_hue(geo.rotate(images, degrees), turns)
-    fused = jax.jit(lambda i: pho.adjust_hue(geo.rotate(i, degrees), turns))(images)
+    apart = adjust_hue(rotate(images, degrees), turns)
+    fused = compiled(lambda i: pho.adjust_hue(geo.rotate(i, degrees), turns))(images)
     close(fused, apart, 1e-4)
 
 
 def test_solarize_agrees_with_dm_pix():
     images, threshold = pictures(3), jnp.array([0.4, 0.5, 0.6])
-    ours = pho.solarize(images, threshold, jnp.zeros(3))
+    ours = solarize(images, threshold, jnp.zeros(3))
     for i in range(3):
         close(ours[i], pix.solarize(images[i], threshold[i]), 0)
     pixels = jnp.array([0.3, 0.45, 0.95]).reshape(1, 1, 3, 1)
-    added = pho.solarize(pixels, jnp.array([0.5]), jnp.array([0.1]))
+    added = solarize(pixels, jnp.array([0.5]), jnp.array([0.1]))
     close(added.ravel(), [0.4, 0.45, 0.0])
 
 
 @pytest.mark.parametrize("codes", [("jit",), ("hue", "con"), ("sat", "bri", "hue")])
 def test_jitter_carries_out_its_components_in_the_drawn_order(codes):
     functions = {
-        "bri": pho.adjust_brightness,
-        "con": pho.adjust_contrast,
-        "sat": pho.adjust_saturation,
-        "hue": pho.adjust_hue,
+        "bri": adjust_brightness,
+        "con": adjust_contrast,
+        "sat": adjust_saturation,
+        "hue": adjust_hue,
     }
     stack, images = stack_of(*codes), pictures(2)
     ((record, frame),) = stack.stages
     params = record.draw(jax.random.key(0), 2, frame)
     listed = PARTS if codes == ("jit",) else codes
     assert set(params) == {"jittered", "order", *listed}
-    apply = jax.jit(stack.apply)
+    apply = compiled(stack.apply)
     results = []
     for number, order in enumerate(itertools.permutations(PARTS)):
         expected = images
@@ -485,7 +501,7 @@ def test_stack_order_and_place_of_the_jitter():
     expected = images
     for record, frame in stack.stages:
         expected = record.apply(expected, params[record.stage], frame)
-    close(jax.jit(stack.apply)(images, params), expected, 1e-5)
+    close(compiled(stack.apply)(images, params), expected, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -516,7 +532,7 @@ def test_larger_images_are_cut_at_the_end():
     )
     stack = stack_of("rot", side=36)
     params = draw(stack, 2)
-    turned = geo.rotate(images, params["rot"]["degrees"])
+    turned = rotate(images, params["rot"]["degrees"])
     close(stack.apply(images, params), turned[:, 2:34, 2:34], 1e-5)
 
 
@@ -529,7 +545,7 @@ def test_empty_stack_draws_nothing():
 
 
 def test_stages_have_their_own_keys():
-    params = draw(stack_of("fli", "flv", "gra"), 4000)
+    params = draw(stack_of("fli", "flv", "gra"), MANY)
     choices = [params["fli"]["mirrored"], params["flv"]["mirrored"]]
     assert abs(np.corrcoef(choices)[0, 1]) < 0.08
     assert (
@@ -583,14 +599,14 @@ def test_half_size_view_shows_the_same_scene(code, side):
     full = stack_of(code, side=side)
     half, images = full.half_size(), pictures(2, side)
     params = draw(full, 2)
-    ours = jax.jit(half.apply)(images, params)
+    ours = compiled(half.apply)(images, params)
     assert ours.shape == (2, 16, 16, 3)
     if code == "sca":
-        expected = geo.crop_and_resize(images, params["sca"], 16)
+        expected = crop_and_resize(images, params["sca"], 16)
     elif code == "res":
-        expected = geo.resize(images, 16)
+        expected = resize(images, 16)
     else:
-        expected = geo.resize(full.apply(images, params), 16)
+        expected = resize(full.apply(images, params), 16)
     close(ours, expected, 1e-5)
     for code, value in full.structure(params).items():
         close(half.structure(params)[code], value, 0)
@@ -600,7 +616,7 @@ def test_half_size_evaluation_view():
     images, stack = pictures(2, 36), stack_of("sca", "rot", side=36)
     full, structure = augmentations.evaluation_view(images, stack)
     half, half_structure = augmentations.evaluation_view(images, stack.half_size())
-    close(half, geo.resize(full, 16))
+    close(half, resize(full, 16), 1e-5)
     close(half[:, 0, 0], images[:, 2, 2])
     close(half[:, -1, -1], images[:, 33, 33])
     assert list(structure) == list(half_structure)
@@ -620,16 +636,16 @@ def test_prediction(code):
     assert prediction.num_outputs == num_outputs
     assert prediction.classification == (not ends)
     images, key = pictures(3, 16), jax.random.key(3)
-    made, targets = jax.jit(prediction.make)(key, images)
+    made, targets = compiled(prediction.make)(key, images)
     assert made.shape == (3 * num_outputs, 16, 16, 3)
     assert made.min() >= 0
     assert made.max() <= 1 + 1e-6
     assert targets.shape == (3 * num_outputs,)
     assert targets.dtype == (jnp.float32 if ends else jnp.int32)
     if ends:
-        targets = prediction.targets(prediction.draw(key, 4000))
+        targets = prediction.targets(prediction.draw(key, MANY))
         counts, _ = np.histogram(targets, bins=10, range=ends)
-        chi_square(counts, np.full(10, 400.0))
+        chi_square(counts, np.full(10, MANY / 10))
     else:
         np.testing.assert_array_equal(targets, np.repeat(np.arange(num_outputs), 3))
         np.testing.assert_array_equal(made[:3], images)
@@ -637,14 +653,14 @@ def test_prediction(code):
 
 def test_predicted_images_are_transformed_by_their_targets():
     images, key = pictures(3, 16), jax.random.key(0)
-    made, _ = check_predicted("ron").make(key, images)
+    made, _ = compiled(check_predicted("ron").make)(key, images)
     for turns in range(4):
         block = made[3 * turns : 3 * turns + 3]
         np.testing.assert_array_equal(block, pix.rot90(images, turns))
-    made, targets = check_predicted("rot").make(key, images)
-    close(made, geo.rotate(images, 180 * targets), 1e-5)
-    made, targets = check_predicted("hue").make(key, images)
-    close(made, pho.adjust_hue(images, targets), 1e-5)
+    made, targets = compiled(check_predicted("rot").make)(key, images)
+    close(made, rotate(images, 180 * targets), 1e-5)
+    made, targets = compiled(check_predicted("hue").make)(key, images)
+    close(made, adjust_hue(images, targets), 1e-5)
 
 
 def test_without_keeps_the_order():

@@ -20,8 +20,8 @@ from duet_jax.models.resnet import ResNet
 
 # Ten times the differences between float32 and float64 that `golden/README.md` lists.
 MODELS_LIMITS = {
-    "float32": {"encoder": 1e-4, "head": 2e-5, "statistics": 2e-6, "gradient": 1e-3},
-    "float64": {"encoder": 1e-9, "head": 1e-9, "statistics": None, "gradient": 1e-9},
+    "float32": {"encoder": 1e-4, "head": 2e-5, "statistics": 2e-6},
+    "float64": {"encoder": 1e-9, "head": 1e-9},
 }
 PRECISIONS = tuple(MODELS_LIMITS)
 
@@ -73,14 +73,19 @@ def models_forward(graph, params, stats, x):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def models_backward(graph, params, stats, x, cotangent):
-    """Gradients with respect to the parameters and the input, in training."""
+def models_forward_and_backward(graph, params, stats, x, cotangent):
+    """The same, and the gradients with respect to the parameters and the input."""
 
     def objective(params, x):
         model = nnx.merge(graph, params, stats)
-        return jnp.sum(models_call(model, x, True) * cotangent)
+        trained = models_call(model, x, True)
+        after = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        return jnp.sum(trained * cotangent), (trained, after)
 
-    return jax.grad(objective, argnums=(0, 1))(params, x)
+    evaluated = models_call(nnx.merge(graph, params, stats), x, False)
+    gradients = jax.grad(objective, argnums=(0, 1), has_aux=True)
+    (grads, grad_input), (trained, after) = gradients(params, x)
+    return evaluated, trained, grad_input, grads, after
 
 
 def models_run(network, build, state, x, cotangent, precision):
@@ -91,11 +96,12 @@ def models_run(network, build, state, x, cotangent, precision):
             network, functools.partial(build, dtype=dtype), state, dtype
         )
         x, cotangent = jnp.asarray(x, dtype), jnp.asarray(cotangent, dtype)
-        evaluated, trained, after = models_forward(graph, params, stats, x)
-        grads, grad_input = models_backward(graph, params, stats, x, cotangent)
-        assert evaluated.dtype == trained.dtype == dtype
+        *arrays, grads, after = models_forward_and_backward(
+            graph, params, stats, x, cotangent
+        )
+        assert all(a.dtype == dtype for a in arrays)
         return ModelsResult(
-            *(np.asarray(a) for a in (evaluated, trained, grad_input)),
+            *(np.asarray(a) for a in arrays),
             torch_import.export_network(network, grads),
             torch_import.export_network(network, after),
         )
@@ -107,6 +113,19 @@ def models_assert_gradient(actual, expected, limit, name):
     np.testing.assert_allclose(
         actual, expected, rtol=0, atol=limit * scale, err_msg=name
     )
+
+
+def models_assert_gradient_but_for_kinks(actual, expected, name):
+    """Compares float32 gradients through many ReLUs.
+
+    An input of a ReLU that rounding carries over zero changes the gradient of what
+    lies behind it, by a few percent in a network as small as these. The strict
+    comparison is that in float64, which meets no such input.
+    """
+    difference = np.abs(actual - expected)
+    close = difference <= 1e-3 * np.abs(expected).max()
+    assert close.mean() > 0.9, name
+    assert np.linalg.norm(difference) < 0.05 * np.linalg.norm(expected), name
 
 
 def models_encoder_build(state):
@@ -153,30 +172,35 @@ def test_encoder_outputs_and_input_gradient(name, precision):
         np.testing.assert_allclose(
             getattr(result, mode), expected, rtol=0, atol=limits["encoder"]
         )
-    models_assert_gradient(
-        result.grad_input.transpose(0, 3, 1, 2),
-        golden[f"{name}_grad_input{suffix}"],
-        limits["gradient"],
-        name,
-    )
+    grad_input = result.grad_input.transpose(0, 3, 1, 2)
+    expected = golden[f"{name}_grad_input{suffix}"]
+    if precision == "float64":
+        models_assert_gradient(grad_input, expected, limits["encoder"], name)
+    else:
+        models_assert_gradient_but_for_kinks(grad_input, expected, name)
 
 
 ENCODER_GRADIENTS = [
     n for n in ENCODER_INPUTS if f"{n}_grad/conv1.weight" in load("encoder")
 ]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ENCODER_GRADIENTS)
+def test_encoder_weight_gradients(name, precision):
+    expected = models_state(load("encoder"), f"{name}_grad/")
+    grads = models_encoder_result(name, precision).grads
+    assert set(grads) == set(expected)
+    for weight, gradient in expected.items():
+        if precision == "float64":  # the stored ones are float32
+            models_assert_gradient(grads[weight], gradient, 1e-4, weight)
+        else:
+            models_assert_gradient_but_for_kinks(grads[weight], gradient, weight)
+
+
 ENCODER_STATISTICS = [
     n for n in ENCODER_INPUTS if f"{n}_after_train/bn1.running_mean" in load("encoder")
 ]
-
-
-@pytest.mark.parametrize("name", ENCODER_GRADIENTS)
-def test_encoder_weight_gradients(name):
-    expected = models_state(load("encoder"), f"{name}_grad/")
-    grads = models_encoder_result(name, "float32").grads
-    assert set(grads) == set(expected)
-    for weight, gradient in expected.items():
-        limit = MODELS_LIMITS["float32"]["gradient"]
-        models_assert_gradient(grads[weight], gradient, limit, weight)
 
 
 @pytest.mark.parametrize("name", ENCODER_STATISTICS)
@@ -270,8 +294,8 @@ def test_full_width_encoder(full_width_state, precision):
         x = jnp.asarray(golden["x"].transpose(0, 2, 3, 1), dtype)
         evaluated, trained, after = models_forward(*model, x)
         after = torch_import.export_network("encoder", after)
-    # Activations are larger here than in the narrow encoder: so is their rounding.
-    limit = 4e-4 if precision == "float32" else limits["encoder"]
+    # Ten times the difference that was measured, larger here than when narrow.
+    limit = 3.5e-4 if precision == "float32" else limits["encoder"]
     for actual, mode in ((evaluated, "eval"), (trained, "train")):
         np.testing.assert_allclose(
             actual, golden[f"{mode}{suffix}"], rtol=0, atol=limit, err_msg=mode

@@ -92,7 +92,7 @@ class Predictor(nnx.Module):
 
 
 class OnlineProbe(nnx.Module):
-    """Linear classifier that is trained along on detached features.
+    """Linear classifier that is trained along, on detached features.
 
     Always float32: it is a measuring instrument, and it is small.
     """
@@ -104,10 +104,9 @@ class OnlineProbe(nnx.Module):
     def __call__(self, features: Array) -> Array:
         """Maps [batch, in_features] to float32 logits, [batch, num_classes].
 
-        The features are detached here: the probe never trains the encoder.
+        Detaching the features is left to the caller.
         """
-        features = features.astype(_at_least_float32(features.dtype))
-        return self.linear(jax.lax.stop_gradient(features))
+        return self.linear(features.astype(_at_least_float32(features.dtype)))
 
 
 def _linear(

@@ -220,7 +220,8 @@ def make_encoder(
       in_channels: 1 for grey images, 3 for RGB.
       width_multiplier: scales every width, to the nearest multiple of 8, at least 8;
         1 leaves the widths as they are.
-      blocks: basic blocks of each stage; for `Cifar10_ResNet`, and only for it.
+      blocks: basic blocks of each stage; read for `Cifar10_ResNet`, the other names
+        fix them.
       widths: channels of the stem and of each stage; likewise.
       dtype: type of the arithmetic, float32 or bfloat16.
       rngs: source of the initial weights.
@@ -260,47 +261,37 @@ def num_features(
 def _blocks(
     name: str, spec: EncoderSpec, blocks: Sequence[int] | None
 ) -> tuple[int, int, int]:
-    return _architecture("blocks", "(3, 3, 3)", 3, name, spec.blocks, blocks)
+    if spec.blocks is not None:
+        return spec.blocks
+    return _checked("blocks", blocks, 3, "(3, 3, 3)", name)
 
 
 def _widths(
     name: str, spec: EncoderSpec, multiplier: float, widths: Sequence[int] | None
 ) -> tuple[int, int, int, int]:
-    widths = _architecture(
-        "widths", "(64, 128, 256, 512)", 4, name, spec.widths, widths
-    )
     if not _is_number(multiplier) or not 0 < multiplier < math.inf:
         raise UsageError(
             f"config.encoder.width_multiplier={multiplier!r} must be a positive number;"
             " 1.0 keeps the widths, 0.25 gives a quarter of them."
         )
+    if spec.widths is not None:
+        widths = spec.widths
+    else:
+        widths = _checked("widths", widths, 4, "(64, 128, 256, 512)", name)
     if multiplier == 1:
         return widths
     return tuple(max(8, 8 * math.floor(w * multiplier / 8 + 0.5)) for w in widths)
 
 
-def _architecture(
-    field: str,
-    example: str,
-    length: int,
-    name: str,
-    fixed: tuple[int, ...] | None,
-    given: Sequence[int] | None,
+def _checked(
+    field: str, given: Sequence[int] | None, length: int, example: str, name: str
 ) -> tuple[int, ...]:
-    """The numbers that the name fixes, or else the given ones, checked."""
-    if fixed is not None:
-        if given is not None:
-            raise UsageError(
-                f"config.encoder.{field}={given!r} cannot be combined with"
-                f" config.encoder.name={name!r}, which fixes it to {fixed}; leave it"
-                f" unset or choose Cifar10_ResNet."
-            )
-        return fixed
+    """Returns the numbers of a field of the configuration."""
     valid = isinstance(given, (tuple, list)) and len(given) == length
     if not valid or not all(_is_positive_int(n) for n in given):
         raise UsageError(
             f"config.encoder.{field}={given!r} must be {length} positive integers for"
-            f" config.encoder.name={name!r}; {example} is that of cifar10_resnet20."
+            f" config.encoder.name={name!r}; cifar10_resnet20 has {example}."
         )
     return tuple(given)
 

@@ -1,0 +1,135 @@
+"""Decoded arrays on disk, so that a data set is decoded once.
+
+An entry is a directory of `.npy` files and an `index.json`, named by a hash of all that
+its arrays depend on: a changed source or image size is another entry. Entries are never
+updated or deleted; the whole cache can be removed at any time. Each file is written
+under a temporary name and then renamed, the index last. Processes that write the same
+entry at once write the same bytes, so any mixture of their files is a whole entry.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import uuid
+from collections.abc import Callable
+from typing import BinaryIO
+
+import numpy as np
+
+from duet_jax.data.source import Source
+from duet_jax.types import Dataset, Split
+
+logger = logging.getLogger(__name__)
+
+# To be raised when preprocessing or the layout of an entry changes.
+_FORMAT = 1
+_INDEX = "index.json"
+
+
+def entry(cache_dir: str, name: str, source: Source, side: int) -> pathlib.Path | None:
+    """Returns the directory of a decoded data set; it need not exist.
+
+    Args:
+      cache_dir: as in the configuration; "" for the user's cache directory.
+      name: of the data set.
+      source: the data set.
+      side: of the decoded images in pixels.
+
+    Returns:
+      None if the source is not worth caching, or there is no home directory.
+    """
+    if source.identity is None:
+        return None
+    try:
+        directory = _directory(cache_dir)
+    except RuntimeError:
+        logger.warning("no home directory: decoded images are not cached")
+        return None
+    depends_on = [_FORMAT, name, side, source.class_names, source.identity]
+    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+    return directory / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{side}px-{key[:24]}"
+
+
+def _directory(cache_dir: str) -> pathlib.Path:
+    if cache_dir:
+        return pathlib.Path(cache_dir).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(base).expanduser() / "duet_jax"
+
+
+def load(
+    entry: pathlib.Path | None, name: str, source: Source, side: int
+) -> Dataset | None:
+    """Returns the data set of an entry, or None if it has to be decoded.
+
+    A damaged entry counts as none, with a warning.
+    """
+    try:
+        if entry is None or not (entry / _INDEX).exists():
+            return None
+        train, test = (_load_split(entry, split) for split in ("train", "test"))
+        _check_split(train, source.num_train, side, train.images.shape[-1:])
+        _check_split(test, source.num_test, side, train.images.shape[-1:])
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning(
+            "the cache %s is damaged and will be made again (%s)", entry, error
+        )
+        return None
+    return Dataset(name, train, test, source.class_names)
+
+
+def _load_split(entry: pathlib.Path, split: str) -> Split:
+    return Split(
+        images=np.load(entry / f"{split}_images.npy", allow_pickle=False),
+        labels=np.load(entry / f"{split}_labels.npy", allow_pickle=False),
+    )
+
+
+def _check_split(
+    split: Split, count: int, side: int, channels: tuple[int, ...]
+) -> None:
+    """Raises a ValueError unless the arrays are those of the source."""
+    found = [(array.shape, str(array.dtype)) for array in split]
+    expected = [((count, side, side, *channels), "uint8"), ((count,), "int32")]
+    if found != expected or channels not in ((1,), (3,)):
+        raise ValueError(f"found {found} instead of {expected}")
+
+
+def store(entry: pathlib.Path | None, dataset: Dataset, source: Source) -> None:
+    """Writes an entry; warns and goes on where it cannot be written."""
+    if entry is None:
+        return
+    index = {
+        "name": dataset.name,
+        "made_from": source.location,
+        "class_names": dataset.class_names,
+    }
+    try:
+        entry.mkdir(parents=True, exist_ok=True)
+        for split in ("train", "test"):
+            for kind, array in getattr(dataset, split)._asdict().items():
+                _write(entry / f"{split}_{kind}.npy", lambda f, a=array: np.save(f, a))
+        _write(entry / _INDEX, lambda f: f.write(json.dumps(index, indent=2).encode()))
+    except OSError as error:
+        logger.warning(
+            "decoded images cannot be cached in %s (%s); set config.dataset.cache_dir "
+            "to a directory that can be written, or every run decodes them again",
+            entry.parent,
+            error.strerror,
+        )
+
+
+def _write(path: pathlib.Path, save: Callable[[BinaryIO], object]) -> None:
+    """Creates or replaces a file at one stroke."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            save(file)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

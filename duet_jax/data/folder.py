@@ -1,0 +1,173 @@
+"""Images in `<path>/{train,test}/<class>/*.{png,jpg,jpeg}`."""
+
+import collections
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from duet_jax.data.decoding import decode
+from duet_jax.data.source import Example, Source
+from duet_jax.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
+_LAYOUT = "<path>/train/<class>/*.png and <path>/test/<class>/*.png (or .jpg, .jpeg)"
+_EXTENSIONS = (".png", ".jpg", ".jpeg")
+_MOST_LISTED = 5
+
+
+class _File(NamedTuple):
+    """An image file; size and time stand for its content in the identity."""
+
+    relative: str
+    class_name: str
+    size: int
+    modified_ns: int
+
+
+def find(name: str, path: str) -> Source:
+    """Lists the folder; images are opened only when the examples are read.
+
+    Class names are the folder names in alphabetical order. Extensions may be in upper
+    case. Hidden entries, other files and folders below the classes are left out; links
+    are followed, but never deeper than one class folder. Decoding is single-process:
+    Pillow's threads wait for each other, and a process pool would gain seconds, once.
+
+    Args:
+      name: as in the configuration.
+      path: the folder that holds `train` and `test`.
+
+    Raises:
+      UsageError: the folder, a split or a class has no images, or the test split has a
+        class that the training split lacks; from `examples`, damaged images.
+    """
+    del name
+    root = os.path.abspath(os.path.expanduser(path))
+    _check_root(path, root)
+    train, test = (_list_split(path, root, split) for split in ("train", "test"))
+    class_names = tuple(sorted({file.class_name for file in train}))
+    unknown = sorted({file.class_name for file in test} - set(class_names))
+    if unknown:
+        raise UsageError(
+            f"config.dataset.path={path!r}: test has classes that train lacks: "
+            f"{_enumerate(unknown)}; give both splits the same class folders."
+        )
+    return Source(
+        class_names=class_names,
+        num_train=len(train),
+        num_test=len(test),
+        examples=lambda: _examples(path, root, train + test, class_names),
+        location=root,
+        identity={"folder": os.path.realpath(root), "files": train + test},
+    )
+
+
+def _check_root(path: str, root: str) -> None:
+    """Raises a UsageError unless the folder holds both splits."""
+    if not path or not os.path.isdir(root):
+        problem = "is not a folder" if os.path.exists(root) else "does not exist"
+        raise UsageError(
+            f"config.dataset.path={path!r} {problem if path else 'is empty'}; "
+            f"config.dataset.name='folder' reads {_LAYOUT}."
+        )
+    folders = [entry.name for entry in _entries(path, root) if _is_folder(entry)]
+    missing = [split for split in ("train", "test") if split not in folders]
+    if missing:
+        found = _enumerate(folders) if folders else "no folders"
+        raise UsageError(
+            f"config.dataset.path={path!r} has no folder {' and no '.join(missing)}; "
+            f"it holds {found}; rename or arrange the images as {_LAYOUT}."
+        )
+
+
+def _list_split(path: str, root: str, split: str) -> list[_File]:
+    """Returns the image files of a split, by class and name."""
+    files, empty, ignored = [], [], 0
+    for folder in _entries(path, os.path.join(root, split)):
+        if not _is_folder(folder):
+            continue
+        before = len(files)
+        for entry in _entries(path, folder.path):
+            if not entry.name.lower().endswith(_EXTENSIONS) or _is_folder(entry):
+                ignored += 1
+                continue
+            try:
+                stat = entry.stat()
+            except OSError:  # a broken link: reported with the damaged images
+                stat = os.lstat(entry.path)
+            relative = f"{split}/{folder.name}/{entry.name}"
+            files.append(_File(relative, folder.name, stat.st_size, stat.st_mtime_ns))
+        if len(files) == before:
+            empty.append(f"{split}/{folder.name}")
+    if empty or not files:
+        raise UsageError(
+            f"config.dataset.path={path!r}: no images in {_enumerate(empty or [split])}"
+            f"; remove the folder or arrange the images as {_LAYOUT}."
+        )
+    if ignored:
+        logger.info("%s/%s: %d other files were left out", root, split, ignored)
+    return files
+
+
+def _entries(path: str, folder: str) -> list[os.DirEntry]:
+    """Returns what a folder holds, in alphabetical order, without hidden entries."""
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UsageError(
+            f"config.dataset.path={path!r}: cannot list {folder!r} ({error.strerror}); "
+            "check its permissions."
+        ) from error
+    return sorted(visible, key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _examples(
+    path: str, root: str, files: Sequence[_File], class_names: Sequence[str]
+) -> Iterator[Example]:
+    """Yields the images; reports all damaged ones together, at the end."""
+    labels = {name: label for label, name in enumerate(class_names)}
+    conversions = collections.Counter()
+    damaged, reason = [], ""
+    for file in files:
+        try:
+            image, conversion = decode(os.path.join(root, file.relative))
+        except Exception as error:  # Pillow has no common type for damaged files
+            reason = reason or " ".join((str(error) or repr(error)).split())
+            damaged.append(file.relative)
+            continue
+        conversions[conversion] += 1
+        yield image, labels[file.class_name]
+    if damaged:
+        raise UsageError(
+            f"config.dataset.path={path!r}: {len(damaged)} of {len(files)} images "
+            f"cannot be read: {_enumerate(damaged)}; replace or delete them "
+            f"(the first: {reason})."
+        )
+    del conversions[""]
+    if conversions:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in conversions.most_common())
+        logger.info(
+            "%s: %d of %d images were converted to 8-bit grey or RGB (%s)",
+            root,
+            conversions.total(),
+            len(files),
+            kinds,
+        )
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    """Returns the first names, quoted where they need it, and how many more."""
+    listed = ", ".join(
+        name if name.isprintable() else repr(name) for name in names[:_MOST_LISTED]
+    )
+    more = len(names) - _MOST_LISTED
+    return f"{listed} and {more} more" if more > 0 else listed

@@ -1,0 +1,276 @@
+"""Every augmentation with every method, and what a method must keep to."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from flax import nnx
+
+from duet_jax import train_state
+from duet_jax.augmentations import AUGMENTATIONS, Options, make_stack
+from duet_jax.errors import UsageError
+from duet_jax.methods import METHODS, DataSpec
+from duet_jax.methods.base import Views
+from duet_jax.types import View
+
+BATCH = 12
+SIDE = 16
+DATA = {channels: DataSpec("tiny", SIDE, channels, 3) for channels in (1, 3)}
+
+# What each method does with each code: None where it trains, else what it says.
+NOT_LEARNABLE = "can(not| not|'t)? be learn|has no structure|name its parts|parts"
+NOT_PREDICTABLE = "predict"
+TRAINS = None
+TABLE = {
+    # code: (DUET learns it, ESSL predicts it); SimCLR takes them all
+    "sca": (TRAINS, NOT_PREDICTABLE),
+    "rot": (TRAINS, TRAINS),
+    "ron": (TRAINS, TRAINS),
+    "fli": (TRAINS, TRAINS),
+    "flv": (TRAINS, TRAINS),
+    "gra": (TRAINS, TRAINS),
+    "blu": (TRAINS, NOT_PREDICTABLE),
+    "sol": (TRAINS, NOT_PREDICTABLE),
+    "bri": (TRAINS, TRAINS),
+    "con": (TRAINS, TRAINS),
+    "sat": (TRAINS, TRAINS),
+    "hue": (TRAINS, TRAINS),
+    "jit": (NOT_LEARNABLE, NOT_PREDICTABLE),
+    "res": (NOT_LEARNABLE, NOT_PREDICTABLE),
+    "ccr": (NOT_LEARNABLE, NOT_PREDICTABLE),
+}
+NEEDS_COLOUR = ("gra", "jit", "sat", "hue")
+CASES = [("simclr", code, TRAINS) for code in TABLE] + [
+    case
+    for code, (duet, essl) in TABLE.items()
+    for case in (("duet", code, duet), ("essl", code, essl))
+]
+
+
+def build(method, code, channels=3):
+    stack = (code,) if code in ("sca", "res", "ccr") else ("sca", code)
+    config = tiny.smoke.get_config()
+    config.update(method=method, learned=code)
+    config.augmentation.stack = stack
+    return METHODS[method].from_config(config, DATA[channels])
+
+
+def test_the_table_holds_every_augmentation():
+    assert set(TABLE) == set(AUGMENTATIONS)
+
+
+def canonical(method, views):
+    """The same method for the compiler whatever the code, and its views likewise.
+
+    Scoring does not depend on how the views were made, so one compilation serves all
+    codes that are scored alike.
+    """
+    blank = make_stack(
+        (), input_side=SIDE, image_size=SIDE, channels=3, options=Options()
+    )
+    two_views = dataclasses.replace(method.two_views, stack=blank)
+    changes = {"two_views": two_views}
+    learned = getattr(method, "learned", None)
+    structure = [{}, {}]
+    if hasattr(method, "num_bins"):
+        changes["learned"] = "any"
+        structure = [{"any": view.structure[learned]} for view in views[:2]]
+    elif learned:
+        same = {4: "ron", 2: "fli", 1: "rot"}
+        changes["learned"] = same[method.prediction.num_outputs]
+    views = Views(
+        View(views.first.images, structure[0]),
+        View(views.second.images, structure[1]),
+        views.prediction,
+    )
+    return dataclasses.replace(method, **changes), views
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def update(method, graphdef, params, batch_stats, views, labels):
+    def loss(params):
+        networks = nnx.merge(graphdef, params, batch_stats)
+        value, metrics = method.loss(networks, views, labels, None, train=True)
+        return value, (metrics, train_state.split(networks)[2])
+
+    gradients, (metrics, stats) = jax.grad(loss, has_aux=True)(params)
+    updates, _ = optax.adam(3e-3).update(gradients, optax.adam(3e-3).init(params))
+    return optax.apply_updates(params, updates), stats, metrics
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def score(method, graphdef, params, batch_stats, views, labels):
+    networks = nnx.merge(graphdef, params, batch_stats)
+    mask = jnp.arange(len(labels)) < len(labels) - 2
+    return method.loss(networks, views, labels, mask, train=False)[1]
+
+
+@functools.cache
+def initial(method):
+    graphdef, params, stats = train_state.split(method.init(nnx.Rngs(0)))
+    return graphdef, params, stats
+
+
+@pytest.mark.parametrize(("name", "code", "refusal"), CASES)
+def test_trains_or_refuses(name, code, refusal):
+    if refusal is not TRAINS:
+        with pytest.raises(UsageError, match=rf"config\.learned='{code}'.*") as error:
+            build(name, code)
+        assert "\n" not in str(error.value)
+        assert "rot" in str(error.value)  # the choices are listed
+        return
+    method = build(name, code)
+    data = tiny.dataset(BATCH, BATCH, side=SIDE, channels=3)
+    make = jax.jit(method.make_views, static_argnames="train")
+    views = {
+        train: make(jax.random.key(1), data.train.images, train=train)
+        for train in (True, False)
+    }
+    for view in (*views[True][:2], *views[False][:2]):
+        assert view.images.shape == (BATCH, SIDE, SIDE, 3)
+        assert (np.abs(view.images) <= 0.5 + 1e-6).all()
+        for values in view.structure.values():
+            assert values.shape == (BATCH,)
+            assert ((values >= 0) & (values <= 1)).all()
+    if name == "duet":
+        drawn = np.concatenate([v.structure[code] for v in views[True][:2]])
+        assert len(np.unique(drawn)) >= 2  # there is something to learn
+    if name == "essl":
+        half = views[True].prediction.images
+        assert half.shape[1:] == (SIDE // 2, SIDE // 2, 3)
+        assert len(half) == BATCH * max(1, len(half) // BATCH)
+        assert views[False].prediction.images.shape == half.shape
+
+    labels = jnp.asarray(data.train.labels)
+    shared, train_views = canonical(method, views[True])
+    _, evaluation_views = canonical(method, views[False])
+    graphdef, params, stats = initial(shared)
+    losses = []
+    for _ in range(6):
+        params, stats, metrics = update(
+            shared, graphdef, params, stats, train_views, labels
+        )
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+    part = {"duet": "structure_loss", "essl": "prediction_loss"}.get(name, "nt_xent")
+    evaluated = score(shared, graphdef, params, stats, evaluation_views, labels)
+    assert set(evaluated) == set(metrics)
+    assert part in evaluated
+    assert np.isfinite(list(evaluated.values())).all()
+
+
+@pytest.mark.parametrize("code", TABLE)
+@pytest.mark.parametrize("name", METHODS)
+def test_grey_images(name, code):
+    refusals = dict(zip(("duet", "essl"), TABLE[code], strict=True))
+    if code in NEEDS_COLOUR:
+        with pytest.raises(UsageError, match=code) as error:
+            build(name, code, channels=1)
+        if refusals.get(name) is TRAINS:
+            assert "tiny" in str(error.value)  # the data set is named
+        return
+    if refusals.get(name, TRAINS) is not TRAINS:
+        return
+    method = build(name, code, channels=1)
+    images = tiny.dataset(BATCH, 1, side=SIDE).train.images
+    views = jax.eval_shape(
+        lambda key: method.make_views(key, images, train=True), jax.random.key(0)
+    )
+    assert views.first.images.shape == (BATCH, SIDE, SIDE, 1)
+
+
+def test_evaluation_shows_the_plain_image_and_reproduces():
+    method = build("duet", "rot")
+    images = tiny.dataset(4, 1, side=SIDE, channels=3).train.images
+    views = method.make_views(jax.random.key(0), images, train=False)
+    np.testing.assert_allclose(views.first.images, images / 255 - 0.5, atol=1e-6)
+    np.testing.assert_array_equal(views.first.structure["rot"], 0.5)
+    again = method.make_views(jax.random.key(0), images, train=False)
+    np.testing.assert_array_equal(views.second.images, again.second.images)
+    assert len(np.unique(views.second.structure["rot"])) == 4
+
+
+def test_structure_weight_and_probe_in_the_total():
+    method = build("duet", "rot")
+    graphdef, params, stats = initial(canonical_method := method)
+    data = tiny.dataset(BATCH, 1, side=SIDE, channels=3)
+    views = method.make_views(jax.random.key(0), data.train.images, train=True)
+    networks = nnx.merge(graphdef, params, stats)
+    labels = jnp.asarray(data.train.labels)
+    loss, metrics = canonical_method.loss(networks, views, labels, None, train=True)
+    parts = (
+        metrics["nt_xent"] + 1000 * metrics["structure_loss"] + metrics["online_loss"]
+    )
+    np.testing.assert_allclose(loss, parts, rtol=1e-6)
+    np.testing.assert_allclose(loss, metrics["loss"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_probe_never_trains_the_encoder(name):
+    method = build(name, "rot")
+    data = tiny.dataset(BATCH, 1, side=SIDE, channels=3)
+    views = method.make_views(jax.random.key(0), data.train.images, train=True)
+    graphdef, params, stats = initial(method)
+
+    def loss(params, labels):
+        networks = nnx.merge(graphdef, params, stats)
+        return method.loss(networks, views, labels, None, train=True)[0]
+
+    gradient = jax.jit(jax.grad(loss))
+    labels = jnp.asarray(data.train.labels)
+    one, other = gradient(params, labels), gradient(params, (labels + 1) % 3)
+    for part in one:
+        same = [
+            bool((a == b).all())
+            for a, b in zip(
+                jax.tree.leaves(one[part]), jax.tree.leaves(other[part]), strict=True
+            )
+        ]
+        assert all(same) == (part != "online_probe")
+
+
+def test_essl_takes_the_predicted_code_out_of_the_stack():
+    config = tiny.smoke.get_config()
+    config.update(method="essl", learned="ron")
+    config.augmentation.stack = ("sca", "ron", "fli")
+    method = METHODS["essl"].from_config(config, DATA[3])
+    assert method.two_views.stack.codes == ("sca", "fli")
+
+
+@pytest.mark.parametrize("code", ["blu", "gra"])
+def test_von_mises_cannot_tell_the_ends_of_a_line_apart(code):
+    config = tiny.smoke.get_config()
+    config.learned = code
+    config.augmentation.stack = (code,)
+    config.duet.target = "von_mises"
+    with pytest.raises(UsageError, match="use 'gaussian' or 'auto'"):
+        METHODS["duet"].from_config(config, DATA[3])
+
+
+@pytest.mark.parametrize(
+    ("code", "target"),
+    [
+        ("rot", "von_mises"),
+        ("fli", "von_mises"),
+        ("sca", "gaussian"),
+        ("gra", "gaussian"),
+    ],
+)
+def test_automatic_target(code, target):
+    assert build("duet", code).target == target
+
+
+@pytest.mark.parametrize("bins", [1, 3, 64])
+def test_bins_must_divide_the_features(bins):
+    config = tiny.smoke.get_config()
+    config.duet.num_bins = bins
+    with pytest.raises(
+        UsageError, match=rf"num_bins={bins} must .*32 features; use 2, 4"
+    ):
+        METHODS["duet"].from_config(config, DATA[3])

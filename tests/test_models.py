@@ -1,0 +1,492 @@
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from duet_jax.errors import UsageError
+from duet_jax.models import representation
+from duet_jax.models.heads import OnlineProbe, Predictor, Projector
+from duet_jax.models.normalization import BatchNorm
+from duet_jax.models.resnet import (
+    ENCODERS,
+    EncoderSpec,
+    LiftedResNet,
+    ResNet,
+    make_encoder,
+    num_features,
+)
+
+
+class FixedKey:
+    """Stands in for `nnx.Rngs` where only shapes are wanted.
+
+    The counter of a traced `nnx.Rngs` costs time that grows with the square of the
+    number of layers, a minute for the deepest encoder.
+    """
+
+    def params(self):
+        return jax.random.key(0)
+
+
+def pure(model):
+    """Parameters and running statistics of a module, as nested dicts."""
+    _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+
+def abstract(build):
+    """The same of a module that is never filled with numbers."""
+    return jax.eval_shape(lambda: pure(build(FixedKey())))
+
+
+def dtypes(tree):
+    return {str(leaf.dtype) for leaf in jax.tree.leaves(tree)}
+
+
+def count(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def images(side=8, channels=3, batch=4, seed=0):
+    key = jax.random.key(seed)
+    return jax.random.uniform(key, (batch, side, side, channels)) - 0.5
+
+
+# Batch normalisation
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 5, 7, 3)])
+def test_batch_norm_in_training_standardises_each_channel(shape):
+    x = 3 * np.random.default_rng(0).standard_normal(shape).astype(np.float32) + 2
+    norm = BatchNorm(3)
+    norm.scale[...] = jnp.array([1.0, 2.0, -0.5])
+    norm.bias[...] = jnp.array([0.0, 1.0, 3.0])
+    y = norm(x, train=True)
+    axes = tuple(range(len(shape) - 1))
+    exact = x.astype(np.float64)
+    expected = (exact - exact.mean(axes)) / np.sqrt(exact.var(axes) + 1e-5)
+    expected = expected * np.array([1.0, 2.0, -0.5]) + np.array([0.0, 1.0, 3.0])
+    np.testing.assert_allclose(y, expected, rtol=0, atol=3e-6)
+
+
+def test_batch_norm_moves_running_statistics_by_a_tenth_unbiased():
+    x = np.random.default_rng(0).standard_normal((4, 2, 2, 3)).astype(np.float32)
+    norm = BatchNorm(3)
+    norm.mean[...], norm.var[...] = jnp.full((3,), 5.0), jnp.full((3,), 7.0)
+    norm(x, train=True)
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2), ddof=1)
+    np.testing.assert_allclose(norm.mean[...], 0.9 * 5 + 0.1 * mean, rtol=1e-6)
+    np.testing.assert_allclose(norm.var[...], 0.9 * 7 + 0.1 * variance, rtol=1e-6)
+
+
+def test_batch_norm_in_evaluation_uses_running_statistics_and_keeps_them():
+    x = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32)
+    norm = BatchNorm(2)
+    norm.mean[...], norm.var[...] = jnp.array([1.0, -1.0]), jnp.array([4.0, 0.25])
+    before = pure(norm)
+    y = norm(x, train=False)
+    expected = (x - np.array([1.0, -1.0])) / np.sqrt(np.array([4.0, 0.25]) + 1e-5)
+    np.testing.assert_allclose(y, expected, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, pure(norm), before)
+
+
+def test_batch_norm_keeps_the_digits_of_channels_with_a_large_mean():
+    x = 100 + 0.01 * np.random.default_rng(0).standard_normal((512, 1))
+    x = x.astype(np.float32)
+    exact = x.astype(np.float64)
+    expected = (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5)
+    y = BatchNorm(1)(x, train=True)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-3)
+
+
+def test_batch_norm_gradient_is_that_of_the_whole_formula():
+    x, cotangent = np.random.default_rng(0).standard_normal((2, 6, 3)).astype("f")
+
+    def ours(x):
+        return jnp.sum(BatchNorm(3)(x, train=True) * cotangent)
+
+    def formula(x):
+        mean = jnp.mean(x, 0, keepdims=True)
+        var = jnp.mean((x - mean) ** 2, 0, keepdims=True)
+        return jnp.sum((x - mean) / jnp.sqrt(var + 1e-5) * cotangent)
+
+    np.testing.assert_allclose(
+        jax.grad(ours)(x), jax.grad(formula)(x), rtol=0, atol=2e-6
+    )
+
+
+def test_batch_norm_of_one_value_is_finite():
+    norm = BatchNorm(2)
+    y = norm(jnp.ones((1, 2)), train=True)
+    np.testing.assert_array_equal(y, 0)
+    np.testing.assert_allclose(norm.var[...], 0.9)
+
+
+def test_batch_norm_in_bfloat16_keeps_float32_statistics():
+    x = np.random.default_rng(0).standard_normal((256, 4)) + 10
+    x = jnp.asarray(x, jnp.bfloat16)
+    norm = BatchNorm(4, dtype=jnp.bfloat16)
+    y = norm(x, train=True)
+    exact = BatchNorm(4)
+    expected = exact(x.astype(jnp.float32), train=True)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y, expected.astype(jnp.bfloat16))
+    jax.tree.map(np.testing.assert_array_equal, pure(norm), pure(exact))
+    assert dtypes(pure(norm)) == {"float32"}
+
+
+# Encoders
+
+
+def small(name):
+    """Arguments that make the named encoder as narrow as it can be."""
+    if name == "Cifar10_ResNet":
+        return {"blocks": (1, 2, 1), "widths": (4, 6, 10, 12)}
+    return {"width_multiplier": 0.01}
+
+
+def test_the_thirteen_encoders_are_there():
+    depths = (20, 32, 44, 56, 110, 1202)
+    names = {f"{p}cifar10_resnet{d}" for p in ("", "lifted_") for d in depths}
+    assert set(ENCODERS) == names | {"Cifar10_ResNet"}
+    for name, spec in ENCODERS.items():
+        assert isinstance(spec, EncoderSpec)
+        if spec.blocks is not None:
+            # Two convolutions a block, the stem, and a classifier that is not ours.
+            assert 2 * sum(spec.blocks) + 2 == int(name.rpartition("resnet")[2])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", [n for n in ENCODERS if "1202" not in n])
+def test_every_encoder_gives_features(name, channels):
+    x = jax.ShapeDtypeStruct((2, 16, 16, channels), jnp.float32)
+
+    def features(x):
+        encoder = make_encoder(
+            name, in_channels=channels, rngs=FixedKey(), **small(name)
+        )
+        assert encoder.num_features == num_features(
+            name, **{k: v for k, v in small(name).items() if k != "blocks"}
+        )
+        assert isinstance(encoder, LiftedResNet if "lifted" in name else ResNet)
+        return encoder(x, train=False)
+
+    expected = (2, 12 if name == "Cifar10_ResNet" else 8)
+    y = jax.eval_shape(features, x)
+    assert (y.shape, y.dtype) == (expected, jnp.float32)
+
+
+# Closed form: 3x3 convolutions, projections and BN of stem 64, stages 128, 256, 512.
+def resnet_parameters(blocks, widths, in_channels):
+    total, previous = 9 * in_channels * widths[0] + 2 * widths[0], widths[0]
+    for depth, width in zip(blocks, widths[1:], strict=True):
+        total += previous * width + 2 * width  # projection
+        total += 9 * previous * width + (2 * depth - 1) * 9 * width * width
+        total += 2 * depth * 2 * width
+        previous = width
+    return total + 2 * previous
+
+
+# Without the deepest lifted one, which would show nothing that the others do not.
+COUNTED = [
+    n for n in ENCODERS if ENCODERS[n].blocks and n != "lifted_cifar10_resnet1202"
+]
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_parameter_count_of_every_encoder(name):
+    spec = ENCODERS[name]
+    params, stats = abstract(lambda rngs: make_encoder(name, in_channels=3, rngs=rngs))
+    inputs = 54 if spec.lifted else 3
+    assert count(params) == resnet_parameters(spec.blocks, spec.widths, inputs)
+    assert dtypes((params, stats)) == {"float32"}
+
+
+TOTALS = [
+    ("cifar10_resnet20", 17_218_624, 21_823_946, 22_741_450, 28_004_814),
+    ("cifar10_resnet32", 29_612_096, 34_217_418, 35_134_922, 40_398_286),
+]
+
+
+@pytest.mark.parametrize(("name", "alone", "duet", "simclr", "essl"), TOTALS)
+def test_parameter_counts_of_the_reference(name, alone, duet, simclr, essl):
+    def total(build):
+        return count(abstract(build)[0])
+
+    encoder = total(lambda rngs: make_encoder(name, in_channels=3, rngs=rngs))
+    probe = total(lambda rngs: OnlineProbe(512, 10, rngs=rngs))
+    narrow = total(lambda rngs: Projector(512 // 8, rngs=rngs))
+    wide = total(lambda rngs: Projector(512, rngs=rngs))
+    predictor = total(lambda rngs: Predictor(512, 4, rngs=rngs))
+    assert encoder == alone
+    assert encoder + probe + narrow == duet
+    assert encoder + probe + wide == simclr
+    assert encoder + probe + wide + predictor == essl
+
+
+WIDTHS = [
+    (1.0, 512),
+    (0.5, 256),
+    (0.3, 152),  # 153.6, of which 152 is the nearest multiple of 8
+    (0.0001, 8),
+    (2, 1024),
+]
+
+
+@pytest.mark.parametrize(("multiplier", "expected"), WIDTHS)
+def test_width_multiplier_rounds_to_multiples_of_eight(multiplier, expected):
+    assert num_features("cifar10_resnet20", multiplier) == expected
+
+
+def test_width_multiplier_of_one_keeps_the_widths_given():
+    arguments = {"blocks": [1, 1, 1], "widths": [3, 5, 7, 9]}
+    params, _ = abstract(
+        lambda rngs: make_encoder(
+            "Cifar10_ResNet", in_channels=1, rngs=rngs, **arguments
+        )
+    )
+    assert num_features("Cifar10_ResNet", 1.0, arguments["widths"]) == 9
+    assert params["stem"]["kernel"].shape == (3, 3, 1, 3)
+    assert params["stage3"][0]["conv2"]["kernel"].shape == (3, 3, 9, 9)
+    assert count(params) == resnet_parameters((1, 1, 1), (3, 5, 7, 9), 1)
+
+
+ENCODER_ERRORS = {
+    "name": (
+        {"name": "cifar10_resnet18"},
+        r"config\.encoder\.name='cifar10_resnet18' is not known; choose one of "
+        r"cifar10_resnet20, .*Did you mean",
+    ),
+    "multiplier_zero": (
+        {"name": "cifar10_resnet20", "width_multiplier": 0.0},
+        r"config\.encoder\.width_multiplier=0\.0 must be a positive number",
+    ),
+    "multiplier_infinite": (
+        {"name": "cifar10_resnet20", "width_multiplier": math.inf},
+        r"config\.encoder\.width_multiplier=inf must be a positive number",
+    ),
+    "multiplier_nan": (
+        {"name": "cifar10_resnet20", "width_multiplier": math.nan},
+        r"config\.encoder\.width_multiplier=nan must be a positive number",
+    ),
+    "blocks_missing": (
+        {"name": "Cifar10_ResNet", "widths": (8, 8, 8, 8)},
+        r"config\.encoder\.blocks=None must be 3 positive integers",
+    ),
+    "blocks_zero": (
+        {"name": "Cifar10_ResNet", "blocks": (1, 0, 1), "widths": (8, 8, 8, 8)},
+        r"config\.encoder\.blocks=\(1, 0, 1\) must be 3 positive integers",
+    ),
+    "blocks_float": (
+        {"name": "Cifar10_ResNet", "blocks": (1.5, 1, 1), "widths": (8, 8, 8, 8)},
+        r"config\.encoder\.blocks=\(1\.5, 1, 1\) must be 3 positive integers",
+    ),
+    "widths_short": (
+        {"name": "Cifar10_ResNet", "blocks": (1, 1, 1), "widths": (8, 8, 8)},
+        r"config\.encoder\.widths=\(8, 8, 8\) must be 4 positive integers .*"
+        r"cifar10_resnet20 has \(64, 128, 256, 512\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ENCODER_ERRORS)
+def test_encoder_errors_name_the_field(case):
+    arguments, message = ENCODER_ERRORS[case]
+    with pytest.raises(UsageError, match=message) as error:
+        make_encoder(in_channels=3, rngs=FixedKey(), **arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["widths", "width_multiplier", "name"])
+def test_num_features_checks_what_it_reads(field):
+    for case, (arguments, message) in ENCODER_ERRORS.items():
+        if case.startswith(field.removeprefix("width_")):
+            rest = {k: v for k, v in arguments.items() if k != "blocks"}
+            with pytest.raises(UsageError, match=message):
+                num_features(**rest)
+
+
+def narrow(rngs, dtype=jnp.float32):
+    return make_encoder(
+        "Cifar10_ResNet",
+        in_channels=3,
+        blocks=(1, 2, 1),
+        widths=(16, 16, 16, 16),
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """Graph, parameters and running statistics of a narrow encoder."""
+    model = narrow(nnx.Rngs(0))
+    graph, *_ = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graph, *pure(model)
+
+
+def test_encoder_round_trips_through_pure_dicts(encoder):
+    graph, params, stats = encoder
+    run = jax.jit(lambda p, s, x: nnx.merge(graph, p, s)(x, train=False))
+    numpy = jax.tree.map(np.asarray, (params, stats))
+    x = images()
+    np.testing.assert_array_equal(run(*numpy, x), run(params, stats, x))
+    again = pure(nnx.merge(graph, *numpy))
+    assert jax.tree.structure(again) == jax.tree.structure((params, stats))
+    jax.tree.map(np.testing.assert_array_equal, again, numpy)
+
+
+def test_encoder_training_moves_every_statistic_and_no_parameter(encoder):
+    graph, params, stats = encoder
+
+    @jax.jit
+    def forward(params, stats, x):
+        model = nnx.merge(graph, params, stats)
+        return model(x, train=True), pure(model)
+
+    y, (params_after, stats_after) = forward(params, stats, images(batch=16))
+    jax.tree.map(np.testing.assert_array_equal, params_after, params)
+    moved = jax.tree.map(lambda a, b: bool(np.all(a != b)), stats_after, stats)
+    assert all(jax.tree.leaves(moved))
+    # The BN on the features leaves them standardised over the batch.
+    np.testing.assert_allclose(np.mean(y, 0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.var(y, 0), 1, rtol=0.05)
+
+
+def test_encoder_in_bfloat16_keeps_float32_state_and_is_close(encoder):
+    graph, params, stats = encoder
+    low = functools.partial(narrow, dtype=jnp.bfloat16)
+    low_graph, low_params, _ = nnx.split(
+        nnx.eval_shape(lambda: low(nnx.Rngs(0))), nnx.Param, nnx.BatchStat
+    )
+    assert dtypes(low_params) == {"float32"}
+
+    def forward(graph):
+        def run(params, stats, x):
+            model = nnx.merge(graph, params, stats)
+            return model(x, train=True), pure(model)[1]
+
+        return jax.jit(run)(params, stats, images(batch=16))
+
+    (exact, exact_stats), (rough, rough_stats) = forward(graph), forward(low_graph)
+    assert rough.dtype == jnp.float32
+    assert dtypes(rough_stats) == {"float32"}
+    error = np.linalg.norm(rough - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 0.1  # it was computed in bfloat16, and it is the same thing
+    for a, b in zip(*map(jax.tree.leaves, (rough_stats, exact_stats)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0.02, atol=0.02)
+
+
+def test_convolutions_start_kaiming_normal():
+    encoder = make_encoder(
+        "Cifar10_ResNet",
+        in_channels=3,
+        blocks=(1, 1, 1),
+        widths=(64, 64, 64, 64),
+        rngs=nnx.Rngs(0),
+    )
+    params, stats = pure(encoder)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        kind = path[-1].key
+        if kind != "kernel":
+            np.testing.assert_array_equal(leaf, {"scale": 1, "bias": 0}[kind])
+            continue
+        std = math.sqrt(2 / math.prod(leaf.shape[:-1]))
+        error = 5 / math.sqrt(2 * leaf.size)  # five deviations of a deviation
+        np.testing.assert_allclose(np.std(leaf), std, rtol=error)
+        if leaf.size > 30_000:  # not truncated: some values beyond three deviations
+            assert 3.3 < np.abs(leaf).max() / std < 6
+    kinds = {"mean": 0, "var": 1}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(stats):
+        np.testing.assert_array_equal(leaf, kinds[path[-1].key])
+
+
+# Heads
+
+
+HEADS = {
+    "projector": lambda dtype, rngs: Projector(
+        12, hidden=40, out_features=6, dtype=dtype, rngs=rngs
+    ),
+    "predictor": lambda dtype, rngs: Predictor(
+        12, 6, hidden=40, dtype=dtype, rngs=rngs
+    ),
+    "online_probe": lambda dtype, rngs: OnlineProbe(12, 6, rngs=rngs),
+}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def call_in_training(graph, params, stats, x):
+    head = nnx.merge(graph, params, stats)
+    return head(x, train=True) if isinstance(head, Projector) else head(x)
+
+
+def call(head, x):
+    graph, params, stats = nnx.split(head, nnx.Param, nnx.BatchStat)
+    return call_in_training(graph, params, stats, x)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_linear_layers_start_uniform_in_weights_and_biases(name):
+    params, _ = pure(HEADS[name](jnp.float32, nnx.Rngs(0)))
+    layers = [p for p in params.values() if "kernel" in p]
+    assert len(layers) == (1 if name == "online_probe" else 3)
+    for layer in layers:
+        bound = layer["kernel"].shape[0] ** -0.5
+        for value in layer.values():
+            assert np.abs(value).max() <= bound
+            error = 5 * 0.52 / math.sqrt(value.size)  # uniform: std 0.58 of the bound
+            np.testing.assert_allclose(np.std(value), bound / math.sqrt(3), rtol=error)
+        assert np.abs(layer["kernel"]).max() > 0.95 * bound
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads_in_bfloat16_return_float32_close_to_exact(name):
+    x = jax.random.normal(jax.random.key(1), (32, 12))
+    exact = call(HEADS[name](jnp.float32, nnx.Rngs(0)), x)
+    head = HEADS[name](jnp.bfloat16, nnx.Rngs(0))
+    rough = call(head, x)
+    assert exact.shape == rough.shape == (32, 6)
+    assert exact.dtype == rough.dtype == jnp.float32
+    assert dtypes(pure(head)) == {"float32"}
+    error = np.linalg.norm(rough - exact) / np.linalg.norm(exact)
+    assert error == 0 if name == "online_probe" else 1e-4 < error < 0.05
+
+
+def test_predictor_does_not_depend_on_the_rest_of_the_batch():
+    head = HEADS["predictor"](jnp.float32, nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (8, 12))
+    np.testing.assert_allclose(call(head, x)[:3], call(head, x[:3]), rtol=0, atol=1e-6)
+
+
+def test_projector_embeddings_are_standardised():
+    head = HEADS["projector"](jnp.float32, nnx.Rngs(0))
+    y = call(head, jax.random.normal(jax.random.key(1), (64, 12)))
+    np.testing.assert_allclose(np.mean(y, 0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.var(y, 0), 1, rtol=1e-2)
+
+
+# Content and structure
+
+
+def test_features_are_bins_times_channels():
+    features = jnp.arange(12.0).reshape(1, 12)
+    matrix = representation.as_matrix(features, num_bins=3)
+    np.testing.assert_array_equal(
+        matrix[0], [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    )
+    np.testing.assert_array_equal(representation.content(matrix), [[12, 15, 18, 21]])
+    np.testing.assert_array_equal(
+        representation.structure_logits(matrix), [[1.5, 5.5, 9.5]]
+    )
+
+
+def test_structure_is_a_distribution_for_any_logits():
+    matrix = jnp.array([[[0.0], [1e4]], [[jnp.log(3.0)], [0.0]]])
+    np.testing.assert_allclose(
+        representation.structure(matrix), [[0, 1], [0.75, 0.25]], rtol=1e-6
+    )
