@@ -10,10 +10,11 @@ import pathlib
 import re
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ml_collections
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
@@ -25,20 +26,14 @@ from duet_jax.train import train
 
 _HERE = pathlib.Path(__file__).parent
 _DEFAULT_CONFIG = str(_HERE / "configs" / "digits_duet_rot.py")
+_BASE = str(_HERE / "configs" / "base.py")
 
 # What can be done with a run: name -> function of (resolved config, work directory).
 MODES: dict[str, Callable[[ml_collections.ConfigDict, pathlib.Path], None]] = {
     "train": train,
 }
 
-config_flags.DEFINE_config_file("config", _DEFAULT_CONFIG, "Configuration file.")
-flags.DEFINE_string(
-    "workdir", None, "Directory of the run; default runs/<config name>."
-)
-flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
-FLAGS = flags.FLAGS
-
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _BAD_VALUE = re.compile(r"flag --config\.([\w.]+)=(.*?): ", re.DOTALL)
 
 
@@ -48,46 +43,120 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path,
     Raises:
       UsageError: whatever is wrong on the command line or in the configuration.
     """
-    path = next((a.split("=", 1)[1] for a in argv if re.match("--?config=", a)), None)
-    defaults = load_defaults(path or _DEFAULT_CONFIG)
-    names = [match[1] for match in map(_OVERRIDE.match, argv) if match]
+    path, arguments = _split(argv[1:])
+    defaults = load_defaults(path)
+    names = [match[1] for match in map(_OVERRIDE.match, arguments) if match]
     settings.check_names(defaults, names)
-    # ml_collections reads overrides from sys.argv, and only after --config.
-    first = [a for a in argv[1:] if re.match("--?config=", a)] or [
-        f"--config={_DEFAULT_CONFIG}"
-    ]
-    sys.argv = [argv[0], *first, *(a for a in argv[1:] if a not in first)]
+    known = dict(settings.fields(defaults))
+    arguments = [argv[0], *(_with_commas(each, known) for each in arguments)]
+    values = _flags(defaults, arguments)
     try:
-        rest = FLAGS(sys.argv)
+        rest = values(arguments)
     except flags.Error as error:
-        raise _explained(error, defaults) from error
+        raise _explained(error, known) from error
     if rest[1:]:
         raise UsageError(f"{rest[1]!r} is not a flag; write --config.<field>=<value>.")
-    lookup(MODES, FLAGS.mode, "--mode")
-    config = settings.check(FLAGS.config, defaults)
-    settings.check_unused(config.method, names)
-    name = pathlib.Path(path or _DEFAULT_CONFIG).stem
-    return config, pathlib.Path(FLAGS.workdir or f"runs/{name}"), FLAGS.mode
+    lookup(MODES, values.mode, "--mode")
+    if values.workdir == "":
+        raise UsageError("--workdir='' must name a directory, or be left out.")
+    config = settings.check(values.config, defaults)
+    settings.check_unused(config, names)
+    workdir = values.workdir or f"runs/{pathlib.Path(path).stem}"
+    return config, pathlib.Path(workdir), values.mode
+
+
+def _flags(
+    defaults: ml_collections.ConfigDict, arguments: Sequence[str]
+) -> flags.FlagValues:
+    """Returns the program's flags, among them the fields that `arguments` set."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict(
+        "config",
+        defaults.copy_and_resolve_references(),
+        "Configuration file; default configs/digits_duet_rot.py.",
+        flag_values=values,
+        sys_argv=list(arguments),
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Directory of the run; default runs/<name of the configuration file>.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "mode", "train", f"What to do: {', '.join(MODES)}.", flag_values=values
+    )
+    return values
+
+
+def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Returns the last --config, or the default, and all other arguments."""
+    path, others = _DEFAULT_CONFIG, []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            path = value if equals else next(remaining, "")
+        else:
+            others.append(argument)
+    return path, others
+
+
+def _with_commas(argument: str, known: Mapping[str, Any]) -> str:
+    """Lets the words of a tuple be separated by spaces as well: 'sca rot'."""
+    flag, _, value = argument.partition("=")
+    match = _OVERRIDE.match(flag)
+    plain = re.fullmatch(r"[^'\"()\[\]]+", value)
+    if match and plain and isinstance(known[match[1]], tuple):
+        return f"{flag}={','.join(value.replace(',', ' ').split())}"
+    return argument
 
 
 def load_defaults(path: str) -> ml_collections.ConfigDict:
-    """Returns the configuration in the file at `path`, before any override."""
+    """Returns the configuration in the file at `path`, before any override.
+
+    Raises:
+      UsageError: there is no such file, it fails, or its fields are not those of
+        `configs/base.py`.
+    """
     if not pathlib.Path(path).is_file():
         files = sorted(f"configs/{p.name}" for p in _HERE.glob("configs/[!_]*.py"))
         raise UsageError(
             f"--config={path} is not a file; choose one of {', '.join(files)}."
             f"{suggestion(path, files)}"
         )
-    return runpy.run_path(path)["get_config"]()
+    try:
+        config = runpy.run_path(path)["get_config"]()
+        settings.check_schema(config, runpy.run_path(_BASE)["get_config"]())
+    except UsageError as error:
+        raise UsageError(f"--config={path}: {error}") from error
+    except Exception as error:  # it is a program: anything can happen
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(
+            f"--config={path} cannot be read ({text}); it must define get_config() "
+            "like configs/base.py."
+        ) from error
+    return config
 
 
-def _explained(error: flags.Error, defaults: ml_collections.ConfigDict) -> UsageError:
+def _explained(error: flags.Error, known: Mapping[str, Any]) -> UsageError:
     match = _BAD_VALUE.match(str(error))
     if match:
-        name, value = match[1], match[2]
-        return settings.bad_value(name, value, dict(settings.fields(defaults))[name])
+        return settings.bad_value(match[1], match[2], known[match[1]])
     text = " ".join(str(error).split())
     return UsageError(f"{text}; the flags are --config, --workdir and --mode.")
+
+
+def help_text(argv: Sequence[str]) -> str:
+    """Returns what --help prints: the flags, and the fields with their values."""
+    path, _ = _split(argv[1:])
+    defaults = load_defaults(path)
+    values = _flags(defaults, [])
+    about = [f"  --{name}: {values[name].help}" for name in values]
+    shown = [
+        f"  --config.{name}={value!r}" for name, value in settings.fields(defaults)
+    ]
+    return "\n".join([__doc__, *about, "", f"Fields, as in {path}:", "", *shown])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -95,6 +164,9 @@ def main(argv: Sequence[str]) -> int:
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax writes a page a save
     log_to_terminal(logging.INFO)
     try:
+        if {"--help", "-help", "-h"} & set(argv):
+            print(help_text(argv))
+            return 0
         config, workdir, mode = parse(argv)
         MODES[mode](config, workdir)
     except UsageError as error:
@@ -107,5 +179,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.define_help_flags()
     sys.exit(main(sys.argv))

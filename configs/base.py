@@ -78,8 +78,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Brightness, contrast, saturation (factors 1 +- s) and hue (turns +- s).
     augmentation.jitter_strength = (0.4, 0.4, 0.4, 0.1)
     augmentation.solarize_probability = 0.2  # sol
-    augmentation.solarize_threshold = (0.4, 0.6)
-    augmentation.solarize_addition = (-0.1, 0.1)
+    augmentation.solarize_threshold = (0.4, 0.6)  # sol: inverts from this brightness
+    augmentation.solarize_addition = (-0.1, 0.1)  # sol: added before that
 
     config.encoder = encoder = ml_collections.ConfigDict()
     # cifar10_resnet{20,32,44,56,110,1202}, lifted_cifar10_resnet{...} (the same behind
@@ -87,13 +87,12 @@ def get_config() -> ml_collections.ConfigDict:
     encoder.name = "cifar10_resnet32"
     # Factor on all widths, for small machines; widths stay multiples of 8.
     encoder.width_multiplier = 1.0
-    # Cifar10_ResNet only: blocks of the three stages, widths of stem and stages.
-    encoder.blocks = (3, 3, 3)
-    encoder.widths = (64, 128, 256, 512)
+    encoder.blocks = (3, 3, 3)  # Cifar10_ResNet only: of the three stages
+    encoder.widths = (64, 128, 256, 512)  # likewise: channels of stem and stages
 
     config.projector = projector = ml_collections.ConfigDict()
-    projector.hidden = 2048
-    projector.output = 128
+    projector.hidden = 2048  # width of the hidden layers
+    projector.output = 128  # dimensions of the contrasted embeddings
     config.temperature = 0.1  # of NT-Xent
 
     config.duet = duet = ml_collections.ConfigDict()
@@ -113,9 +112,9 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.learning_rate = 4e-4  # at the end of the warm-up. [--lr]
     # epoch: constant within an epoch; step: the same curve at every step.
     optimizer.schedule = "epoch"
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.95
-    optimizer.eps = 1e-8
+    optimizer.b1 = 0.9  # decay of the mean gradient
+    optimizer.b2 = 0.95  # decay of the mean squared gradient
+    optimizer.eps = 1e-8  # added to its square root
     optimizer.weight_decay = 1e-4  # on all parameters
 
     # The test split is evaluated after every so many epochs and after the last.
@@ -125,11 +124,11 @@ def get_config() -> ml_collections.ConfigDict:
     checkpoint.every = 10  # epochs; the last epoch is always saved
     checkpoint.keep = 2  # newest ones; the best online top-1 is kept besides
 
-    config.tensorboard = True
+    config.tensorboard = True  # event files in tensorboard/ of the work directory
     config.figures_every = 10  # epochs between drawings of curves.png
     config.wandb = wandb = ml_collections.ConfigDict()
     wandb.project = ""  # empty: no WandB. [--wandb-project]
-    wandb.entity = ""
+    wandb.entity = ""  # user or team; empty: the account's own
     wandb.mode = "online"  # online or offline
 
     # Where compiled programs are kept between runs; empty: duet_jax in the user's cache

@@ -1,7 +1,6 @@
 """DUET learning rotation on CIFAR-100: the reference's README example on CIFAR-100.
 
 python main.py --config=configs/cifar100_duet_rot.py
-
 """
 
 from configs import base

@@ -1,7 +1,6 @@
 """DUET learning rotation on MNIST: the reference's README example on MNIST.
 
 python main.py --config=configs/mnist_duet_rot.py
-
 """
 
 from configs import base

@@ -40,7 +40,7 @@ class Record:
         self._epoch_seconds = 0.0
         self._learning_rate = 0.0
         self._clock = time.monotonic()
-        self.newest_test: dict[str, float] = {}
+        self.newest_test: Mapping[str, float] = {}
 
     def train_call(self, step: int, scores: Mapping[str, Array]) -> None:
         """Takes the metrics of the call that ended at `step`, each [steps]."""
@@ -48,11 +48,11 @@ class Record:
         if len(self._waiting) > 1:
             self._pop()
 
-    def test(self, step: int, evaluate: Callable[[], Mapping[str, Array]]) -> None:
-        """Runs `evaluate`, which returns sums over the test split, at `step`."""
+    def test(self, step: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
+        """Runs `evaluate`, which returns means over the test split, at `step`."""
         self.flush()
-        sums = jax.device_get(evaluate())
-        self._write_test(step, sums, self._lap())
+        means = evaluate()
+        self._write_test(step, means, self._lap())
 
     def flush(self) -> None:
         """Waits for everything taken so far and writes it down."""
@@ -98,17 +98,13 @@ class Record:
         if step // plan.steps_per_epoch % self._config.figures_every == 0:
             draw_curves(self._workdir)
 
-    def _write_test(self, step: int, sums: Mapping, seconds: float) -> None:
-        sums = {name: float(value) for name, value in sums.items()}
-        examples = sums.pop("examples")
-        means = {name: value / examples for name, value in sums.items()}
+    def _write_test(self, step: int, means: Mapping, seconds: float) -> None:
         if not np.isfinite(means["loss"]):
             self._stop(step, "test", means)
         self.newest_test = means
         extra = {
-            "examples": int(examples),
             "learning_rate": self._learning_rate,
-            "images_per_second": examples / seconds,
+            "images_per_second": means["examples"] / seconds,
         }
         self._writers.write(self._row(step, "test", {**means, **extra}))
 

@@ -4,6 +4,7 @@ What a component alone can know, the component checks when it is built; here are
 ranges and the combinations of fields.
 """
 
+import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +14,9 @@ import ml_collections
 
 from duet_jax.errors import UsageError
 from duet_jax.methods import METHODS, DataSpec
-from duet_jax.models.resnet import num_features
-from duet_jax.registry import lookup, suggestion
+from duet_jax.methods.duet import choose_target
+from duet_jax.models.resnet import ENCODERS, num_features
+from duet_jax.registry import lookup
 
 
 class Rule(NamedTuple):
@@ -24,16 +26,23 @@ class Rule(NamedTuple):
     says: str
 
 
-def _between(low: float, high: float) -> Rule:
-    return Rule(lambda x: low <= x <= high, f"must be from {low:g} to {high:g}")
+def _between(low: int, high: int) -> Rule:
+    return Rule(lambda x: low <= x <= high, f"must be from {low} to {high}")
 
 
-def _at_least(low: float) -> Rule:
-    return Rule(lambda x: x >= low, f"must be {low:g} or more")
+def _at_least(low: int) -> Rule:
+    return Rule(lambda x: x >= low, f"must be {low} or more")
 
 
 def _one_of(*choices: str) -> Rule:
     return Rule(lambda x: x in choices, f"must be one of {', '.join(choices)}")
+
+
+def _counts(length: int, of: str) -> Rule:
+    return Rule(
+        lambda x: len(x) == length and min(x) > 0,
+        f"must be {length} whole numbers above 0, the {of}",
+    )
 
 
 _POSITIVE = Rule(lambda x: x > 0, "must be above 0")
@@ -42,15 +51,21 @@ _COUNT = _at_least(1)
 RULES: dict[str, Rule] = {
     "seed": _between(0, 2**32 - 1),
     "device": _one_of("auto", "cpu", "gpu"),
-    "epochs": _COUNT,
+    "epochs": _between(1, 1_000_000),  # steps are counted in 32 bits
     "warmup_epochs": _at_least(0),
     "steps_per_epoch": _at_least(0),
     "batch_size": _at_least(2),
     "steps_per_call": _at_least(0),
     "compute_dtype": _one_of("float32", "bfloat16"),
     "dataset.name": Rule(bool, "must name a data set"),
-    "dataset.image_size": _at_least(8),
+    "dataset.image_size": _between(8, 4096),
     "dataset.num_classes": _at_least(0),
+    "augmentation.jitter_strength": Rule(
+        lambda x: len(x) == 4,
+        "must be four numbers: brightness, contrast, saturation, hue",
+    ),
+    "encoder.blocks": _counts(3, "blocks of each stage"),
+    "encoder.widths": _counts(4, "channels of the stem and of each stage"),
     "projector.hidden": _COUNT,
     "projector.output": _COUNT,
     "temperature": _POSITIVE,
@@ -71,9 +86,6 @@ RULES: dict[str, Rule] = {
     "figures_every": _COUNT,
     "wandb.mode": _one_of("online", "offline"),
 }
-
-# Sections that only one method reads, by method.
-_SECTIONS = {"duet": "duet", "essl": "essl"}
 
 # Fields that may differ between a run and its continuation: they say where data and
 # records are and how often something is written, not what is computed.
@@ -97,7 +109,7 @@ CHANGEABLE = frozenset(
 
 
 def fields(config: ml_collections.ConfigDict) -> Iterator[tuple[str, Any]]:
-    """Yields every field of `config` as (dotted name, value), in order."""
+    """Yields every field of `config` as (dotted name, value), by the alphabet."""
     for name, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
             for inner, leaf in fields(value):
@@ -118,37 +130,59 @@ def check_names(config: ml_collections.ConfigDict, names: Iterable[str]) -> None
                 f"config.{name} is a section; set one of config."
                 f"{', config.'.join(inside)}."
             )
-        # A slip may be in the section, in the field, or in leaving out the section.
-        section, _, leaf = name.rpartition(".")
-        same_leaf = [field for field in known if field.rpartition(".")[2] == leaf]
-        hint = (
-            f" Did you mean 'config.{same_leaf[0]}'?"
-            if same_leaf
-            else suggestion(f"config.{name}", [f"config.{field}" for field in known])
-        )
-        siblings = [f for f in known if f.rpartition(".")[0] == section] or known
-        raise UsageError(
-            f"config.{name} is not a field.{hint} "
-            f"Fields: {', '.join(f'config.{field}' for field in siblings)}."
-        )
+        raise UsageError(f"config.{name} is not a field.{_hint(name, known)}")
 
 
-def _describe(value: Any) -> str:
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        bool: "true/false",
-    }
-    if isinstance(value, tuple):
-        return f"{names.get(type(value[0]), 'value')}s separated by commas"
-    return names.get(type(value), type(value).__name__)
+def _hint(name: str, known: list[str]) -> str:
+    """Says what could have been meant by `name`, and what there is in its place."""
+    # A slip may be in the section, in the field, or in leaving out the section.
+    section, _, leaf = name.rpartition(".")
+    same_leaf = [field for field in known if field.rpartition(".")[2] == leaf]
+    close = same_leaf or difflib.get_close_matches(name, known, n=1)
+    guess = f" Did you mean 'config.{close[0]}'?" if close else ""
+    siblings = [field for field in known if field.rpartition(".")[0] == section]
+    if siblings:
+        return f"{guess} Fields: {', '.join(f'config.{field}' for field in siblings)}."
+    sections = dict.fromkeys(f.rpartition(".")[0] for f in known if "." in f)
+    return f"{guess} Sections: {', '.join(f'config.{each}' for each in sections)}."
+
+
+def check_schema(
+    config: ml_collections.ConfigDict, schema: ml_collections.ConfigDict
+) -> None:
+    """Raises a UsageError unless both have the same fields, of the same types."""
+    given, known = dict(fields(config)), dict(fields(schema))
+    check_names(schema, given)
+    for name, default in known.items():
+        if name not in given:
+            raise UsageError(
+                f"config.{name} is missing; start from base.get_config(), which sets "
+                f"it to {default!r}."
+            )
+        if type(given[name]) is not type(default):
+            raise bad_value(name, given[name], default)
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    (int,): "whole numbers separated by commas",
+    (float,): "numbers separated by commas",
+    (str,): "words separated by commas",
+}
 
 
 def bad_value(name: str, value: Any, default: Any) -> UsageError:
     """Returns the error for a `value` that is not of the type of its default."""
+    kind = type(default)
+    if kind is tuple:
+        kind = (type(default[0]),)
+        default = ",".join(map(str, default))
+        value = ",".join(map(str, value)) if isinstance(value, tuple) else value
     return UsageError(
-        f"config.{name}={value!r} must be {_describe(default)}, such as {default!r}."
+        f"config.{name}={value!r} must be {_KINDS[kind]}, such as {default!r}."
     )
 
 
@@ -156,12 +190,13 @@ def _coerced(name: str, value: Any, default: Any) -> Any:
     """Returns a tuple with its default's element type, other values as they are."""
     if not isinstance(default, tuple):
         return value
-    kind = type(default[0])
-    if kind is str:  # "sca,rot" and "sca rot" arrive as a single element
+    # The stack is the only tuple that may be empty.
+    kind = type(default[0]) if default else str
+    if kind is str:  # "sca,rot" arrives as a single element
         parts = [part for item in value for part in re.split(r"[,\s]+", str(item))]
         return tuple(part for part in parts if part)
     if any(isinstance(x, bool) or not isinstance(x, int | float) for x in value) or (
-        kind is int and any(x != int(x) for x in value)
+        kind is int and any(x % 1 for x in value)
     ):
         raise bad_value(name, value, default)
     return tuple(kind(x) for x in value)
@@ -177,7 +212,7 @@ def check(
       defaults: the same before any override; its types are the right ones.
 
     Returns:
-      A copy without the sections of other methods.
+      A copy without the fields that nothing reads.
 
     Raises:
       UsageError: the first thing that is wrong.
@@ -187,11 +222,7 @@ def check(
     for name, value in fields(config):
         value = _coerced(name, value, known[name])
         config.update_from_flattened_dict({name: value})
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"config.{name}={value!r} must be finite.")
-        rule = RULES.get(name)
-        if rule is not None and not rule.holds(value):
-            raise UsageError(f"config.{name}={value!r} {rule.says}.")
+        _check_value(name, value)
     _check_combinations(config)
     # A rehearsal on colour images: it finds what is wrong before any data are read.
     side = config.dataset.image_size
@@ -200,14 +231,19 @@ def check(
     encoder = config.encoder
     num_features(encoder.name, encoder.width_multiplier, encoder.widths)
     with config.unlocked():
-        for method, section in _SECTIONS.items():
-            if method != config.method:
-                del config[section]
-        if config.method == "simclr":
-            del config.learned
-        if config.encoder.name != "Cifar10_ResNet":
-            del config.encoder.blocks, config.encoder.widths
+        for name in _unread(config):
+            section, _, leaf = name.rpartition(".")
+            del (config[section] if section else config)[leaf]
     return config
+
+
+def _check_value(name: str, value: Any) -> None:
+    parts = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(x, float) and not math.isfinite(x) for x in parts):
+        raise UsageError(f"config.{name}={value!r} must be finite.")
+    rule = RULES.get(name)
+    if rule is not None and not rule.holds(value):
+        raise UsageError(f"config.{name}={value!r} {rule.says}.")
 
 
 def _check_combinations(config: ml_collections.ConfigDict) -> None:
@@ -222,25 +258,38 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
             "essl, which predicts from a view of half the size; use "
             f"{config.dataset.image_size + 1}."
         )
-    parts = ("bri", "con", "sat", "hue")
-    if config.method == "duet" and config.learned in parts:
-        part = parts.index(config.learned)
-        if config.augmentation.jitter_strength[part] == 0:
-            raise UsageError(
-                f"config.augmentation.jitter_strength[{part}]=0.0 leaves nothing of "
-                f"config.learned={config.learned!r} to learn; use a strength above 0."
-            )
 
 
-def check_unused(method: str, names: Iterable[str]) -> None:
-    """Raises a UsageError where the user sets a field that `method` does not read."""
+def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Returns the fields and sections that nothing reads, and the reason of each."""
+    method, encoder = config.method, config.encoder.name
+    unread = {m: f"config.method={method!r}" for m in ("duet", "essl") if m != method}
+    if method == "simclr":
+        unread["learned"] = f"config.method={method!r}"
+    if method == "duet":
+        target = choose_target(config.duet.target, config.learned)
+        other = "concentration" if target == "gaussian" else "sigma"
+        unread[f"duet.{other}"] = f"config.duet.target={target!r}"
+    if ENCODERS[encoder].widths is not None:
+        for name in ("encoder.blocks", "encoder.widths"):
+            unread[name] = f"config.encoder.name={encoder!r}"
+    return unread
+
+
+def check_unused(config: ml_collections.ConfigDict, names: Iterable[str]) -> None:
+    """Raises a UsageError where the user sets a field that has no effect.
+
+    Args:
+      config: resolved.
+      names: dotted, of the fields that the user sets.
+    """
+    unread = _unread(config)
     for name in names:
-        section = name.partition(".")[0]
-        owner = next((m for m, s in _SECTIONS.items() if s == section), method)
-        if owner != method or (method == "simclr" and name == "learned"):
+        reason = unread.get(name) or unread.get(name.partition(".")[0])
+        if reason:
             raise UsageError(
-                f"config.{name} has no effect with config.method={method!r}; leave it "
-                "out or choose another method."
+                f"config.{name} has no effect with {reason}; leave it out, or change "
+                "that."
             )
 
 

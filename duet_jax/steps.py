@@ -187,17 +187,22 @@ def place(dataset: Dataset, test_batch_size: int) -> DeviceData:
 
 def evaluate(
     plan: Plan, compiled: Compiled, state: TrainState, data: DeviceData
-) -> dict[str, Array]:
-    """Returns the sums of all metrics over the test split, on the device."""
+) -> dict[str, float]:
+    """Returns every metric's mean over the test split, and "examples", their number."""
     key = train_state.stream(plan.seed, train_state.EVALUATION)
     batches = len(data.test.labels) // plan.test_batch_size
-    sums = [
-        compiled.evaluate(
-            state.params, state.batch_stats, key, *data.test, scalar(batch)
-        )
-        for batch in range(batches)
-    ]
-    return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *sums)
+    parts = jax.device_get(
+        [
+            compiled.evaluate(
+                state.params, state.batch_stats, key, *data.test, scalar(batch)
+            )
+            for batch in range(batches)
+        ]
+    )
+    sums = {name: sum(float(part[name]) for part in parts) for name in parts[0]}
+    examples = sums.pop("examples")
+    means = {name: value / examples for name, value in sums.items()}
+    return {**means, "examples": int(examples)}
 
 
 def scalar(number: int) -> Array:

@@ -92,7 +92,7 @@ def _run(
     begin = jax.jit(
         lambda key: train_state.initial_state(plan.method, plan.optimizer, key)
     )
-    key = train_state.stream(plan.seed, train_state.INITIALISATION)
+    key = train_state.initial_key(plan.seed)
     if start:
         state = checkpoints.restore(jax.eval_shape(begin, key))
     else:

@@ -16,12 +16,21 @@ from duet_jax.methods import Method, Metrics, Networks
 from duet_jax.types import Array, TrainState
 
 # Independent streams of random numbers, each derived from the seed alone.
-INITIALISATION, ORDER, TRAINING, EVALUATION = range(4)
+ORDER, TRAINING, EVALUATION = range(3)
 
 
 def stream(seed: int, which: int) -> Array:
     """Returns the key of one of the streams above."""
     return jax.random.fold_in(jax.random.key(seed), which)
+
+
+def initial_key(seed: int) -> Array:
+    """Returns the key of the initial parameters.
+
+    Of another generator than the streams: XLA takes minutes to compile JAX's default
+    one for as many differently shaped arrays as a network has.
+    """
+    return jax.random.key(seed, impl="rbg")
 
 
 def split(networks: Networks) -> tuple[nnx.GraphDef, dict, dict]:

@@ -1,17 +1,11 @@
 """The smallest settings with which everything still runs for real."""
 
-import pathlib
-import sys
-
 import ml_collections
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
 from configs import smoke
-
 from duet_jax import settings
+from duet_jax.data import load_dataset
 from duet_jax.types import Dataset, Split
 
 
@@ -35,3 +29,8 @@ def dataset(train: int, test: int, *, side: int = 16, channels: int = 1) -> Data
         return Split(images.astype(np.uint8), labels)
 
     return Dataset("tiny", split(train), split(test), ("dark", "dim", "bright"))
+
+
+def digits(config: ml_collections.ConfigDict) -> Dataset:
+    """The digits as `config` wants them."""
+    return load_dataset("digits", image_size=config.dataset.image_size)

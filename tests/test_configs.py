@@ -1,0 +1,263 @@
+"""Every experiment is a sound, small change of `configs/base.py`."""
+
+import ast
+import importlib.util
+import itertools
+import pathlib
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import main
+from duet_jax import settings
+from duet_jax.methods import METHODS, DataSpec
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("[!_]*.py"))
+BASE = ROOT / "configs" / "base.py"
+EXPERIMENTS = [path for path in CONFIGS if path != BASE]
+
+# Flag of the reference's program -> field here that means the same.
+OLD_FLAGS = {
+    "--device": "config.device",
+    "--dataset": "dataset.name",
+    "--dataset-root": "dataset.path",
+    "--batch-size": "config.batch_size",
+    "--image-size": "dataset.image_size",
+    "--center-crop": "dataset.center_crop",
+    "--wandb-project": "wandb.project",
+    "--model": "config.method",
+    "--encoder": "encoder.name",
+    "--num-classes": "dataset.num_classes",
+    "--epochs": "config.epochs",
+    "--warmup-epochs": "config.warmup_epochs",
+    "--test-every": "config.evaluate_every",
+    "--lr": "optimizer.learning_rate",
+    "--tx": "augmentation.stack",
+    "--equi-tx": "config.learned",
+    "--duet-lambda": "duet.structure_weight",
+    "--duet-bins": "duet.num_bins",
+    "--duet-target": "duet.target",
+    "--essl-lambda": "essl.prediction_weight",
+    "--debug-steps": "config.steps_per_epoch",
+}
+# --save-dir is --workdir, a flag of the program itself.
+OLD_PROGRAM_FLAGS = {"--save-dir": "workdir"}
+
+each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+each_experiment = pytest.mark.parametrize(
+    "path", EXPERIMENTS, ids=lambda path: path.stem
+)
+
+
+def get_config(path: pathlib.Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def resolved(path: pathlib.Path):
+    return settings.check(get_config(path), get_config(path))
+
+
+def flat(config) -> dict:
+    return dict(settings.fields(config))
+
+
+def test_the_families_are_complete():
+    names = {path.stem for path in EXPERIMENTS}
+    families = {
+        f"{data}_{method}"
+        for data in ("cifar10", "cifar100", "mnist")
+        for method in ("duet_rot", "essl_ron", "simclr")
+    }
+    assert families | {"digits_duet_rot", "smoke"} == names
+
+
+@each_config
+def test_has_the_fields_and_types_of_base(path):
+    ours, base = flat(get_config(path)), flat(get_config(BASE))
+    assert {n: type(v) for n, v in ours.items()} == {
+        n: type(v) for n, v in base.items()
+    }
+    kinds = [
+        {n: {type(x) for x in v} for n, v in c.items() if isinstance(v, tuple)}
+        for c in (ours, base)
+    ]
+    assert kinds[0] == kinds[1]
+    settings.check_schema(get_config(path), get_config(BASE))
+
+
+@each_config
+def test_resolves(path):
+    config = resolved(path)
+    # Resolving only leaves out; it changes no value.
+    assert flat(config).items() <= flat(get_config(path)).items()
+    assert config.method in METHODS
+
+
+@each_config
+def test_calls_are_independent(path):
+    """Whoever changes one configuration does not change the next."""
+    config = get_config(path)
+    with config.unlocked():
+        config.epochs += 1
+        config.encoder.width_multiplier = 0.5
+    again = get_config(path)
+    assert (again.epochs, again.encoder.width_multiplier) == (config.epochs - 1, 1.0)
+
+
+@each_experiment
+def test_is_a_short_list_of_changes(path):
+    """`config = base.get_config()`, assignments to fields, `return config`."""
+    (function,) = (
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    )
+    first, *changes, last = map(ast.unparse, function.body)
+    assert function.name == "get_config"
+    assert (first, last) == ("config = base.get_config()", "return config")
+    assigned = [re.fullmatch(r"config\.([\w.]+) = .+", change)[1] for change in changes]
+    assert len(assigned) == len(set(assigned)) <= 16
+    assert set(assigned) <= set(flat(get_config(BASE)))
+
+
+@each_experiment
+def test_docstring_names_its_command(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    command = f"python main.py --config=configs/{path.name}"
+    if path.stem == "digits_duet_rot":
+        command = "make train"
+        makefile = (ROOT / "Makefile").read_text()
+        assert f"CONFIG ?= configs/{path.name}" in makefile
+        assert ".DEFAULT_GOAL := train" in makefile
+        assert pathlib.Path(main._DEFAULT_CONFIG) == path
+    assert command in [line.strip() for line in text.splitlines()]
+
+
+@each_config
+def test_imports_no_machinery(path):
+    imported = {
+        (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == ({"ml_collections"} if path == BASE else {"configs"})
+
+
+def test_loads_where_jax_is_not_installed():
+    program = """
+        import pathlib, runpy, sys
+
+        class Blocker:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in {"jax", "jaxlib", "flax", "duet_jax"}:
+                    raise ImportError(f"{name} is not for configurations")
+
+        sys.meta_path.insert(0, Blocker())
+        sys.path.insert(0, ".")
+        for path in sorted(pathlib.Path("configs").glob("[!_]*.py")):
+            config = runpy.run_path(str(path))["get_config"]()
+            print(path.stem, config.method, config.dataset.name)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == [path.stem for path in CONFIGS]
+    for name, method, data in rows:
+        if name not in ("base", "smoke"):
+            assert name.split("_")[:2] == [data, method]
+
+
+def test_the_readme_example_of_the_reference():
+    config = resolved(ROOT / "configs" / "cifar10_duet_rot.py")
+    expected = {
+        "method": "duet",
+        "dataset.name": "cifar10",
+        "dataset.center_crop": True,
+        "dataset.image_size": 32,
+        "encoder.name": "cifar10_resnet32",
+        "encoder.width_multiplier": 1.0,
+        "augmentation.stack": ("sca", "rot"),
+        "augmentation.rotation_degrees": 180.0,
+        "learned": "rot",
+        "duet.structure_weight": 1000.0,
+        "duet.num_bins": 8,
+        "duet.target": "auto",
+        "batch_size": 1024,
+        "epochs": 800,
+        "evaluate_every": 10,
+        "warmup_epochs": 10,
+        "optimizer.learning_rate": 4e-4,
+        "temperature": 0.1,
+        "compute_dtype": "float32",
+    }
+    assert {name: flat(config)[name] for name in expected} == expected
+    data = DataSpec("cifar10", side=36, channels=3, num_classes=10)
+    method = METHODS["duet"].from_config(config, data)
+    assert (method.target, method.target_width) == ("von_mises", 3.0)
+    assert (method.num_bins, method.structure_weight) == (8, 1000.0)
+
+
+@pytest.mark.parametrize("data", ["cifar100", "mnist"])
+def test_the_other_duets_differ_in_the_data_alone(data):
+    ours = flat(resolved(ROOT / "configs" / f"{data}_duet_rot.py"))
+    theirs = flat(resolved(ROOT / "configs" / "cifar10_duet_rot.py"))
+    assert {n: ours[n] for n in ours if ours[n] != theirs[n]} == {"dataset.name": data}
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "mnist"])
+def test_baselines_share_everything_but_the_method(data):
+    essl = flat(resolved(ROOT / "configs" / f"{data}_essl_ron.py"))
+    simclr = flat(resolved(ROOT / "configs" / f"{data}_simclr.py"))
+    assert essl.pop("learned") == "ron"
+    assert (essl.pop("method"), simclr.pop("method")) == ("essl", "simclr")
+    assert essl.pop("essl.prediction_weight") == 0.4
+    assert essl.pop("essl.hidden") == 2048
+    assert essl == simclr
+    # Grey images have no colours to jitter, and a mirrored digit is no digit.
+    colour = {"fli", "jit", "gra"}
+    expected = colour if data != "mnist" else set()
+    assert set(simclr["augmentation.stack"]) & colour == expected
+
+
+def described_flags() -> dict[str, str]:
+    """Old flags in the comments of base.py, with the field each stands at."""
+    found, waiting = {}, []
+    for line in BASE.read_text().partition("def get_config")[2].splitlines():
+        waiting += re.findall(r"\[(--[\w-]+)\]", line)
+        field = re.match(r"    (\w+\.\w+) = ", line)
+        if field:
+            found |= dict.fromkeys(waiting, field[1])
+            waiting = []
+    assert not waiting
+    return found
+
+
+def test_every_old_flag_stands_at_its_field():
+    assert described_flags() == OLD_FLAGS
+    fields = flat(get_config(BASE))
+    assert {name.removeprefix("config.") for name in OLD_FLAGS.values()} <= set(fields)
+
+
+def test_the_remaining_old_flags_are_flags():
+    assert set(OLD_PROGRAM_FLAGS.values()) <= set(main.FLAGS)
+
+
+def test_every_field_is_explained():
+    lines = BASE.read_text().partition("def get_config")[2].splitlines()
+    for before, line in itertools.pairwise(lines):
+        if re.match(r"    \w+\.\w+ = (?!.*ConfigDict)", line):
+            assert "#" in line or before.strip().startswith("#"), line

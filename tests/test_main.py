@@ -1,0 +1,837 @@
+"""The command line: what it accepts, and what it says to what it does not.
+
+Whatever the user can put right costs one line that starts with "error:", exit status 2
+and nothing on disk.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import logging as absl_logging
+from absl.testing import flagsaver
+
+import main
+from configs import base
+from duet_jax import settings, workdir
+from duet_jax.errors import TrainingError
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
+BASE = f"--config={ROOT / 'configs' / 'base.py'}"
+# A run that is refused late has switched the compilation cache on for the process.
+NO_CACHE = "--config.compilation_cache=off"
+
+
+@pytest.fixture(autouse=True)
+def _as_a_fresh_process(monkeypatch, tmp_path):
+    """Undoes what a command line leaves in the process; works in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    logger = logging.getLogger("duet_jax")
+    for name in ("handlers", "level", "propagate"):
+        monkeypatch.setattr(logger, name, getattr(logger, name))
+    verbosity = absl_logging.get_verbosity()
+    with flagsaver.flagsaver():  # also forgets the flags that overrides defined
+        yield
+    absl_logging.set_verbosity(verbosity)
+
+
+def refusal(capsys, *arguments: str) -> str:
+    """Runs `main.py` with `arguments` and returns the line with which it refuses."""
+    assert main.main(["main.py", *arguments]) == 2
+    out, err = capsys.readouterr()
+    *before, last = err.splitlines()
+    assert out == ""
+    assert last.startswith("error: ")
+    # Before it there may be what was done in the meantime, such as loading data.
+    assert not any(line.startswith("error") for line in before)
+    assert "Traceback" not in err
+    return last.removeprefix("error: ")
+
+
+def snapshot(directory: pathlib.Path) -> dict:
+    """Every path in a directory, with content and time of the files."""
+    return {
+        path.relative_to(directory): (path.read_bytes(), path.stat().st_mtime_ns)
+        if path.is_file()
+        else None
+        for path in directory.rglob("*")
+    }
+
+
+# Arguments, and what the message has to contain.
+REFUSED = {
+    # names
+    "typo in a field": (
+        ["--config.epoch=3"],
+        ["config.epoch is not a field", "'config.epochs'"],
+    ),
+    "typo in a section": (
+        ["--config.optimiser.learning_rate=0.1"],
+        ["config.optimiser.learning_rate", "'config.optimizer.learning_rate'"],
+    ),
+    "section left out": (
+        ["--config.num_bins=4"],
+        ["config.num_bins is not a field", "'config.duet.num_bins'"],
+    ),
+    "typo in a negated switch": (
+        ["--noconfig.tensorbord"],
+        ["config.tensorbord", "'config.tensorboard'"],
+    ),
+    "one dash": (["-config.epoch=3"], ["config.epoch ", "'config.epochs'"]),
+    "section assigned": (
+        ["--config.duet=4"],
+        ["config.duet is a section", "config.duet.num_bins"],
+    ),
+    "element of a tuple": (
+        ["--config.augmentation.jitter_strength[0]=0.1"],
+        ["jitter_strength[0] is not a field", "'config.augmentation.jitter_strength'"],
+    ),
+    "no name": (["--config.=3"], ["config. is not a field", "config.epochs"]),
+    "negated number": (["--noconfig.epochs"], ["noconfig.epochs", "config.epochs"]),
+    # flags
+    "unknown flag": (
+        ["--batch-size=3"],
+        ["'batch-size'", "the flags are --config, --workdir and --mode"],
+    ),
+    "typo in a flag": (["--wrkdir=x"], ["'wrkdir'", "workdir"]),
+    "positional argument": (
+        ["cifar10"],
+        ["'cifar10' is not a flag", "--config.<field>=<value>"],
+    ),
+    "value after a switch": (
+        ["--config.tensorboard", "false"],
+        ["'false' is not a flag", "--config.<field>=<value>"],
+    ),
+    "flag without its value": (["--config.epochs"], ["--config.epochs", "value"]),
+    "unknown mode": (["--mode=test"], ["--mode='test'", "train"]),
+    "empty mode": (["--mode="], ["--mode=''", "train"]),
+    "empty workdir": (["--workdir="], ["--workdir=''", "left out"]),
+    # configuration files
+    "missing file": (
+        ["--config=configs/cifar10_duet_rto.py"],
+        ["is not a file", "configs/base.py", "'configs/cifar10_duet_rot.py'"],
+    ),
+    "directory": (["--config=."], ["--config=. is not a file", "configs/smoke.py"]),
+    "empty file name": (["--config="], ["--config= is not a file", "configs/base.py"]),
+    "file name left out": (["--config"], ["--config= is not a file"]),
+    # types
+    "word for a whole number": (
+        ["--config.epochs=many"],
+        ["config.epochs='many' must be a whole number, such as 60"],
+    ),
+    "fraction for a whole number": (
+        ["--config.batch_size=12.5"],
+        ["config.batch_size='12.5' must be a whole number, such as 128"],
+    ),
+    "power for a whole number": (["--config.epochs=1e3"], ["'1e3'", "whole number"]),
+    "switch for a whole number": (["--config.seed=true"], ["'true'", "whole number"]),
+    "nothing for a whole number": (
+        ["--config.epochs="],
+        ["config.epochs='' must be a whole number"],
+    ),
+    "word for a number": (
+        ["--config.temperature=warm"],
+        ["config.temperature='warm' must be a number, such as 0.1"],
+    ),
+    "nothing for a number": (
+        ["--config.temperature="],
+        ["config.temperature='' must be a number"],
+    ),
+    "comma for a point": (["--config.temperature=0,1"], ["'0,1' must be a number"]),
+    "number for a switch": (
+        ["--config.tensorboard=2"],
+        ["config.tensorboard='2' must be true or false"],
+    ),
+    "word for a switch": (
+        ["--config.dataset.center_crop=yes"],
+        ["config.dataset.center_crop='yes' must be true or false"],
+    ),
+    "nothing for a switch": (
+        ["--config.tensorboard="],
+        ["config.tensorboard='' must be true or false"],
+    ),
+    "words for a tuple of numbers": (
+        ["--config.augmentation.crop_area=small,large"],
+        ["config.augmentation.crop_area='small,large' must be numbers"],
+    ),
+    "nothing for a tuple of numbers": (
+        ["--config.augmentation.crop_area="],
+        ["config.augmentation.crop_area='' must be numbers"],
+    ),
+    "one number for two": (
+        ["--config.augmentation.crop_area=0.5"],
+        ["config.augmentation.crop_area=(0.5,) must be two numbers"],
+    ),
+    "fractions for a tuple of whole numbers": (
+        ["--config.encoder.blocks=1,1.5,1"],
+        ["config.encoder.blocks='1,1.5,1' must be whole numbers", "'1,1,1'"],
+    ),
+    "infinite whole number": (
+        ["--config.encoder.blocks=1,1e400,1"],
+        ["config.encoder.blocks='1,inf,1' must be whole numbers"],
+    ),
+    # values
+    "nan": (["--config.temperature=nan"], ["config.temperature=nan must be finite"]),
+    "inf": (
+        ["--config.optimizer.learning_rate=inf"],
+        ["config.optimizer.learning_rate=inf must be finite"],
+    ),
+    "inf in a tuple": (
+        ["--config.augmentation.crop_ratio=0.5,1e999"],
+        ["config.augmentation.crop_ratio=(0.5, inf) must be finite"],
+    ),
+    "unknown method": (
+        ["--config.method=byol"],
+        ["config.method='byol'", "duet, simclr, essl"],
+    ),
+    "empty method": (["--config.method="], ["config.method=''", "duet, simclr, essl"]),
+    "unknown encoder": (
+        ["--config.encoder.name=cifar10_resnet21"],
+        ["config.encoder.name='cifar10_resnet21'", "'cifar10_resnet20'"],
+    ),
+    "unknown encoder of simclr": (
+        ["--config.method=simclr", "--config.encoder.name=resnet"],
+        ["config.encoder.name='resnet'", "cifar10_resnet20"],
+    ),
+    "unknown target": (
+        ["--config.duet.target=mises"],
+        ["config.duet.target='mises'", "gaussian", "von_mises", "auto"],
+    ),
+    "no width": (
+        ["--config.encoder.width_multiplier=0"],
+        ["config.encoder.width_multiplier=0.0", "positive"],
+    ),
+    "blocks of four stages": (
+        ["--config.encoder.blocks=1,1,1,1"],
+        ["config.encoder.blocks=(1, 1, 1, 1)", "3 whole numbers"],
+    ),
+    "stage without blocks": (
+        ["--config.encoder.blocks=1,0,1"],
+        ["config.encoder.blocks=(1, 0, 1)", "above 0"],
+    ),
+    "widths of three": (
+        ["--config.encoder.widths=16,32,64"],
+        ["config.encoder.widths=(16, 32, 64)", "4 whole numbers"],
+    ),
+    # augmentations
+    "unknown code": (
+        ["--config.augmentation.stack=sca,rotate"],
+        ["config.augmentation.stack='rotate'", "sca, rot, ron"],
+    ),
+    "repeated code": (
+        ["--config.augmentation.stack=rot,sca,rot"],
+        ["config.augmentation.stack='rot sca rot'", "rot 2 times", "once"],
+    ),
+    "jitter and a part of it": (
+        ["--config.augmentation.stack=rot,jit,bri"],
+        ["config.augmentation.stack='rot jit bri'", "lists jit and bri", "leave out"],
+    ),
+    "no stack": (
+        ["--config.augmentation.stack="],
+        ["config.learned='rot' is not in config.augmentation.stack=''"],
+    ),
+    "learned not in the stack": (
+        ["--config.learned=fli"],
+        ["config.learned='fli' is not in config.augmentation.stack='sca rot'", "add"],
+    ),
+    "unknown learned": (["--config.learned=spin"], ["config.learned='spin'", "rot"]),
+    "nothing learned": (["--config.learned="], ["config.learned=''", "choose one of"]),
+    "learned resize": (
+        ["--config.learned=res", "--config.augmentation.stack=res"],
+        ["config.learned='res'", "choose one of sca rot"],
+    ),
+    "learned centre crop": (
+        ["--config.learned=ccr", "--config.augmentation.stack=ccr"],
+        ["config.learned='ccr'", "choose one of sca rot"],
+    ),
+    "learned jitter": (
+        ["--config.learned=jit", "--config.augmentation.stack=jit"],
+        ["config.learned='jit'", "bri con sat hue"],
+    ),
+    "learned part of a jitter": (
+        ["--config.learned=hue", "--config.augmentation.stack=sca,jit"],
+        ["config.learned='hue'", "write bri con sat hue in place of jit"],
+    ),
+    "predicted resize": (
+        ["--config.method=essl", "--config.learned=res"],
+        ["config.learned='res'", "choose one of"],
+    ),
+    "von Mises for blur": (
+        [
+            "--config.learned=blu",
+            "--config.augmentation.stack=blu",
+            "--config.duet.target=von_mises",
+        ],
+        ["config.duet.target='von_mises'", "'blu'", "use 'gaussian' or 'auto'"],
+    ),
+    "von Mises for grey": (
+        [
+            "--config.learned=gra",
+            "--config.augmentation.stack=gra",
+            "--config.duet.target=von_mises",
+        ],
+        ["config.duet.target='von_mises'", "'gra'", "use 'gaussian' or 'auto'"],
+    ),
+    # fields that do not go together
+    "bins that do not divide": (
+        ["--config.duet.num_bins=7"],
+        ["config.duet.num_bins=7", "128 features", "use 2, 4, 8"],
+    ),
+    "a single bin": (
+        ["--config.duet.num_bins=1"],
+        ["config.duet.num_bins=1", "use 2, 4, 8"],
+    ),
+    "longer warm-up than run": (
+        ["--config.warmup_epochs=61"],
+        ["config.warmup_epochs=61", "config.epochs=60", "at most 60"],
+    ),
+    "odd images for essl": (
+        ["--config.method=essl", "--config.dataset.image_size=17"],
+        ["config.dataset.image_size=17", "even", "use 18"],
+    ),
+    "bins of simclr": (
+        ["--config.method=simclr", "--config.duet.num_bins=4"],
+        ["config.duet.num_bins has no effect with config.method='simclr'"],
+    ),
+    "learned by simclr": (
+        ["--config.method=simclr", "--config.learned=rot"],
+        ["config.learned has no effect with config.method='simclr'", "leave it out"],
+    ),
+    "essl's weight in duet": (
+        ["--config.essl.prediction_weight=1"],
+        ["config.essl.prediction_weight has no effect with config.method='duet'"],
+    ),
+    "sigma of a von Mises": (
+        ["--config.duet.sigma=0.1"],
+        ["config.duet.sigma has no effect with config.duet.target='von_mises'"],
+    ),
+    "blocks of a fixed encoder": (
+        [
+            "--config.encoder.name=cifar10_resnet20",
+            "--config.encoder.blocks=1,1,1",
+        ],
+        ["config.encoder.blocks has no effect", "'cifar10_resnet20'", "leave it out"],
+    ),
+    "widths of a fixed encoder": (
+        [
+            "--config.encoder.widths=8,8,8,8",
+            "--config.encoder.name=lifted_cifar10_resnet20",
+        ],
+        ["config.encoder.widths has no effect", "'lifted_cifar10_resnet20'"],
+    ),
+    # known only when the data are there, or not
+    "batch larger than the data": (
+        [NO_CACHE, "--config.batch_size=1438"],
+        ["config.batch_size=1438", "1437", "use at most 1437"],
+    ),
+    "more steps than batches": (
+        [NO_CACHE, "--config.steps_per_epoch=12"],
+        ["config.steps_per_epoch=12", "11 full batches of 128", "at most 11"],
+    ),
+    "wrong number of classes": (
+        [NO_CACHE, "--config.dataset.num_classes=9"],
+        ["config.dataset.num_classes=9", "has 10", "set it to 10"],
+    ),
+    "colours of grey images": (
+        [NO_CACHE, "--config.augmentation.stack=rot,gra"],
+        ["config.augmentation.stack='rot gra'", "3 channels", "digits", "have 1"],
+    ),
+    "folder without a path": (
+        [NO_CACHE, "--config.dataset.name=folder"],
+        ["config.dataset.path=''", "train"],
+    ),
+    "no such device": (
+        [NO_CACHE, "--config.device=gpu"],
+        ["config.device='gpu'", "config.device=auto"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case, capsys, tmp_path):
+    arguments, parts = REFUSED[case]
+    message = refusal(capsys, *arguments)
+    assert [part for part in parts if part not in message] == [], message
+    assert not any(tmp_path.iterdir())
+
+
+# A value just out of range for every field with a rule.
+OUT_OF_RANGE = {
+    "seed": "-1",
+    "device": "tpu",
+    "epochs": "0",
+    "warmup_epochs": "-1",
+    "steps_per_epoch": "-1",
+    "batch_size": "1",
+    "steps_per_call": "-1",
+    "compute_dtype": "float16",
+    "dataset.name": "",
+    "dataset.image_size": "7",
+    "dataset.num_classes": "-1",
+    "augmentation.jitter_strength": "0.4,0.4,0.4",
+    "encoder.blocks": "1,1",
+    "encoder.widths": "8,8,8",
+    "projector.hidden": "0",
+    "projector.output": "0",
+    "temperature": "0",
+    "duet.structure_weight": "-0.1",
+    "duet.sigma": "0",
+    "duet.concentration": "0",
+    "essl.prediction_weight": "-0.1",
+    "essl.hidden": "0",
+    "optimizer.learning_rate": "0",
+    "optimizer.schedule": "cosine",
+    "optimizer.b1": "1",
+    "optimizer.b2": "-0.1",
+    "optimizer.eps": "0",
+    "optimizer.weight_decay": "-1",
+    "evaluate_every": "0",
+    "checkpoint.every": "0",
+    "checkpoint.keep": "0",
+    "figures_every": "0",
+    "wandb.mode": "disabled",
+}
+
+
+def test_every_rule_is_tried():
+    assert set(OUT_OF_RANGE) == set(settings.RULES)
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_out_of_range(name, capsys, tmp_path):
+    message = refusal(capsys, f"--config.{name}={OUT_OF_RANGE[name]}")
+    assert message.startswith(f"config.{name}=")
+    assert message.endswith(f" {settings.RULES[name].says}.")
+    assert not any(tmp_path.iterdir())
+
+
+# Source of a configuration file, and what the message has to contain.
+BROKEN_FILES = {
+    "syntax": ("def get_config(:", ["SyntaxError", "line 1"]),
+    "no function": ("config = 3", ["get_config", "configs/base.py"]),
+    "argument": ("def get_config(name): pass", ["TypeError", "'name'"]),
+    "raises": ("def get_config():\n  raise OSError('no\\nluck')", ["OSError: no luck"]),
+    "other type": ("def get_config():\n  return 3", ["configs/base.py"]),
+    "missing import": ("import duet_jacks", ["ModuleNotFoundError", "duet_jacks"]),
+    "unknown field": (
+        "from configs import base\n"
+        "def get_config():\n"
+        "  config = base.get_config()\n"
+        "  config.duet.bins = 4\n"
+        "  return config",
+        ["config.duet.bins is not a field", "'config.duet.num_bins'"],
+    ),
+    "field of another type": (
+        "from configs import base\n"
+        "def get_config():\n"
+        "  config = base.get_config()\n"
+        "  config.epochs = 'many'\n"
+        "  return config",
+        ["TypeError", "epochs", "many"],
+    ),
+    "field left empty": (
+        "from configs import base\n"
+        "def get_config():\n"
+        "  config = base.get_config()\n"
+        "  config.epochs = None\n"
+        "  return config",
+        ["config.epochs=None must be a whole number"],
+    ),
+    "not from base": (
+        "import ml_collections\n"
+        "def get_config():\n"
+        "  return ml_collections.ConfigDict({'method': 'duet'})",
+        ["config.augmentation.blur_probability is missing", "base.get_config()"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_FILES)
+def test_broken_configuration_files(case, capsys, tmp_path):
+    source, parts = BROKEN_FILES[case]
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    message = refusal(capsys, "--config=mine.py", "--config.epochs=3")
+    assert message.startswith("--config=mine.py")
+    assert [part for part in parts if part not in message] == [], message
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# Arguments, and the values that come of them.
+ACCEPTED = {
+    "nothing": ([], {"dataset.name": "digits", "epochs": 60}),
+    "another file": ([SMOKE], {"epochs": 2, "projector.hidden": 32}),
+    "file as a second word": (["--config", SMOKE[9:]], {"epochs": 2}),
+    "file after its overrides": (
+        ["--config.epochs=3", "--config.duet.num_bins=4", SMOKE],
+        {"epochs": 3, "duet.num_bins": 4, "projector.hidden": 32},
+    ),
+    "file as a second word, last": (
+        ["--config.epochs", "3", "--config", SMOKE[9:]],
+        {"epochs": 3, "projector.hidden": 32},
+    ),
+    "two files": ([BASE, SMOKE], {"epochs": 2, "dataset.name": "digits"}),
+    "one dash": (["-config.epochs=7", f"-{SMOKE[2:]}"], {"epochs": 7}),
+    "the last of two values": (
+        ["--config.epochs=7", "--config.epochs=8"],
+        {"epochs": 8},
+    ),
+    "commas": (
+        ["--config.augmentation.stack=rot,sca"],
+        {"augmentation.stack": ("rot", "sca")},
+    ),
+    "spaces": (
+        ["--config.augmentation.stack=rot sca"],
+        {"augmentation.stack": ("rot", "sca")},
+    ),
+    "both": (
+        ["--config.augmentation.stack= rot, sca ,fli"],
+        {"augmentation.stack": ("rot", "sca", "fli")},
+    ),
+    "a Python tuple": (
+        ["--config.augmentation.stack=('rot','sca')"],
+        {"augmentation.stack": ("rot", "sca")},
+    ),
+    "a Python list": (
+        ['--config.augmentation.stack=["rot", "sca"]'],
+        {"augmentation.stack": ("rot", "sca")},
+    ),
+    "a single code": (
+        ["--config.augmentation.stack=rot"],
+        {"augmentation.stack": ("rot",)},
+    ),
+    "no codes": (
+        ["--config.method=simclr", "--config.augmentation.stack="],
+        {"augmentation.stack": ()},
+    ),
+    "numbers with commas": (
+        ["--config.augmentation.crop_area=0.5,1", "--config.encoder.blocks=2,2,2"],
+        {"augmentation.crop_area": (0.5, 1.0), "encoder.blocks": (2, 2, 2)},
+    ),
+    "numbers with spaces": (
+        ["--config.augmentation.solarize_addition=-0.2 0.2"],
+        {"augmentation.solarize_addition": (-0.2, 0.2)},
+    ),
+    "switched off": (["--config.tensorboard=false"], {"tensorboard": False}),
+    "negated": (["--noconfig.tensorboard"], {"tensorboard": False}),
+    "switched on": (["--config.dataset.center_crop"], {"dataset.center_crop": True}),
+    "switched on by number": (
+        ["--config.dataset.center_crop=1"],
+        {"dataset.center_crop": True},
+    ),
+    "whole number for a number": (
+        ["--config.duet.structure_weight=1000"],
+        {"duet.structure_weight": 1000.0},
+    ),
+    "negative powers": (["--config.optimizer.eps=1e-6"], {"optimizer.eps": 1e-6}),
+    "text with blanks and signs": (
+        ["--config.wandb.project=a b=c", "--config.dataset.path=~/my data, all"],
+        {"wandb.project": "a b=c", "dataset.path": "~/my data, all"},
+    ),
+    "text that looks like a number": (
+        ["--config.wandb.project=007"],
+        {"wandb.project": "007"},
+    ),
+    "another method": (
+        ["--config.method=essl", "--config.essl.hidden=64"],
+        {"method": "essl", "essl.hidden": 64, "learned": "rot"},
+    ),
+    "the other target": (
+        ["--config.duet.target=gaussian", "--config.duet.sigma=0.1"],
+        {"duet.target": "gaussian", "duet.sigma": 0.1},
+    ),
+    "a fixed encoder": (
+        ["--config.encoder.name=cifar10_resnet20"],
+        {"encoder.name": "cifar10_resnet20"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_accepted(case):
+    arguments, expected = ACCEPTED[case]
+    config, _, mode = main.parse(["main.py", *arguments])
+    found = dict(settings.fields(config))
+    assert {name: found[name] for name in expected} == expected
+    assert {name: type(found[name]) for name in expected} == {
+        name: type(value) for name, value in expected.items()
+    }
+    assert mode == "train"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "runs/digits_duet_rot"),
+        ([SMOKE], "runs/smoke"),
+        (["--config", SMOKE[9:]], "runs/smoke"),
+        ([BASE, SMOKE], "runs/smoke"),
+        ([SMOKE, "--workdir=some/place"], "some/place"),
+        (["--workdir", "some/place", SMOKE], "some/place"),
+    ],
+)
+def test_the_work_directory(arguments, expected):
+    assert main.parse(["main.py", *arguments])[1] == pathlib.Path(expected)
+
+
+def test_only_what_is_asked_for_changes():
+    plain = dict(settings.fields(main.parse(["main.py", SMOKE])[0]))
+    changes = ["--config.epochs=5", "--config.duet.num_bins=4"]
+    with flagsaver.flagsaver():
+        changed = dict(settings.fields(main.parse(["main.py", *changes, SMOKE])[0]))
+    assert {name for name in plain if plain[name] != changed[name]} == {
+        "epochs",
+        "duet.num_bins",
+    }
+
+
+def test_the_mode_is_run(monkeypatch, tmp_path, capsys):
+    calls = []
+    monkeypatch.setitem(main.MODES, "train", lambda *arguments: calls.append(arguments))
+    assert main.main(["main.py", SMOKE, f"--workdir={tmp_path / 'run'}"]) == 0
+    ((config, directory),) = calls
+    assert (config.epochs, directory) == (2, tmp_path / "run")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_failed_run_has_a_status_of_its_own(monkeypatch, capsys):
+    def fail(config, directory):
+        raise TrainingError("the training loss of step 3 is not finite.")
+
+    monkeypatch.setitem(main.MODES, "train", fail)
+    assert main.main(["main.py", SMOKE]) == 1
+    expected = "error: the training loss of step 3 is not finite.\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_defect_is_not_hidden(monkeypatch):
+    def fail(config, directory):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(main.MODES, "train", fail)
+    with pytest.raises(ZeroDivisionError):
+        main.main(["main.py", SMOKE])
+
+
+# --- work directories -----------------------------------------------------------------
+
+
+@pytest.fixture
+def old_run(tmp_path) -> pathlib.Path:
+    """The directory of a run of the smoke configuration, with a checkpoint."""
+    directory = tmp_path / "old"
+    with flagsaver.flagsaver():
+        config, _, _ = main.parse(["main.py", SMOKE])
+    workdir.write_config(config, directory)
+    (directory / "checkpoints" / "2").mkdir(parents=True)
+    (directory / "checkpoints" / "2" / "state").write_bytes(b"state")
+    (directory / "metrics.jsonl").write_text('{"step": 2}\n')
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--config.seed=1"], ["seed: 0 -> 1"]),
+        (
+            ["--config.batch_size=16", "--config.temperature=0.2"],
+            ["batch_size: 32 -> 16", "temperature: 0.1 -> 0.2"],
+        ),
+        (
+            ["--config.augmentation.stack=rot"],
+            ["augmentation.stack: ['sca', 'rot'] -> ['rot']"],
+        ),
+        (
+            ["--config.method=simclr"],
+            ["method: duet -> simclr", "learned: rot -> None"],
+        ),
+        # The epochs shape the learning rate from the start.
+        (["--config.epochs=3"], ["epochs: 2 -> 3"]),
+    ],
+)
+def test_another_run_is_left_alone(arguments, parts, old_run, capsys):
+    before = snapshot(old_run)
+    message = refusal(capsys, SMOKE, *arguments, f"--workdir={old_run}")
+    assert message.startswith(f"{old_run} holds a run with another configuration (")
+    assert "choose another --workdir or repeat its values" in message
+    assert [part for part in parts if part not in message] == [], message
+    assert snapshot(old_run) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--config.device=cpu", "--config.steps_per_call=2"],
+        ["--config.evaluate_every=2", "--config.checkpoint.every=2"],
+        ["--config.checkpoint.keep=5", "--noconfig.tensorboard"],
+        ["--config.wandb.project=mine", "--config.wandb.mode=offline"],
+        ["--config.dataset.cache_dir=elsewhere", NO_CACHE],
+        ["--config.epochs=2"],  # what it is already
+    ],
+)
+def test_harmless_differences_are_accepted(arguments, old_run, monkeypatch):
+    monkeypatch.setitem(main.MODES, "train", workdir.check)
+    before = snapshot(old_run)
+    assert main.main(["main.py", SMOKE, *arguments, f"--workdir={old_run}"]) == 0
+    assert snapshot(old_run) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "place", "parts"),
+    [
+        (lambda run: run.write_text("mine"), "run", ["is a file"]),
+        (lambda run: run.write_text("mine"), "run/deeper/still", ["is a file"]),
+        (
+            lambda run: (run / "checkpoints").mkdir(parents=True),
+            "run",
+            ["checkpoints without their config.json", "another --workdir"],
+        ),
+        (
+            lambda run: (run / "config.json").mkdir(parents=True),
+            "run",
+            ["cannot be used", "directory"],
+        ),
+    ],
+)
+def test_unusable_work_directories(make, place, parts, tmp_path, capsys):
+    make(tmp_path / "run")
+    before = snapshot(tmp_path)
+    message = refusal(capsys, SMOKE, f"--workdir={tmp_path / place}")
+    assert str(tmp_path / place) in message
+    assert [part for part in parts if part not in message] == [], message
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "3", "[1]", '{"a": 1'])
+def test_a_damaged_record_is_refused(text, old_run, capsys):
+    (old_run / "config.json").write_text(text)
+    before = snapshot(old_run)
+    message = refusal(capsys, SMOKE, f"--workdir={old_run}")
+    assert f"{old_run / 'config.json'} is damaged" in message
+    assert snapshot(old_run) == before
+
+
+@contextlib.contextmanager
+def read_only(directory: pathlib.Path, monkeypatch):
+    """Makes a directory unwritable; for root, who may write everywhere, by words."""
+    directory.chmod(0o500)
+    if os.access(directory, os.W_OK):
+        monkeypatch.setattr(os, "access", lambda path, mode: path != directory)
+    yield
+    directory.chmod(0o700)
+
+
+@pytest.mark.parametrize("place", [".", "run", "run/deeper"])
+def test_a_read_only_place(place, tmp_path, capsys, monkeypatch):
+    directory = tmp_path / "fixed"
+    directory.mkdir()
+    with read_only(directory, monkeypatch):
+        message = refusal(capsys, SMOKE, f"--workdir={directory / place}")
+        assert f"{directory} is not writable" in message
+        assert not any(directory.iterdir())
+
+
+def test_a_place_that_is_lost_in_between(tmp_path):
+    config, _, _ = main.parse(["main.py", SMOKE])
+    directory = tmp_path / "run"
+    workdir.check(config, directory)
+    directory.write_text("somebody else's")
+    with pytest.raises(main.UsageError, match=r"cannot be used \(.+\); choose another"):
+        workdir.write_config(config, directory)
+
+
+def test_the_written_configuration(tmp_path):
+    config, _, _ = main.parse(["main.py", SMOKE, "--config.seed=5"])
+    directory = tmp_path / "new" / "run"
+    workdir.check(config, directory)
+    assert not directory.exists()
+    workdir.write_config(config, directory)
+    assert set(snapshot(directory)) == {
+        pathlib.Path("config.json"),
+        pathlib.Path("figures"),
+    }
+    written = json.loads((directory / "config.json").read_text())
+    assert written == json.loads(config.to_json())
+    assert written["seed"] == 5
+    workdir.check(config, directory)
+
+
+# --- a real process -------------------------------------------------------------------
+
+
+def run_program(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *arguments],
+        cwd=cwd,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config.duet.num_bins=7", "--workdir=run"],
+            "config.duet.num_bins=7 must divide the encoder's 128 features; use 2, 4, "
+            "8, 16, 32, 64, 128.",
+        ),
+        (
+            ["--config=configs/nothing.py"],
+            "--config=configs/nothing.py is not a file; choose one of configs/base.py",
+        ),
+        (
+            [SMOKE, NO_CACHE, "--config.batch_size=2000", "--config.steps_per_epoch=0"],
+            "config.batch_size=2000 is more than the 1437 training images of digits",
+        ),
+    ],
+)
+def test_errors_of_the_program(arguments, message, tmp_path):
+    done = run_program(*arguments, cwd=tmp_path)
+    errors = [li for li in done.stderr.splitlines() if not li.startswith("digits: ")]
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {message}")
+    assert not any(tmp_path.iterdir())
+
+
+def test_help(tmp_path):
+    done = run_program("--help", cwd=tmp_path)
+    assert main.__doc__.strip() in done.stdout
+    for flag in ("config", "workdir", "mode"):
+        assert f"--{flag}: " in done.stdout
+    assert "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_cases_leave_no_field_out():
+    """Every type of field is overridden with a good and with a bad value above."""
+    defaults = dict(settings.fields(base.get_config()))
+
+    def kinds(cases):
+        names = [
+            argument.split("=")[0].removeprefix("--no").removeprefix("--")
+            for arguments, _ in cases.values()
+            for argument in arguments
+        ]
+        values = [defaults.get(name.removeprefix("config.")) for name in names]
+        return {
+            (type(v), type(v[0])) if isinstance(v, tuple) else type(v)
+            for v in values
+            if v is not None
+        }
+
+    every = {int, float, bool, str, (tuple, int), (tuple, float), (tuple, str)}
+    assert kinds(REFUSED) == every
+    assert kinds(ACCEPTED) == every

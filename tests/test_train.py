@@ -1,0 +1,415 @@
+"""Whole runs: what they leave, how they go on, and what happens inside a step."""
+
+import functools
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+from PIL import Image
+
+from duet_jax import metrics, plan, steps, train, train_state
+from duet_jax.checkpoints import Checkpoints
+from duet_jax.errors import TrainingError, UsageError
+from duet_jax.types import Split
+
+ROW = {
+    "step",
+    "epoch",
+    "split",
+    "loss",
+    "nt_xent",
+    "structure_loss",
+    "online_top1",
+    "online_top5",
+    "learning_rate",
+    "images_per_second",
+}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Three epochs of two steps; compiled programs are shared by this file's runs."""
+    cache = str(tmp_path_factory.mktemp("xla"))
+    return functools.partial(
+        tiny.config,
+        epochs=3,
+        compilation_cache=cache,
+        dataset__cache_dir=str(tmp_path_factory.mktemp("data")),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(settings, tmp_path_factory):
+    """The directory of a run that nobody interrupted."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    train.train(settings(), directory)
+    return directory
+
+
+def final_state(directory, config):
+    """The newest checkpoint, as it comes without knowing any shapes."""
+    run = plan.make_plan(config, tiny.digits(config))
+    like = jax.eval_shape(
+        lambda key: train_state.initial_state(run.method, run.optimizer, key),
+        train_state.initial_key(0),
+    )
+    with Checkpoints(directory / "checkpoints") as saved:
+        return saved.restore(like)
+
+
+def comparable(row):
+    return {k: v for k, v in row.items() if k != "images_per_second"}
+
+
+def test_a_run_leaves_its_records(finished, settings):
+    rows = metrics.read_rows(finished / "metrics.jsonl")
+    seen = [(row["step"], row["epoch"], row["split"]) for row in rows]
+    assert seen == [
+        (2 * epoch, epoch, split) for epoch in (1, 2, 3) for split in ("train", "test")
+    ]
+    for row in rows:
+        assert set(row) >= ROW
+        numbers = [value for name, value in row.items() if name != "split"]
+        assert np.isfinite(numbers).all()
+        assert 0 <= row["online_top1"] <= row["online_top5"] <= 1
+        assert 0 <= row["structure_loss"] <= np.log(2)
+        parts = row["nt_xent"] + 1000 * row["structure_loss"] + row["online_loss"]
+        np.testing.assert_allclose(row["loss"], parts, rtol=1e-5)
+    assert [row["examples"] for row in rows if row["split"] == "test"] == [355] * 3
+    rates = [row["learning_rate"] for row in rows if row["split"] == "train"]
+    np.testing.assert_allclose(rates, [4e-7, 4e-4, 2e-4], rtol=1e-5)
+    assert json.loads((finished / "config.json").read_text()) == json.loads(
+        settings().to_json()
+    )
+    with Image.open(finished / "figures" / "views.png") as views:
+        assert views.width > 800
+    with Image.open(finished / "figures" / "curves.png") as curves:
+        assert curves.width > 800
+    events = list((finished / "tensorboard").glob("events.out.tfevents.*"))
+    assert len(events) == 1
+
+
+def test_newest_and_best_checkpoints_are_kept(finished):
+    rows = metrics.read_rows(finished / "metrics.jsonl")
+    accuracy = {r["step"]: r["online_top1"] for r in rows if r["split"] == "test"}
+    with Checkpoints(finished / "checkpoints") as saved:
+        kept, best = saved.all_steps(), saved.best_step()
+    assert accuracy[best] == max(accuracy.values())
+    assert set(kept) == {4, 6, best}
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    finished, settings, tmp_path, monkeypatch
+):
+    save = Checkpoints.save
+
+    def save_and_die(self, state, scores):
+        save(self, state, scores)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(settings(), tmp_path)
+    # What was measured after the checkpoint is measured again, not recorded twice.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "epoch": 2.0, "split": "train", "loss": 1.0}\n{"ste')
+    train.train(settings(), tmp_path)
+
+    whole = metrics.read_rows(finished / "metrics.jsonl")
+    parts = metrics.read_rows(tmp_path / "metrics.jsonl")
+    assert [comparable(row) for row in parts] == [comparable(row) for row in whole]
+    expected = final_state(finished, settings())
+    actual = final_state(tmp_path, settings())
+    assert int(actual.step) == 6
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_a_finished_run_is_left_alone(finished, settings, caplog):
+    before = (finished / "metrics.jsonl").read_bytes()
+    with caplog.at_level(logging.INFO, "duet_jax"):
+        train.train(settings(), finished)
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    assert "finished at step 6 already" in caplog.text
+
+
+def test_another_configuration_is_refused(finished, settings):
+    before = (finished / "config.json").read_bytes()
+    with pytest.raises(UsageError, match=r"seed: 0 -> 1.*another --workdir"):
+        train.train(settings(seed=1), finished)
+    assert (finished / "config.json").read_bytes() == before
+
+
+def test_the_model_is_restored_without_the_optimizer(finished, settings):
+    whole = final_state(finished, settings())
+    with Checkpoints(finished / "checkpoints") as saved:
+        params, batch_stats = saved.restore_model(whole.params, whole.batch_stats)
+    jax.tree.map(np.testing.assert_array_equal, params, whole.params)
+    jax.tree.map(np.testing.assert_array_equal, batch_stats, whole.batch_stats)
+
+
+def test_a_broken_loss_stops_the_run(settings, tmp_path):
+    config = settings(optimizer__learning_rate=1e30, warmup_epochs=0)
+    with pytest.raises(TrainingError, match=r"loss of step \d+ is not finite.*nan"):
+        train.train(config, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as saved:
+        assert saved.all_steps() == []
+
+
+# --- inside a run ---------------------------------------------------------------------
+
+
+class Recorder:
+    """Stands in for `Record` where nothing is to be written."""
+
+    def __init__(self):
+        self.calls = []
+        self.newest_test = {"online_top1": 0.0}
+
+    def train_call(self, step, scores):
+        self.calls.append((step, scores))
+
+    def test(self, step, evaluate):
+        self.newest_test = evaluate()
+
+
+class NoCheckpoints:
+    def save(self, state, scores):
+        self.state = state
+
+
+def prepared(config, data):
+    """Plan, state, data on the device and compiled functions."""
+    run = plan.make_plan(config, data)
+    state = jax.jit(
+        lambda key: train_state.initial_state(run.method, run.optimizer, key)
+    )(train_state.initial_key(0))
+    placed = steps.place(data, run.test_batch_size)
+    return run, state, placed, steps.compile_functions(run, state, placed)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A run on 20 images in batches of 4, evaluated on 7."""
+    config = tiny.config(epochs=3, batch_size=4, steps_per_epoch=5)
+    return config, *prepared(config, tiny.dataset(20, 7))
+
+
+def test_nothing_is_compiled_or_copied_during_training(small):
+    config, run, state, data, compiled = small
+    compilations = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: (
+            compilations.append(event)
+            if event.endswith("backend_compile_duration")
+            else None
+        )
+    )
+    jax.jit(lambda x: x + 1)(jnp.ones(3))
+    assert compilations  # the listener does hear
+    compilations.clear()
+    recorder, saved = Recorder(), NoCheckpoints()
+    copy = jax.tree.map(lambda x: jax.device_put(np.array(x)), state)
+    train._train_epochs(config, run, compiled, copy, data, saved, recorder, 0)
+    assert compilations == []
+    assert [step for step, _ in recorder.calls] == list(range(1, 16))
+    assert int(saved.state.step) == 15
+
+
+def test_a_hidden_copy_in_the_step_would_be_refused(small):
+    *_, state, data, compiled = small
+    order = compiled.order(train_state.stream(0, 0), steps.scalar(0))
+    with (
+        jax.transfer_guard("disallow"),
+        pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"),
+    ):
+        compiled.train(state, train_state.stream(0, 1), *data.train, np.asarray(order))
+
+
+def test_every_test_example_counts_once(small):
+    _, run, state, data, compiled = small
+    assert run.test_batch_size == 4
+    assert len(data.test.labels) == 8
+    result = steps.evaluate(run, compiled, state, data)
+    assert result["examples"] == 7
+    networks = nnx.merge(run.graphdef, state.params, state.batch_stats)
+    images = data.test.images[:7]
+    views = run.method.make_views(jax.random.key(0), images, train=False)
+    features = networks.encoder(views.first.images, train=False)
+    predicted = networks.online_probe(features).argmax(1)
+    right = float((predicted == data.test.labels[:7]).mean())
+    np.testing.assert_allclose(result["online_top1"], right, rtol=1e-6)
+    again = steps.evaluate(run, compiled, state, data)
+    assert again == result
+
+
+def test_evaluation_does_not_see_the_padding(small):
+    _, run, state, data, compiled = small
+    result = steps.evaluate(run, compiled, state, data)
+    noisy = data._replace(
+        test=data.test._replace(
+            images=data.test.images.at[7:].set(255),
+            labels=data.test.labels.at[7:].set(2),
+        )
+    )
+    other = steps.evaluate(run, compiled, state, noisy)
+    for name, value in result.items():
+        np.testing.assert_allclose(other[name], value, rtol=1e-6, err_msg=name)
+
+
+def test_a_step_is_what_its_parts_say(small):
+    """The first call, against the method by hand on the batch that the keys name."""
+    _, run, state, data, compiled = small
+    key = train_state.stream(run.seed, train_state.TRAINING)
+    order = compiled.order(
+        train_state.stream(run.seed, train_state.ORDER), steps.scalar(0)
+    )
+    copy = jax.tree.map(lambda x: jax.device_put(np.array(x)), state)
+    after, scores = compiled.train(copy, key, *data.train, order)
+    images, labels = (x[order[0]] for x in data.train)
+    views = run.method.make_views(jax.random.fold_in(key, 0), images, train=True)
+
+    def loss(params):
+        networks = nnx.merge(run.graphdef, params, state.batch_stats)
+        return run.method.loss(networks, views, labels, None, train=True)
+
+    differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, _), gradients = differentiate(state.params)
+    np.testing.assert_allclose(scores["loss"][0], value, rtol=1e-5)
+    moments = after.opt_state[0].mu
+    for moment, gradient in zip(
+        jax.tree.leaves(moments), jax.tree.leaves(gradients), strict=True
+    ):
+        # Biases in front of a normalisation have no gradient but rounding noise.
+        limit = 1e-5 + 1e-4 * float(jnp.abs(gradient).max())
+        np.testing.assert_allclose(moment / 0.1, gradient, atol=limit, rtol=0)
+    changed = [
+        bool((a != b).any())
+        for a, b in zip(
+            jax.tree.leaves(after.batch_stats),
+            jax.tree.leaves(state.batch_stats),
+            strict=True,
+        )
+    ]
+    assert all(changed)
+
+
+@pytest.mark.parametrize("unroll", [True, False])
+def test_two_updates_in_a_call_are_two_calls(unroll):
+    """Without networks: how a call walks through its updates."""
+
+    def update(state, key, images, labels):
+        params = state.params + images.sum() + jax.random.uniform(key)
+        return state._replace(step=state.step + 1, params=params), {"loss": params}
+
+    begin = train_state.TrainState(jnp.zeros((), jnp.int32), jnp.zeros(()), {}, ())
+    images, labels = jnp.arange(6.0), jnp.zeros(6, jnp.int32)
+    order = jnp.array([[0, 1], [2, 3], [4, 5]])
+    key = jax.random.key(0)
+    one = steps.make_train_call(update, 1, unroll=unroll)
+    three = steps.make_train_call(update, 3, unroll=unroll)
+    state, scores = begin, []
+    for _ in range(6):  # two epochs
+        state, metrics_of_step = one(state, key, images, labels, order)
+        scores.append(float(metrics_of_step["loss"][0]))
+    walked, first = three(begin, key, images, labels, order)
+    walked, second = three(walked, key, images, labels, order)
+    np.testing.assert_allclose([*first["loss"], *second["loss"]], scores, rtol=1e-6)
+    assert int(walked.step) == int(state.step) == 6
+
+
+def test_an_epoch_shows_every_image_at_most_once():
+    draw = functools.partial(steps.epoch_order, num_examples=10, steps=3, batch_size=3)
+    key = train_state.stream(0, train_state.ORDER)
+    epochs = [np.asarray(draw(key, epoch)) for epoch in range(60)]
+    for order in epochs:
+        assert order.shape == (3, 3)
+        assert len(np.unique(order)) == 9
+    np.testing.assert_array_equal(draw(key, 7), epochs[7])
+    # The remainder that is dropped is another one each epoch: all images are shown.
+    shown = np.bincount(np.concatenate(epochs).ravel(), minlength=10)
+    assert shown.min() >= 45
+    assert len({order.tobytes() for order in epochs}) == 60
+
+
+@pytest.mark.parametrize(
+    ("number", "wanted", "divisor"),
+    [(48, 50, 48), (97, 50, 97), (97, 1, 1), (12, 5, 6), (1251, 50, 139), (1, 50, 1)],
+)
+def test_steps_per_call_divides_the_epoch(number, wanted, divisor):
+    assert plan.nearest_divisor(number, wanted) == divisor
+
+
+@pytest.mark.parametrize("method", ["duet", "essl"])
+def test_bfloat16_computes_in_16_bits_and_keeps_32(method):
+    common = {"method": method, "batch_size": 12, "steps_per_epoch": 1}
+    wide = tiny.config(**common)
+    narrow = tiny.config(**common, compute_dtype="bfloat16")
+    data = tiny.dataset(12, 4)
+    losses = {}
+    for config in (wide, narrow):
+        run = plan.make_plan(config, data)
+        state = jax.eval_shape(
+            lambda key, run=run: train_state.initial_state(
+                run.method, run.optimizer, key
+            ),
+            train_state.initial_key(0),
+        )
+        update = train_state.make_update(
+            run.method, run.graphdef, run.optimizer, run.rate
+        )
+        args = (
+            state,
+            jax.random.key(0),
+            jax.ShapeDtypeStruct((12, 16, 16, 1), jnp.uint8),
+            jax.ShapeDtypeStruct((12,), jnp.int32),
+        )
+        after, scores = jax.eval_shape(update, *args)
+        for leaf in jax.tree.leaves((after.params, after.batch_stats)):
+            assert leaf.dtype == jnp.float32
+        for leaf in jax.tree.leaves(scores):
+            assert leaf.dtype == jnp.float32
+        losses[config.compute_dtype] = str(jax.make_jaxpr(update)(*args))
+    # The convolutions of the one are float32, those of the other are not.
+    convolutions = {
+        name: [line for line in text.splitlines() if "conv_general_dilated[" in line]
+        for name, text in losses.items()
+    }
+    assert not any("bf16" in line for line in convolutions["float32"])
+    assert convolutions["bfloat16"]
+    assert all("bf16[" in line.split("=")[0] for line in convolutions["bfloat16"])
+
+
+@pytest.mark.parametrize("method", ["simclr", "essl"])
+def test_other_methods_train_on_a_folder(method, tmp_path):
+    images, labels = tiny.dataset(16, 4, channels=3).train
+    for split in ("train", "test"):
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+            place = tmp_path / "images" / split / f"class{label}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{index}.png")
+    config = tiny.config(
+        method=method,
+        learned="ron",
+        epochs=1,
+        batch_size=8,
+        dataset__name="folder",
+        dataset__path=str(tmp_path / "images"),
+        dataset__cache_dir=str(tmp_path / "cache"),
+        augmentation__stack=("sca", "fli", "jit", "gra", "blu"),
+        compilation_cache="off",
+    )
+    train.train(config, tmp_path / "run")
+    row = metrics.read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert row["split"] == "test"
+    assert row["examples"] == 16
+    part = {"essl": 0.4 * row.get("prediction_loss", 0), "simclr": 0}[method]
+    assert ("prediction_loss" in row) == (method == "essl")
+    total = row["nt_xent"] + part + row["online_loss"]
+    np.testing.assert_allclose(row["loss"], total, rtol=1e-5)
