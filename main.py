@@ -156,7 +156,8 @@ def help_text(argv: Sequence[str]) -> str:
     shown = [
         f"  --config.{name}={value!r}" for name, value in settings.fields(defaults)
     ]
-    return "\n".join([__doc__, *about, "", f"Fields, as in {path}:", "", *shown])
+    title = f"Fields, explained in configs/base.py, with the values of {path}:"
+    return "\n".join([__doc__, *about, "", title, "", *shown])
 
 
 def main(argv: Sequence[str]) -> int:

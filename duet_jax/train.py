@@ -72,7 +72,7 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             report.start_lines(config, plan, dataset, directory, start)
             if start < plan.total_steps:
                 _run(config, directory, dataset, plan, saved, writers, start)
-            draw_curves(directory)
+            draw_curves(directory, writers, plan.total_steps)
         finally:
             writers.close()
     report.end_lines(directory)
@@ -97,7 +97,7 @@ def _run(
         state = checkpoints.restore(jax.eval_shape(begin, key))
     else:
         state = begin(key)
-        draw_views(config, directory, plan, data)
+        writers.picture("views", draw_views(config, directory, plan, data), start)
     _log.info("compiling ...")
     clock = time.monotonic()
     compiled = compile_functions(plan, state, data)
@@ -147,21 +147,23 @@ def draw_views(
     plan: Plan,
     data: DeviceData,
     count: int = 8,
-) -> None:
-    """Draws figures/views.png: the views of the first images of the first batch."""
+) -> pathlib.Path:
+    """Draws the views of the first images in figures/views.png and returns its path."""
     key = train_state.stream(plan.seed, train_state.TRAINING)
     count = min(count, len(data.train.labels))
     views = jax.jit(lambda key, x: plan.method.make_views(key, x, train=True))(
         key, data.train.images[:count]
     )
+    path = directory / "figures" / "views.png"
     figures.draw_views(
-        directory / "figures" / "views.png",
+        path,
         views.first,
         views.second,
         learned=config.get("learned"),
         title=f"{config.method} on {config.dataset.name}",
         half_size=_first_members(views.prediction, config, count),
     )
+    return path
 
 
 def _first_members(

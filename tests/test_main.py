@@ -14,7 +14,6 @@ import sys
 
 import pytest
 from absl import logging as absl_logging
-from absl.testing import flagsaver
 
 import main
 from configs import base
@@ -30,15 +29,13 @@ NO_CACHE = "--config.compilation_cache=off"
 
 @pytest.fixture(autouse=True)
 def _as_a_fresh_process(monkeypatch, tmp_path):
-    """Undoes what a command line leaves in the process; works in an empty directory."""
+    """Works in an empty directory and undoes what `main` sets up in the process."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
     logger = logging.getLogger("duet_jax")
     for name in ("handlers", "level", "propagate"):
         monkeypatch.setattr(logger, name, getattr(logger, name))
     verbosity = absl_logging.get_verbosity()
-    with flagsaver.flagsaver():  # also forgets the flags that overrides defined
-        yield
+    yield
     absl_logging.set_verbosity(verbosity)
 
 
@@ -584,12 +581,20 @@ def test_the_work_directory(arguments, expected):
 def test_only_what_is_asked_for_changes():
     plain = dict(settings.fields(main.parse(["main.py", SMOKE])[0]))
     changes = ["--config.epochs=5", "--config.duet.num_bins=4"]
-    with flagsaver.flagsaver():
-        changed = dict(settings.fields(main.parse(["main.py", *changes, SMOKE])[0]))
+    changed = dict(settings.fields(main.parse(["main.py", *changes, SMOKE])[0]))
     assert {name for name in plain if plain[name] != changed[name]} == {
         "epochs",
         "duet.num_bins",
     }
+
+
+def test_parsing_leaves_nothing_behind():
+    """Neither in the arguments of the process nor in the flags of the next call."""
+    before = list(sys.argv)
+    main.parse(["main.py", "--config.epochs=7", "--mode=train", "--workdir=here"])
+    config, directory, _ = main.parse(["main.py"])
+    assert (config.epochs, str(directory)) == (60, "runs/digits_duet_rot")
+    assert sys.argv == before
 
 
 def test_the_mode_is_run(monkeypatch, tmp_path, capsys):
@@ -627,8 +632,7 @@ def test_a_defect_is_not_hidden(monkeypatch):
 def old_run(tmp_path) -> pathlib.Path:
     """The directory of a run of the smoke configuration, with a checkpoint."""
     directory = tmp_path / "old"
-    with flagsaver.flagsaver():
-        config, _, _ = main.parse(["main.py", SMOKE])
+    config, _, _ = main.parse(["main.py", SMOKE])
     workdir.write_config(config, directory)
     (directory / "checkpoints" / "2").mkdir(parents=True)
     (directory / "checkpoints" / "2" / "state").write_bytes(b"state")
@@ -787,8 +791,8 @@ def run_program(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProce
             "8, 16, 32, 64, 128.",
         ),
         (
-            ["--config=configs/nothing.py"],
-            "--config=configs/nothing.py is not a file; choose one of configs/base.py",
+            ["--config=nothing.py"],
+            "--config=nothing.py is not a file; choose one of configs/base.py, ",
         ),
         (
             [SMOKE, NO_CACHE, "--config.batch_size=2000", "--config.steps_per_epoch=0"],
@@ -806,13 +810,29 @@ def test_errors_of_the_program(arguments, message, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-def test_help(tmp_path):
+def test_help_of_the_program(tmp_path):
     done = run_program("--help", cwd=tmp_path)
-    assert main.__doc__.strip() in done.stdout
-    for flag in ("config", "workdir", "mode"):
-        assert f"--{flag}: " in done.stdout
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == main.help_text(["main.py"]) + "\n"
+
+
+@pytest.mark.parametrize("flag", ["--help", "-help", "-h"])
+def test_help(flag, capsys, tmp_path):
+    assert main.main(["main.py", SMOKE, flag]) == 0
+    text, err = capsys.readouterr()
+    assert err == ""
+    assert text.startswith(main.__doc__)
+    for name in ("config", "workdir", "mode"):
+        assert f"\n  --{name}: " in text
+    shown = [li[11:] for li in text.splitlines() if li.startswith("  --config.")]
+    defaults = settings.fields(main.load_defaults(SMOKE[9:]))
+    assert shown == [f"{name}={value!r}" for name, value in defaults]
+    assert "dataset.name='digits'" in shown
     assert not any(tmp_path.iterdir())
+
+
+def test_help_on_what_is_not_there(capsys):
+    assert "is not a file" in refusal(capsys, "--config=nothing.py", "--help")
 
 
 def test_the_cases_leave_no_field_out():

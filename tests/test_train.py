@@ -15,7 +15,6 @@ from PIL import Image
 from duet_jax import metrics, plan, steps, train, train_state
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.errors import TrainingError, UsageError
-from duet_jax.types import Split
 
 ROW = {
     "step",

@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden_arrays import load
-from test_golden_losses import assert_close_to_max
 
 from duet_jax import optim, torch_import, train_state
 from duet_jax.augmentations import Options, make_stack
@@ -18,6 +16,8 @@ from duet_jax.methods.duet import DUET
 from duet_jax.methods.essl import ESSL
 from duet_jax.methods.simclr import SimCLR
 from duet_jax.types import TrainState, View
+from golden_parts.arrays import load
+from golden_parts.losses import assert_close_to_max
 
 PHASES = ("step0", "step1", "step2", "step3")
 

@@ -6,9 +6,8 @@ import pathlib
 
 import numpy as np
 
-DIRECTORY = pathlib.Path(
-    os.environ.get("DUET_GOLDEN_DIR", pathlib.Path(__file__).parent / "golden")
-)
+HERE = pathlib.Path(__file__).parent
+DIRECTORY = pathlib.Path(os.environ.get("DUET_GOLDEN_DIR") or HERE.parent / "golden")
 
 
 @functools.cache

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from golden_arrays import load
 
 from duet_jax import torch_import
 from duet_jax.models import representation
 from duet_jax.models.heads import Predictor, Projector
 from duet_jax.models.resnet import ResNet
+from golden_parts.arrays import load
 
 # Ten times the differences between float32 and float64 that `golden/README.md` lists.
 MODELS_LIMITS = {

@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 import pytest
-from golden_arrays import load
 from PIL import Image
 
 from duet_jax.data.decoding import preprocessed_side, square
+from golden_parts.arrays import load
 
 _DATA_CASES = sorted(
     match.groups()

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from golden_arrays import load
 
 from duet_jax import losses, optim, targets
 from duet_jax.models import representation
+from golden_parts.arrays import load
 
 # Ten times the differences between float32 and float64 that were measured with the
 # reference itself; see golden/README.md.

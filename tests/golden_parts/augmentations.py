@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_arrays import load
 
 from duet_jax import augmentations
 from duet_jax.augmentations import AUGMENTATIONS, Options, make_stack
 from duet_jax.augmentations import geometric as geo
 from duet_jax.augmentations import photometric as pho
+from golden_parts.arrays import load
 
 # Ten times what float32 and float64 differ by in the reference.
 AUGMENT_ATOL = 2e-5
