@@ -176,6 +176,9 @@ def main(argv: Sequence[str]) -> int:
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the newest checkpoint")
+        return 130
     return 0
 
 

@@ -129,7 +129,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.wandb = wandb = ml_collections.ConfigDict()
     wandb.project = ""  # empty: no WandB. [--wandb-project]
     wandb.entity = ""  # user or team; empty: the account's own
-    wandb.mode = "online"  # online or offline
+    wandb.mode = ""  # online, offline or disabled; empty: $WANDB_MODE, else online
 
     # Where compiled programs are kept between runs; empty: duet_jax in the user's cache
     # directory; off: nowhere.

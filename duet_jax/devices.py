@@ -68,6 +68,7 @@ def enable_compilation_cache(directory: str) -> None:
 
 
 def describe() -> str:
-    """Returns the devices in words: number, kind and platform."""
-    devices = jax.local_devices()
-    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+    """Returns the device in words: its kind and platform, and how many stand idle."""
+    used, *idle = jax.local_devices()
+    rest = f"; {len(idle)} more not used" if idle else ""
+    return f"{used.device_kind} ({used.platform}){rest}"

@@ -68,8 +68,16 @@ def _one_direction(
     candidates = jnp.concatenate([across, within], axis=1)
     positive = jnp.diagonal(across)
     loss = jax.nn.logsumexp(candidates, axis=1) - positive
-    rank = jnp.sum(candidates > positive[:, None], axis=1)
-    return loss, rank
+    return loss, _rank(candidates, positive)
+
+
+def _rank(candidates: Array, chosen: Array) -> Array:
+    """How many of the others [batch, candidates] are not below the chosen [batch].
+
+    A tie counts against the chosen one: collapsed features, which are all alike, must
+    not look like perfect ones.
+    """
+    return jnp.sum(candidates >= chosen[:, None], axis=1) - 1
 
 
 def nt_xent(
@@ -149,7 +157,7 @@ def top_k(logits: Array, labels: Array, k: int) -> Array:
       k: a k above the number of classes counts every example as right.
 
     Returns:
-      0. or 1. per example, float32 [batch]. Ties count in the label's favour.
+      0. or 1. per example, float32 [batch]. A tie counts against the label.
     """
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    return (jnp.sum(logits > own, axis=1) < k).astype(jnp.float32)
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return (_rank(logits, own) < k).astype(jnp.float32)

@@ -96,7 +96,7 @@ class Record:
         self._writers.write(self._row(step, "train", means))
         self._epoch_scores, self._epoch_seconds = [], 0.0
         if step // plan.steps_per_epoch % self._config.figures_every == 0:
-            draw_curves(self._workdir, self._writers, step)
+            draw_curves(self._workdir, self._plan, self._writers, step)
 
     def _write_test(self, step: int, means: Mapping, seconds: float) -> None:
         if not np.isfinite(means["loss"]):
@@ -123,10 +123,13 @@ class Record:
         )
 
 
-def draw_curves(workdir: pathlib.Path, writers: metrics.Writers, step: int) -> None:
+def draw_curves(
+    workdir: pathlib.Path, plan: Plan, writers: metrics.Writers, step: int
+) -> None:
     """Draws figures/curves.png from metrics.jsonl, if there are any rows yet."""
     rows = metrics.read_rows(workdir / "metrics.jsonl")
     if rows:
         path = workdir / "figures" / "curves.png"
-        figures.draw_curves(path, rows)
+        classes = plan.method.two_views.num_classes
+        figures.draw_curves(path, rows, num_classes=classes)
         writers.picture("curves", path, step)

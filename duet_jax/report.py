@@ -103,7 +103,7 @@ def end_lines(workdir: pathlib.Path) -> None:
     if rows:
         best = max(rows, key=lambda row: row[BEST_METRIC])
         _log.info(
-            "finished     test online_top1 %.1f %% after %d epochs (best %.1f %% "
+            "finished     test online_top1 %.1f %% after epoch %d (best %.1f %% "
             "after %d)",
             100 * rows[-1][BEST_METRIC],
             rows[-1]["epoch"],

@@ -14,7 +14,7 @@ import ml_collections
 
 from duet_jax.errors import UsageError
 from duet_jax.methods import METHODS, DataSpec
-from duet_jax.methods.duet import choose_target
+from duet_jax.methods.duet import WIDTH_FIELDS, choose_target
 from duet_jax.models.resnet import ENCODERS, num_features
 from duet_jax.registry import lookup
 
@@ -84,7 +84,7 @@ RULES: dict[str, Rule] = {
     "checkpoint.every": _COUNT,
     "checkpoint.keep": _COUNT,
     "figures_every": _COUNT,
-    "wandb.mode": _one_of("online", "offline"),
+    "wandb.mode": _one_of("", "online", "offline", "disabled"),
 }
 
 # Fields that may differ between a run and its continuation: they say where data and
@@ -263,13 +263,14 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
 def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     """Returns the fields and sections that nothing reads, and the reason of each."""
     method, encoder = config.method, config.encoder.name
-    unread = {m: f"config.method={method!r}" for m in ("duet", "essl") if m != method}
+    others = [m for m in METHODS if m != method and m in config]
+    unread = dict.fromkeys(others, f"config.method={method!r}")
     if method == "simclr":
         unread["learned"] = f"config.method={method!r}"
     if method == "duet":
         target = choose_target(config.duet.target, config.learned)
-        other = "concentration" if target == "gaussian" else "sigma"
-        unread[f"duet.{other}"] = f"config.duet.target={target!r}"
+        for width in {*WIDTH_FIELDS.values()} - {WIDTH_FIELDS[target]}:
+            unread[f"duet.{width}"] = f"config.duet.target={target!r}"
     if ENCODERS[encoder].widths is not None:
         for name in ("encoder.blocks", "encoder.widths"):
             unread[name] = f"config.encoder.name={encoder!r}"

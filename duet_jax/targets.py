@@ -62,8 +62,7 @@ def von_mises(values: Array, num_bins: int, concentration: float) -> Array:
     return _integrate(concentration * jnp.cos(2 * jnp.pi * turns), num_bins)
 
 
-# Every target: `(values, num_bins, width)`, where width is the config field of its name
-# below.
+# Every target, a function of `(values, num_bins, width)`.
 TARGETS: dict[str, Callable[[Array, int, float], Array]] = {
     "gaussian": gaussian,
     "von_mises": von_mises,

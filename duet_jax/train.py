@@ -72,7 +72,7 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
             report.start_lines(config, plan, dataset, directory, start)
             if start < plan.total_steps:
                 _run(config, directory, dataset, plan, saved, writers, start)
-            draw_curves(directory, writers, plan.total_steps)
+            draw_curves(directory, plan, writers, plan.total_steps)
         finally:
             writers.close()
     report.end_lines(directory)
@@ -93,14 +93,16 @@ def _run(
         lambda key: train_state.initial_state(plan.method, plan.optimizer, key)
     )
     key = train_state.initial_key(plan.seed)
+    # Compiled from shapes alone: a restored state then finds the same cached program.
+    shapes = jax.eval_shape(begin, key)
     if start:
-        state = checkpoints.restore(jax.eval_shape(begin, key))
+        state = checkpoints.restore(shapes)
     else:
         state = begin(key)
         writers.picture("views", draw_views(config, directory, plan, data), start)
     _log.info("compiling ...")
     clock = time.monotonic()
-    compiled = compile_functions(plan, state, data)
+    compiled = compile_functions(plan, shapes, data)
     _log.info("compiled in %.1f s", time.monotonic() - clock)
     with contextlib.closing(
         metrics.Progress(plan.total_steps, plan.steps_per_epoch, plan.epochs, start)

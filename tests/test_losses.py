@@ -40,6 +40,7 @@ def test_nt_xent_in_closed_form():
     ones = jnp.ones((4, 3))
     scores = losses.nt_xent(ones, ones, 0.1)
     np.testing.assert_allclose(scores.loss, 2 * np.log(7), rtol=1e-6)
+    assert scores.top1 == scores.top5 == 0  # a collapse must not look perfect
 
 
 def test_nt_xent_does_not_see_padding():

@@ -718,14 +718,6 @@ def test_closing_early_shows_the_last_state_once():
     assert [line.split("  ")[1] for line in lines] == ["step 1/1320", "step 3/1320"]
 
 
-def test_plain_notes_are_lines():
-    stream = io.StringIO()
-    progress = Progress(10, 5, 2, stream=stream)
-    progress.note("checkpoint at step 5")
-    progress.close()
-    assert stream.getvalue() == "checkpoint at step 5\n"
-
-
 def frames(output):
     """The states a terminal showed: tqdm draws over a line after a return."""
     return [frame.rstrip() for frame in re.split(r"[\r\n]", output) if frame.strip()]
@@ -755,18 +747,6 @@ def test_the_bar_ends_full_and_without_time_left(open_terminal):
     progress.close()
     last = frames(stream.getvalue())[-1]
     assert last.startswith("100%|████████████| epoch 6/6  loss")
-
-
-def test_notes_go_above_the_bar(open_terminal):
-    stream = open_terminal()
-    progress = Progress(10, 5, 2, stream=stream)
-    progress.note("checkpoint at step 5")
-    progress.close()
-    output = stream.getvalue()
-    shown = frames(output)
-    at = shown.index("checkpoint at step 5")
-    assert shown[at + 1] == shown[0]
-    assert "checkpoint at step 5\n" in output
 
 
 def test_a_narrow_terminal_cuts_the_end(open_terminal):

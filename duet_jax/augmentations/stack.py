@@ -306,7 +306,17 @@ def check_predicted(
 
 
 def without(codes: tuple[str, ...], code: str) -> tuple[str, ...]:
-    """Returns the codes but for `code`, in their order."""
+    """Returns the codes but for `code`, in their order.
+
+    Raises:
+      UsageError: the code is a part of `jit`, which would go on drawing it.
+    """
+    if code in _JITTER_PARTS and "jit" in codes:
+        raise UsageError(
+            f"{_LEARNED}={code!r} is a part of jit in {_STACK}={' '.join(codes)!r} "
+            "and cannot be taken out; write "
+            f"{' '.join(_JITTER_PARTS)} in place of jit."
+        )
     return tuple(other for other in codes if other != code)
 
 

@@ -64,7 +64,7 @@ class DUET:
             num_bins=config.duet.num_bins,
             structure_weight=config.duet.structure_weight,
             target=target,
-            target_width=config.duet[_WIDTH_FIELDS[target]],
+            target_width=config.duet[WIDTH_FIELDS[target]],
         )
 
     def init(self, rngs: nnx.Rngs) -> base.Networks:
@@ -122,7 +122,7 @@ class DUET:
 
 
 # The field of config.duet that holds the width of a target.
-_WIDTH_FIELDS = {"gaussian": "sigma", "von_mises": "concentration"}
+WIDTH_FIELDS = {"gaussian": "sigma", "von_mises": "concentration"}
 
 
 def choose_target(target: str, learned: str) -> str:

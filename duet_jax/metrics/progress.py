@@ -149,14 +149,6 @@ class Progress:
         """Returns the number, from 1, of the epoch that update `step` belongs to."""
         return min(self._epochs, max(1, -(-step // self._steps_per_epoch)))
 
-    def note(self, text: str) -> None:
-        """Writes a line of its own, above the bar where there is one."""
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-            self._stream.flush()
-        else:
-            print(text, file=self._stream, flush=True)
-
     def close(self) -> None:
         """Leaves the last state on the screen, whether or not training finished."""
         if self._bar is not None:

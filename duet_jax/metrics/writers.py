@@ -67,7 +67,8 @@ def open_writers(
       wandb: `project` (None: no Weights & Biases), `entity` and `mode`.
       tensorboard: whether to write event files to `<workdir>/tensorboard`.
       resume_step: the step of the checkpoint training goes on from, None for a new
-        run. Everything recorded of later steps is dropped.
+        run. Rows and events of later steps are dropped; Weights & Biases cannot forget
+        and ignores what is sent again.
 
     Raises:
       UsageError: the `wandb` section or the credentials file is wrong.

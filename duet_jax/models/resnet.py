@@ -1,7 +1,8 @@
 """Encoders: residual networks for small images.
 
 Source: reference: its CIFAR-10 ResNets, which are He et al. (2016), section 4.2,
-with four times as many channels, projection shortcuts and a BN on the features.
+with four (stem) and eight times (stages) as many channels, projection shortcuts and a
+BN on the features.
 """
 
 import math
