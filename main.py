@@ -60,7 +60,7 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path,
     if values.workdir == "":
         raise UsageError("--workdir='' must name a directory, or be left out.")
     config = settings.check(values.config, defaults)
-    settings.check_unused(config, names)
+    settings.check_unused(values.config, names)
     workdir = values.workdir or f"runs/{pathlib.Path(path).stem}"
     return config, pathlib.Path(workdir), values.mode
 
@@ -177,7 +177,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the newest checkpoint")
+        print(
+            "stopped; the same command goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -281,7 +281,7 @@ def check_unused(config: ml_collections.ConfigDict, names: Iterable[str]) -> Non
     """Raises a UsageError where the user sets a field that has no effect.
 
     Args:
-      config: resolved.
+      config: what the user asks for, which `check` has accepted.
       names: dotted, of the fields that the user sets.
     """
     unread = _unread(config)

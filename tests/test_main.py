@@ -11,6 +11,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from absl import logging as absl_logging
@@ -41,7 +42,9 @@ def _as_a_fresh_process(monkeypatch, tmp_path):
 
 def refusal(capsys, *arguments: str) -> str:
     """Runs `main.py` with `arguments` and returns the line with which it refuses."""
-    assert main.main(["main.py", *arguments]) == 2
+    accepted = AssertionError("not refused")
+    with mock.patch.object(workdir, "write_config", side_effect=accepted):
+        assert main.main(["main.py", *arguments]) == 2
     out, err = capsys.readouterr()
     *before, last = err.splitlines()
     assert out == ""
@@ -190,8 +193,8 @@ REFUSED = {
     ),
     "empty method": (["--config.method="], ["config.method=''", "duet, simclr, essl"]),
     "unknown encoder": (
-        ["--config.encoder.name=cifar10_resnet21"],
-        ["config.encoder.name='cifar10_resnet21'", "'cifar10_resnet20'"],
+        ["--config.encoder.name=cifar10-resnet20"],
+        ["config.encoder.name='cifar10-resnet20'", "mean 'cifar10_resnet20'?"],
     ),
     "unknown encoder of simclr": (
         ["--config.method=simclr", "--config.encoder.name=resnet"],
@@ -325,8 +328,8 @@ REFUSED = {
     ),
     # known only when the data are there, or not
     "batch larger than the data": (
-        [NO_CACHE, "--config.batch_size=1438"],
-        ["config.batch_size=1438", "1437", "use at most 1437"],
+        [NO_CACHE, "--config.batch_size=1443"],
+        ["config.batch_size=1443", "1442", "use at most 1442"],
     ),
     "more steps than batches": (
         [NO_CACHE, "--config.steps_per_epoch=12"],
@@ -393,7 +396,7 @@ OUT_OF_RANGE = {
     "checkpoint.every": "0",
     "checkpoint.keep": "0",
     "figures_every": "0",
-    "wandb.mode": "disabled",
+    "wandb.mode": "dry",
 }
 
 
@@ -616,6 +619,15 @@ def test_a_failed_run_has_a_status_of_its_own(monkeypatch, capsys):
     assert capsys.readouterr().err == expected
 
 
+def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(config, directory):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(main.MODES, "train", interrupt)
+    assert main.main(["main.py", SMOKE]) == 130
+    assert capsys.readouterr().out.startswith("stopped; the same command goes on")
+
+
 def test_a_defect_is_not_hidden(monkeypatch):
     def fail(config, directory):
         raise ZeroDivisionError
@@ -796,7 +808,7 @@ def run_program(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProce
         ),
         (
             [SMOKE, NO_CACHE, "--config.batch_size=2000", "--config.steps_per_epoch=0"],
-            "config.batch_size=2000 is more than the 1437 training images of digits",
+            "config.batch_size=2000 is more than the 1442 training images of digits",
         ),
     ],
 )

@@ -101,7 +101,7 @@ def test_what_nothing_reads_is_dropped(changes, dropped):
 )
 def test_setting_what_nothing_reads_is_refused(changes, names, reason):
     with pytest.raises(UsageError) as caught:
-        settings.check_unused(resolve(**changes), names)
+        settings.check_unused(build(changes), names)
     assert str(caught.value) == (
         f"config.{names[-1]} has no effect with {reason}; leave it out, or change that."
     )
@@ -109,8 +109,7 @@ def test_setting_what_nothing_reads_is_refused(changes, names, reason):
 
 def test_setting_what_is_read_is_fine():
     for changes in ({}, {"method": "essl"}, {"method": "simclr"}):
-        config = resolve(**changes)
-        settings.check_unused(config, flat(config))
+        settings.check_unused(build(changes), flat(resolve(**changes)))
 
 
 @pytest.mark.parametrize(
@@ -247,7 +246,7 @@ EDGES = {
     "checkpoint.every": ([1], [0]),
     "checkpoint.keep": ([1], [0]),
     "figures_every": ([1], [0]),
-    "wandb.mode": (["online", "offline"], ["disabled", ""]),
+    "wandb.mode": (["", "online", "offline", "disabled"], ["off"]),
 }
 
 
