@@ -625,7 +625,7 @@ def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
 
     monkeypatch.setitem(main.MODES, "train", interrupt)
     assert main.main(["main.py", SMOKE]) == 130
-    assert capsys.readouterr().out.startswith("stopped; the same command goes on")
+    assert capsys.readouterr().err.startswith("stopped; the same command goes on")
 
 
 def test_a_defect_is_not_hidden(monkeypatch):

@@ -237,11 +237,15 @@ def test_every_test_example_counts_once(small):
     assert len(data.test.labels) == 8
     result = steps.evaluate(run, compiled, state, data)
     assert result["examples"] == 7
-    networks = nnx.merge(run.graphdef, state.params, state.batch_stats)
-    images = data.test.images[:7]
-    views = run.method.make_views(jax.random.key(0), images, train=False)
-    features = networks.encoder(views.first.images, train=False)
-    predicted = networks.online_probe(features).argmax(1)
+
+    @jax.jit
+    def predict(images):
+        networks = nnx.merge(run.graphdef, state.params, state.batch_stats)
+        views = run.method.make_views(jax.random.key(0), images, train=False)
+        features = networks.encoder(views.first.images, train=False)
+        return networks.online_probe(features).argmax(1)
+
+    predicted = predict(data.test.images[:7])
     right = float((predicted == data.test.labels[:7]).mean())
     np.testing.assert_allclose(result["online_top1"], right, rtol=1e-6)
     again = steps.evaluate(run, compiled, state, data)

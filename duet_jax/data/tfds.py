@@ -12,7 +12,6 @@ import logging
 import os
 import queue
 import struct
-import textwrap
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -291,4 +290,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return textwrap.shorten(f"{type(error).__name__}: {error}", 240, placeholder=" ...")
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    # TFDS puts the cause last, behind a page on what it was doing.
+    return text if len(text) <= 240 else f"... {text[-236:].partition(' ')[2]}"
