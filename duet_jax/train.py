@@ -23,6 +23,7 @@ from duet_jax.steps import (
     Compiled,
     DeviceData,
     compile_functions,
+    epoch_order,
     evaluate,
     place,
     scalar,
@@ -148,13 +149,25 @@ def draw_views(
     directory: pathlib.Path,
     plan: Plan,
     data: DeviceData,
-    count: int = 8,
 ) -> pathlib.Path:
-    """Draws the views of the first images in figures/views.png and returns its path."""
-    key = train_state.stream(plan.seed, train_state.TRAINING)
-    count = min(count, len(data.train.labels))
-    views = jax.jit(lambda key, x: plan.method.make_views(key, x, train=True))(
-        key, data.train.images[:count]
+    """Draws the first views of the run in figures/views.png and returns its path."""
+
+    @jax.jit
+    def first_step(order_key, key, images):
+        order = epoch_order(
+            order_key,
+            0,
+            num_examples=len(images),
+            steps=plan.steps_per_epoch,
+            batch_size=plan.batch_size,
+        )
+        key = jax.random.fold_in(key, 0)
+        return plan.method.make_views(key, images[order[0]], train=True)
+
+    views = first_step(
+        train_state.stream(plan.seed, train_state.ORDER),
+        train_state.stream(plan.seed, train_state.TRAINING),
+        data.train.images,
     )
     path = directory / "figures" / "views.png"
     figures.draw_views(
@@ -163,17 +176,17 @@ def draw_views(
         views.second,
         learned=config.get("learned"),
         title=f"{config.method} on {config.dataset.name}",
-        half_size=_first_members(views.prediction, config, count),
+        half_size=_one_of_each(views.prediction, config, plan.batch_size),
     )
     return path
 
 
-def _first_members(
-    view: PredictionView | None, config: ml_collections.ConfigDict, count: int
+def _one_of_each(
+    view: PredictionView | None, config: ml_collections.ConfigDict, batch: int
 ) -> View | None:
     """One member of each image's orbit, taking turns; None without a prediction."""
     if view is None:
         return None
-    members = len(view.targets) // count
-    rows = np.arange(count) % members * count + np.arange(count)
+    members = len(view.targets) // batch
+    rows = np.arange(batch) % members * batch + np.arange(batch)
     return View(view.images[rows], {config.learned: view.targets[rows]})
