@@ -10,7 +10,7 @@ def get_config():
     config = base.get_config()
     config.dataset.name = "digits"
     config.dataset.image_size = 16
-    config.epochs = 50
+    config.epochs = 40
     config.warmup_epochs = 5
     config.batch_size = 64
     # The digits fill their images: smaller crops lose what tells them apart.

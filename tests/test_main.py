@@ -17,7 +17,7 @@ import pytest
 from absl import logging as absl_logging
 
 import main
-from configs import base
+from configs import base, digits_duet_rot
 from duet_jax import settings, workdir
 from duet_jax.errors import TrainingError
 
@@ -26,6 +26,10 @@ SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
 BASE = f"--config={ROOT / 'configs' / 'base.py'}"
 # A run that is refused late has switched the compilation cache on for the process.
 NO_CACHE = "--config.compilation_cache=off"
+# Of the run that `main.py` starts by itself, on the 1,442 training digits.
+EPOCHS = digits_duet_rot.get_config().epochs
+BATCH_SIZE = digits_duet_rot.get_config().batch_size
+STEPS = 1442 // BATCH_SIZE
 
 
 @pytest.fixture(autouse=True)
@@ -124,11 +128,11 @@ REFUSED = {
     # types
     "word for a whole number": (
         ["--config.epochs=many"],
-        ["config.epochs='many' must be a whole number, such as 60"],
+        [f"config.epochs='many' must be a whole number, such as {EPOCHS}"],
     ),
     "fraction for a whole number": (
         ["--config.batch_size=12.5"],
-        ["config.batch_size='12.5' must be a whole number, such as 128"],
+        [f"config.batch_size='12.5' must be a whole number, such as {BATCH_SIZE}"],
     ),
     "power for a whole number": (["--config.epochs=1e3"], ["'1e3'", "whole number"]),
     "switch for a whole number": (["--config.seed=true"], ["'true'", "whole number"]),
@@ -289,8 +293,8 @@ REFUSED = {
         ["config.duet.num_bins=1", "use 2, 4, 8"],
     ),
     "longer warm-up than run": (
-        ["--config.warmup_epochs=61"],
-        ["config.warmup_epochs=61", "config.epochs=60", "at most 60"],
+        [f"--config.warmup_epochs={EPOCHS + 1}"],
+        [f"config.epochs={EPOCHS}", f"at most {EPOCHS}"],
     ),
     "odd images for essl": (
         ["--config.method=essl", "--config.dataset.image_size=17"],
@@ -332,8 +336,8 @@ REFUSED = {
         ["config.batch_size=1443", "1442", "use at most 1442"],
     ),
     "more steps than batches": (
-        [NO_CACHE, "--config.steps_per_epoch=12"],
-        ["config.steps_per_epoch=12", "11 full batches of 128", "at most 11"],
+        [NO_CACHE, f"--config.steps_per_epoch={STEPS + 1}"],
+        [f"{STEPS} full batches of {BATCH_SIZE}", f"at most {STEPS}"],
     ),
     "wrong number of classes": (
         [NO_CACHE, "--config.dataset.num_classes=9"],
@@ -466,7 +470,7 @@ def test_broken_configuration_files(case, capsys, tmp_path):
 
 # Arguments, and the values that come of them.
 ACCEPTED = {
-    "nothing": ([], {"dataset.name": "digits", "epochs": 60}),
+    "nothing": ([], {"dataset.name": "digits", "epochs": EPOCHS}),
     "another file": ([SMOKE], {"epochs": 2, "projector.hidden": 32}),
     "file as a second word": (["--config", SMOKE[9:]], {"epochs": 2}),
     "file after its overrides": (
@@ -596,7 +600,7 @@ def test_parsing_leaves_nothing_behind():
     before = list(sys.argv)
     main.parse(["main.py", "--config.epochs=7", "--mode=train", "--workdir=here"])
     config, directory, _ = main.parse(["main.py"])
-    assert (config.epochs, str(directory)) == (60, "runs/digits_duet_rot")
+    assert (config.epochs, str(directory)) == (EPOCHS, "runs/digits_duet_rot")
     assert sys.argv == before
 
 

@@ -290,6 +290,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    # TFDS puts the cause last, behind a page on what it was doing.
-    return text if len(text) <= 240 else f"... {text[-236:].partition(' ')[2]}"
+    text = " ".join(str(error).split())
+    if len(text) > 240:  # TFDS puts the cause last, behind a page on what it was doing
+        text = f"... {text[-236:].partition(' ')[2]}"
+    return f"{type(error).__name__}: {text}"
