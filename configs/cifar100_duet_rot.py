@@ -3,15 +3,10 @@
 python main.py --config=configs/cifar100_duet_rot.py
 """
 
-from configs import base
+from configs import cifar10_duet_rot
 
 
 def get_config():
-    config = base.get_config()
-    config.method = "duet"
-    config.learned = "rot"
+    config = cifar10_duet_rot.get_config()
     config.dataset.name = "cifar100"
-    config.dataset.center_crop = True
-    config.augmentation.stack = ("sca", "rot")
-    config.duet.structure_weight = 1000.0
     return config

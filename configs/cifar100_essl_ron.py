@@ -3,14 +3,10 @@
 python main.py --config=configs/cifar100_essl_ron.py
 """
 
-from configs import base
+from configs import cifar10_essl_ron
 
 
 def get_config():
-    config = base.get_config()
-    config.method = "essl"
-    config.learned = "ron"
+    config = cifar10_essl_ron.get_config()
     config.dataset.name = "cifar100"
-    config.dataset.center_crop = True
-    config.augmentation.stack = ("sca", "fli", "jit", "gra", "blu")
     return config

@@ -3,13 +3,10 @@
 python main.py --config=configs/cifar100_simclr.py
 """
 
-from configs import base
+from configs import cifar10_simclr
 
 
 def get_config():
-    config = base.get_config()
-    config.method = "simclr"
+    config = cifar10_simclr.get_config()
     config.dataset.name = "cifar100"
-    config.dataset.center_crop = True
-    config.augmentation.stack = ("sca", "fli", "jit", "gra", "blu")
     return config

@@ -113,7 +113,7 @@ def test_calls_are_independent(path):
 
 @each_experiment
 def test_is_a_short_list_of_changes(path):
-    """`config = base.get_config()`, assignments to fields, `return config`."""
+    """`config = <another>.get_config()`, assignments to fields, `return config`."""
     (function,) = (
         node
         for node in ast.parse(path.read_text()).body
@@ -121,7 +121,9 @@ def test_is_a_short_list_of_changes(path):
     )
     first, *changes, last = map(ast.unparse, function.body)
     assert function.name == "get_config"
-    assert (first, last) == ("config = base.get_config()", "return config")
+    parent = re.fullmatch(r"config = (\w+)\.get_config\(\)", first)[1]
+    assert parent in {other.stem for other in CONFIGS} - {path.stem}
+    assert last == "return config"
     assigned = [re.fullmatch(r"config\.([\w.]+) = .+", change)[1] for change in changes]
     assert len(assigned) == len(set(assigned)) <= 16
     assert set(assigned) <= set(flat(get_config(BASE)))
