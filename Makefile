@@ -26,7 +26,8 @@ $(READY): requirements.txt requirements-test.txt
 	@[ -n "$(PYTHON)" ] || { echo "error: no Python >= 3.11 with venv found; install \
 	python3 and python3-venv, or name one: make PYTHON=/path/to/python"; exit 1; }
 	@echo "setting up $(VENV) with $(PYTHON) for $(ACCELERATOR), a few minutes ..."
-	@[ -x $(VENV)/bin/python ] || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip --version >/dev/null 2>&1 || \
+	$(PYTHON) -m venv --clear $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	@if [ $(ACCELERATOR) = cuda ]; then cat requirements.txt; \
 	else sed 's/jax\[cuda12\]/jax/' requirements.txt; fi > $(VENV)/requirements.txt

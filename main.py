@@ -176,6 +176,16 @@ def main(argv: Sequence[str]) -> int:
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "error: the device has too little memory for this run; lower "
+            "config.batch_size or config.encoder.width_multiplier, or use "
+            "config.compute_dtype=bfloat16.",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print(
             "stopped; the same command goes on from the newest checkpoint",

@@ -77,7 +77,7 @@ def _rank(candidates: Array, chosen: Array) -> Array:
     A tie counts against the chosen one: collapsed features, which are all alike, must
     not look like perfect ones.
     """
-    return jnp.sum(candidates >= chosen[:, None], axis=1) - 1
+    return jnp.sum(~(candidates < chosen[:, None]), axis=1) - 1  # so does a NaN
 
 
 def nt_xent(

@@ -89,7 +89,9 @@ def make_plan(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
         batch_size=config.batch_size,
         test_batch_size=min(config.batch_size, len(dataset.test.labels)),
         steps_per_epoch=steps_per_epoch,
-        steps_per_call=nearest_divisor(steps_per_epoch, wanted),
+        steps_per_call=nearest_divisor(
+            steps_per_epoch, wanted, steps_per_epoch if not on_cpu else wanted
+        ),
         unroll=on_cpu,
     )
 
@@ -110,7 +112,14 @@ def _steps_per_epoch(config: ml_collections.ConfigDict, examples: int) -> int:
     return config.steps_per_epoch or full
 
 
-def nearest_divisor(number: int, wanted: int) -> int:
-    """Returns the divisor of `number` whose ratio to `wanted` is closest to one."""
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
+def nearest_divisor(number: int, wanted: int, most: int) -> int:
+    """Returns the divisor of `number` whose ratio to `wanted` is closest to one.
+
+    Args:
+      number: what is divided.
+      wanted: the ideal divisor.
+      most: the largest that will do. Updates that are written out, not looped over,
+        must not become more than was asked for.
+    """
+    divisors = [d for d in range(1, min(number, most) + 1) if number % d == 0]
     return min(divisors, key=lambda d: abs(math.log(d / wanted)))

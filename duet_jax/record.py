@@ -59,6 +59,10 @@ class Record:
         while self._waiting:
             self._pop()
 
+    def restart_clock(self) -> None:
+        """Leaves what has been done until now out of the images per second."""
+        self._lap()
+
     def _pop(self) -> None:
         step, scores = self._waiting.popleft()
         scores = jax.device_get(scores)  # waits for the device
@@ -97,6 +101,7 @@ class Record:
         self._epoch_scores, self._epoch_seconds = [], 0.0
         if step // plan.steps_per_epoch % self._config.figures_every == 0:
             draw_curves(self._workdir, self._plan, self._writers, step)
+            self.restart_clock()
 
     def _write_test(self, step: int, means: Mapping, seconds: float) -> None:
         if not np.isfinite(means["loss"]):

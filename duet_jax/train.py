@@ -60,19 +60,22 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
     plan = make_plan(config, dataset)
     workdir.write_config(config, directory)
     with Checkpoints(directory / "checkpoints", keep=config.checkpoint.keep) as saved:
-        start = saved.latest_step() or 0
+        newest = saved.latest_step()
+        start = newest or 0
+        report.start_lines(config, plan, dataset, directory, start)
+        if start >= plan.total_steps:
+            report.end_lines(directory)
+            return
         writers = metrics.open_writers(
             directory,
             config_dict=config.to_dict(),
             run_name=directory.name,
             wandb=config.wandb.to_dict(),
             tensorboard=config.tensorboard,
-            resume_step=start,
+            resume_step=newest,
         )
         try:
-            report.start_lines(config, plan, dataset, directory, start)
-            if start < plan.total_steps:
-                _run(config, directory, dataset, plan, saved, writers, start)
+            _run(config, directory, dataset, plan, saved, writers, start)
             draw_curves(directory, plan, writers, plan.total_steps)
         finally:
             writers.close()
@@ -142,6 +145,7 @@ def _train_epochs(
             record.test(step, functools.partial(evaluate, plan, compiled, state, data))
         if save:
             checkpoints.save(state, record.newest_test)
+            record.restart_clock()
 
 
 def draw_views(

@@ -18,7 +18,8 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     try:
         _check_place(workdir)
         old = _read_config(workdir)
-        orphans = old is None and (workdir / "checkpoints").exists()
+        started = any((workdir / "checkpoints").glob("[0-9]*"))
+        orphans = old is None and started
     except OSError as error:
         raise _unusable(workdir, error) from error
     if orphans:
@@ -26,7 +27,10 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
             f"{workdir} holds checkpoints without their config.json; choose another "
             "--workdir."
         )
-    changed = settings.differences(old, json.loads(config.to_json())) if old else []
+    # A run that never saved anything, say for want of memory, may be started anew.
+    changed = []
+    if old and started:
+        changed = settings.differences(old, json.loads(config.to_json()))
     if changed:
         raise UsageError(
             f"{workdir} holds a run with another configuration ("

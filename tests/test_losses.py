@@ -114,6 +114,12 @@ def test_top_k(k, expected):
     np.testing.assert_array_equal(hits, expected)
 
 
+def test_neither_ties_nor_nan_count_as_right():
+    for value in (0.0, jnp.nan):
+        hits = losses.top_k(jnp.full((2, 9), value), jnp.array([0, 8]), 5)
+        np.testing.assert_array_equal(hits, 0)
+
+
 def test_masked_mean():
     values = jnp.array([1.0, 2, jnp.nan])
     assert losses.masked_mean(values, jnp.array([True, True, False])) == 1.5

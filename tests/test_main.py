@@ -632,6 +632,24 @@ def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("stopped; the same command goes on")
 
 
+def test_want_of_memory_is_one_line(monkeypatch, capsys):
+    def fail(config, directory):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setitem(main.MODES, "train", fail)
+    assert main.main(["main.py", SMOKE]) == 1
+    message = capsys.readouterr().err
+    assert "too little memory" in message
+    assert "config.batch_size" in message
+
+
+def test_a_run_that_saved_nothing_may_change(old_run):
+    (old_run / "checkpoints" / "2" / "state").unlink()
+    (old_run / "checkpoints" / "2").rmdir()
+    config, _, _ = main.parse(["main.py", SMOKE, "--config.batch_size=16"])
+    workdir.check(config, old_run)
+
+
 def test_a_defect_is_not_hidden(monkeypatch):
     def fail(config, directory):
         raise ZeroDivisionError
@@ -710,7 +728,7 @@ def test_harmless_differences_are_accepted(arguments, old_run, monkeypatch):
         (lambda run: run.write_text("mine"), "run", ["is a file"]),
         (lambda run: run.write_text("mine"), "run/deeper/still", ["is a file"]),
         (
-            lambda run: (run / "checkpoints").mkdir(parents=True),
+            lambda run: (run / "checkpoints" / "2").mkdir(parents=True),
             "run",
             ["checkpoints without their config.json", "another --workdir"],
         ),

@@ -177,6 +177,9 @@ class Recorder:
     def test(self, step, evaluate):
         self.newest_test = evaluate()
 
+    def restart_clock(self):
+        pass
+
 
 class NoCheckpoints:
     def save(self, state, scores):
@@ -342,14 +345,23 @@ def test_an_epoch_shows_every_image_at_most_once():
 
 
 @pytest.mark.parametrize(
-    ("number", "wanted", "divisor"),
-    [(48, 50, 48), (97, 50, 97), (97, 1, 1), (12, 5, 6), (1251, 50, 139), (1, 50, 1)],
+    ("number", "wanted", "most", "divisor"),
+    [
+        (48, 50, 48, 48),
+        (97, 50, 97, 97),
+        (97, 50, 50, 1),
+        (97, 1, 97, 1),
+        (12, 5, 12, 6),
+        (12, 5, 5, 4),
+        (1251, 50, 1251, 139),
+        (1, 50, 1, 1),
+    ],
 )
-def test_steps_per_call_divides_the_epoch(number, wanted, divisor):
-    assert plan.nearest_divisor(number, wanted) == divisor
+def test_steps_per_call_divides_the_epoch(number, wanted, most, divisor):
+    assert plan.nearest_divisor(number, wanted, most) == divisor
 
 
-@pytest.mark.parametrize("method", ["duet", "essl"])
+@pytest.mark.parametrize("method", ["duet", "simclr", "essl"])
 def test_bfloat16_computes_in_16_bits_and_keeps_32(method):
     common = {"method": method, "batch_size": 12, "steps_per_epoch": 1}
     wide = tiny.config(**common)
@@ -374,6 +386,11 @@ def test_bfloat16_computes_in_16_bits_and_keeps_32(method):
             jax.ShapeDtypeStruct((12,), jnp.int32),
         )
         after, scores = jax.eval_shape(update, *args)
+        # As a loop, which is how a GPU runs it: types and shapes must not change.
+        call = steps.make_train_call(update, 2, unroll=False)
+        order = jax.ShapeDtypeStruct((2, 12), jnp.int32)
+        looped, _ = jax.eval_shape(call, *args, order)
+        assert looped == jax.eval_shape(lambda state: state, state)
         for leaf in jax.tree.leaves((after.params, after.batch_stats)):
             assert leaf.dtype == jnp.float32
         for leaf in jax.tree.leaves(scores):

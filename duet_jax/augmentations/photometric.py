@@ -221,13 +221,14 @@ def _apply_jitter(images: Array, params: Params, frame: Frame) -> Array:
     def step(code: str):
         return lambda images: _ADJUST[code](images, params[code])
 
-    # The order is one for the batch, so that only the operation chosen is carried out.
-    # A switch per place compiles 16 operations; one over all orders would compile 96.
+    # All operations at every place, of which one is kept: a `lax.switch` would do less
+    # arithmetic, but on a GPU the host would have to read the index and wait.
     steps = [step(code) for code in components]
     order = orders[params["order"]]
     jittered = images
     for place in range(len(components)):
-        jittered = jax.lax.switch(order[place], steps, jittered)
+        outcomes = [step(jittered) for step in steps]
+        jittered = jax.lax.select_n(order[place], *outcomes)
     return jnp.where(per_image(params["jittered"]), jittered, images)
 
 

@@ -256,7 +256,8 @@ def check_learned(code: str, stack_codes: tuple[str, ...]) -> Augmentation:
     if code == "jit":
         raise UsageError(
             f"{shown} has no structure of its own; learn one of its parts, "
-            f"{' '.join(_JITTER_PARTS)}, and write these in place of jit in {_STACK}."
+            f"{' '.join(_JITTER_PARTS)}, and write these in place of jit in {_STACK}, "
+            f"or choose one of {' '.join(LEARNABLE)}."
         )
     if not record.structure:
         raise UsageError(
