@@ -186,27 +186,39 @@ def duet_total(arrays, kind, weight, train):
     return loss
 
 
+# Precision: the suffix of its arrays, its type, the tolerance.
+LOSS_PRECISIONS = {
+    "float32": ("", np.float32, LOSS_RTOL),
+    "float64": ("_f64", np.float64, 1e-9),
+}
+
+
+@pytest.mark.parametrize("precision", LOSS_PRECISIONS)
 @pytest.mark.parametrize("phase", ["train", "test"])
 @pytest.mark.parametrize("weight", [10, 1000])
 @pytest.mark.parametrize("kind", TARGET_SETTINGS)
-def test_duet_loss(kind, weight, phase):
+def test_duet_loss(kind, weight, phase, precision):
     arrays = load("group_loss")
+    suffix, dtype, rtol = LOSS_PRECISIONS[precision]
     loss = duet_total(arrays, kind, weight, phase == "train")
-    inputs = ("embedding1", "embedding2", "joint1", "joint2")
-    (total, (contrast, structure)), gradients = jax.value_and_grad(
-        loss, argnums=(0, 1, 2, 3), has_aux=True
-    )(*(arrays[f"duet_{name}"] for name in inputs))
-    prefix = f"duet_{kind}_lambda{weight}_{phase}"
-    for value, name in (
-        (total, "loss"),
-        (contrast, "nce_loss"),
-        (weight * structure, "group_loss"),
-        (structure, "group_0_loss"),
-    ):
-        expected = arrays[f"{prefix}_{name}_mean"]
-        np.testing.assert_allclose(value, expected, rtol=LOSS_RTOL)
-    for name, gradient in zip(inputs, gradients, strict=True):
-        assert_close_to_max(gradient, arrays[f"{prefix}_grad_{name}"], GRADIENT_RTOL)
+    names = ("embedding1", "embedding2", "joint1", "joint2")
+    inputs = [arrays[f"duet_{name}"].astype(dtype) for name in names]
+    with jax.enable_x64(precision == "float64"):
+        (total, (contrast, structure)), gradients = jax.value_and_grad(
+            loss, argnums=(0, 1, 2, 3), has_aux=True
+        )(*inputs)
+        prefix = f"duet_{kind}_lambda{weight}_{phase}"
+        for value, name in (
+            (total, "loss"),
+            (contrast, "nce_loss"),
+            (weight * structure, "group_loss"),
+            (structure, "group_0_loss"),
+        ):
+            expected = arrays[f"{prefix}_{name}_mean{suffix}"]
+            np.testing.assert_allclose(value, expected, rtol=rtol)
+        for name, gradient in zip(names, gradients, strict=True):
+            expected = arrays[f"{prefix}_grad_{name}{suffix}"]
+            assert_close_to_max(gradient, expected, rtol)
 
 
 def test_simclr_loss_on_the_same_embeddings():
@@ -223,10 +235,12 @@ def essl_cases():
     return sorted(n.removesuffix("_labels") for n in names if n.endswith("_labels"))
 
 
+@pytest.mark.parametrize("precision", LOSS_PRECISIONS)
 @pytest.mark.parametrize("case", [c for c in essl_cases() if c != "probe"])
-def test_essl_loss(case):
+def test_essl_loss(case, precision):
     arrays = load("essl_loss")
-    logits, labels = arrays[f"{case}_logits"], arrays[f"{case}_labels"]
+    suffix, dtype, rtol = LOSS_PRECISIONS[precision]
+    labels = arrays[f"{case}_labels"]
     classes = np.issubdtype(labels.dtype, np.integer)
 
     def loss(embedding1, embedding2, logits):
@@ -237,25 +251,28 @@ def test_essl_loss(case):
             rows = losses.squared_error(logits[:, 0], labels[:, 0])
         return contrast + 0.4 * rows.mean(), (contrast, rows.mean())
 
-    inputs = arrays["embedding1"], arrays["embedding2"], logits
-    (total, (contrast, prediction)), gradients = jax.value_and_grad(
-        loss, argnums=(0, 1, 2), has_aux=True
-    )(*inputs)
-    for value, name in (
-        (total, "loss"),
-        (contrast, "nce_loss"),
-        (prediction, "essl_loss"),
-    ):
-        expected = arrays[f"{case}_{name}_mean"]
-        np.testing.assert_allclose(value, expected, rtol=LOSS_RTOL)
-    names = ("embedding1", "embedding2", "logits")
-    for name, gradient in zip(names, gradients, strict=True):
-        assert_close_to_max(gradient, arrays[f"{case}_grad_{name}"], GRADIENT_RTOL)
-    if classes:
-        for k in (1, 5):
-            accuracy = 100 * losses.top_k(jnp.asarray(logits), labels, k).mean()
-            expected = arrays[f"{case}_essl_top_{k}_mean"]
-            np.testing.assert_allclose(accuracy, expected, rtol=1e-5)
+    names = ("embedding1", "embedding2", f"{case}_logits")
+    inputs = [arrays[name].astype(dtype) for name in names]
+    with jax.enable_x64(precision == "float64"):
+        (total, (contrast, prediction)), gradients = jax.value_and_grad(
+            loss, argnums=(0, 1, 2), has_aux=True
+        )(*inputs)
+        for value, name in (
+            (total, "loss"),
+            (contrast, "nce_loss"),
+            (prediction, "essl_loss"),
+        ):
+            expected = arrays[f"{case}_{name}_mean{suffix}"]
+            np.testing.assert_allclose(value, expected, rtol=rtol)
+        short = ("embedding1", "embedding2", "logits")
+        for name, gradient in zip(short, gradients, strict=True):
+            expected = arrays[f"{case}_grad_{name}{suffix}"]
+            assert_close_to_max(gradient, expected, rtol)
+        if classes:
+            for k in (1, 5):
+                hits = losses.top_k(jnp.asarray(inputs[2]), labels, k)
+                expected = arrays[f"{case}_essl_top_{k}_mean{suffix}"]
+                np.testing.assert_allclose(100 * hits.mean(), expected, rtol=1e-5)
 
 
 def test_online_probe_loss():
