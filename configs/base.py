@@ -117,7 +117,7 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.eps = 1e-8  # added to its square root
     optimizer.weight_decay = 1e-4  # on all parameters
 
-    # The test split is evaluated after every so many epochs and after the last.
+    # The test split is evaluated after every so many epochs, and at every checkpoint.
     # [--test-every]
     config.evaluate_every = 10
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
