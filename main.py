@@ -1,25 +1,30 @@
-"""Trains DUET, SimCLR or ESSL.
+"""Trains DUET, SimCLR or ESSL, and measures what has been trained.
 
     python main.py --config=configs/cifar10_duet_rot.py --workdir=runs/rot
+    python main.py --workdir=runs/rot --mode=linear_probe
 
-Any field of the configuration can be set: --config.batch_size=512.
+Any field of the configuration can be set: --config.batch_size=512. An evaluation takes
+the run's own configuration; there, only what does not alter the run can be set.
 """
 
+import functools
 import logging
 import pathlib
 import re
 import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from duet_jax import settings
+from duet_jax import settings, workdir
 from duet_jax.errors import TrainingError, UsageError
+from duet_jax.evaluate import evaluate
+from duet_jax.evaluators import EVALUATORS
 from duet_jax.registry import lookup, suggestion
 from duet_jax.terminal import log_to_terminal
 from duet_jax.train import train
@@ -28,25 +33,71 @@ _HERE = pathlib.Path(__file__).parent
 _DEFAULT_CONFIG = str(_HERE / "configs" / "digits_duet_rot.py")
 _BASE = str(_HERE / "configs" / "base.py")
 
-# What can be done with a run: name -> function of (resolved config, work directory).
-MODES: dict[str, Callable[[ml_collections.ConfigDict, pathlib.Path], None]] = {
+# What can be done with a run: name -> function of (resolved config, work directory) and
+# the flags that are given of those it takes.
+MODES: dict[str, Callable[..., None]] = {
     "train": train,
+    **{name: functools.partial(evaluate, name) for name in EVALUATORS},
 }
+
+# Flags besides --config: name -> (default, meaning).
+_FLAGS: dict[str, tuple[str | None, str]] = {
+    "workdir": (
+        None,
+        "Directory of the run; default runs/<name of the configuration file>.",
+    ),
+    "mode": ("train", f"What to do: {', '.join(MODES)}."),
+    "step": (None, "Checkpoint to evaluate: a number, newest or best; default newest."),
+    "protocol": (None, "Of linear_probe: lbfgs or sgd; default lbfgs."),
+    "codes": (
+        None,
+        "Of equivariance: augmentations to measure, such as rot,sca; default the one "
+        "that was learnt, or all of the stack.",
+    ),
+    "datasets": (None, "Of transfer: mnist,digits,folder:<path> ..."),
+    "out": (None, "Of features: the .npz file; default eval/features.npz of the run."),
+}
+# Those that every mode takes.
+_COMMON = ("workdir", "mode")
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _BAD_VALUE = re.compile(r"flag --config\.([\w.]+)=(.*?): ", re.DOTALL)
 
 
-def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path, str]:
-    """Returns the resolved configuration, the work directory and the mode.
+class Command(NamedTuple):
+    """What the command line asks for.
+
+    Attributes:
+      config: resolved.
+      workdir: directory of the run.
+      mode: key of MODES.
+      options: the other flags that are given, by name.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    mode: str
+    options: dict[str, str]
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Reads the command line.
 
     Raises:
-      UsageError: whatever is wrong on the command line or in the configuration.
+      UsageError: whatever is wrong on it or in the configuration.
     """
     path, arguments = _split(argv[1:])
-    defaults = load_defaults(path)
+    program = _program_flags(argv[:1] + arguments)
+    evaluating = program.mode != "train"
+    if evaluating:
+        defaults = _of_the_run(path, program)
+    else:
+        path = _DEFAULT_CONFIG if path is None else path
+        defaults = load_defaults(path)
     names = [match[1] for match in map(_OVERRIDE.match, arguments) if match]
     settings.check_names(defaults, names)
+    if evaluating:
+        settings.check_evaluation(names)
     known = dict(settings.fields(defaults))
     arguments = [argv[0], *(_with_commas(each, known) for each in arguments)]
     values = _flags(defaults, arguments)
@@ -56,13 +107,75 @@ def parse(argv: Sequence[str]) -> tuple[ml_collections.ConfigDict, pathlib.Path,
         raise _explained(error, known) from error
     if rest[1:]:
         raise UsageError(f"{rest[1]!r} is not a flag; write --config.<field>=<value>.")
+    config = settings.check(values.config, defaults)
+    settings.check_unused(values.config, names)
+    directory = values.workdir or f"runs/{pathlib.Path(path).stem}"
+    return Command(config, pathlib.Path(directory), values.mode, _options(values))
+
+
+def _program_flags(arguments: Sequence[str]) -> flags.FlagValues:
+    """Reads the flags that are not fields of a configuration, and checks them.
+
+    They decide which configuration there is, and so come first.
+    """
+    values = flags.FlagValues()
+    _define(values)
+    try:
+        values(arguments, known_only=True)
+    except flags.Error as error:
+        raise _explained(error, {}) from error
     lookup(MODES, values.mode, "--mode")
     if values.workdir == "":
         raise UsageError("--workdir='' must name a directory, or be left out.")
-    config = settings.check(values.config, defaults)
-    settings.check_unused(values.config, names)
-    workdir = values.workdir or f"runs/{pathlib.Path(path).stem}"
-    return config, pathlib.Path(workdir), values.mode
+    taken = _taken(values.mode)
+    for name in _options(values):
+        if name not in taken:
+            modes = [mode for mode in MODES if name in _taken(mode)]
+            raise UsageError(
+                f"--{name} has no effect with --mode={values.mode}; it belongs to "
+                f"--mode={' or '.join(modes)}."
+            )
+    return values
+
+
+def _taken(mode: str) -> tuple[str, ...]:
+    """Returns the names of the flags that are of use in a mode."""
+    if mode == "train":
+        return _COMMON
+    return (*_COMMON, "step", *EVALUATORS[mode].flags)
+
+
+def _options(values: flags.FlagValues) -> dict[str, str]:
+    return {
+        name: values[name].value
+        for name in _FLAGS
+        if name not in _COMMON and values[name].value is not None
+    }
+
+
+def _of_the_run(
+    path: str | None, program: flags.FlagValues
+) -> ml_collections.ConfigDict:
+    """Returns the configuration of the run that is to be evaluated."""
+    if path is not None:
+        raise UsageError(
+            f"--config={path} has no effect with --mode={program.mode}, which takes "
+            "the run's own config.json; leave it out and name the --workdir."
+        )
+    if program.workdir is None:
+        raise UsageError(
+            f"--mode={program.mode} needs --workdir, the directory of a training."
+        )
+    saved = workdir.load_config(pathlib.Path(program.workdir))
+    try:
+        return settings.completed(saved, runpy.run_path(_BASE)["get_config"]())
+    except UsageError as error:
+        raise UsageError(f"{program.workdir}: {error}") from error
+
+
+def _define(values: flags.FlagValues) -> None:
+    for name, (default, meaning) in _FLAGS.items():
+        flags.DEFINE_string(name, default, meaning, flag_values=values)
 
 
 def _flags(
@@ -77,21 +190,13 @@ def _flags(
         flag_values=values,
         sys_argv=list(arguments),
     )
-    flags.DEFINE_string(
-        "workdir",
-        None,
-        "Directory of the run; default runs/<name of the configuration file>.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "mode", "train", f"What to do: {', '.join(MODES)}.", flag_values=values
-    )
+    _define(values)
     return values
 
 
-def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """Returns the last --config, or the default, and all other arguments."""
-    path, others = _DEFAULT_CONFIG, []
+def _split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Returns the last --config, or None, and all other arguments."""
+    path, others = None, []
     remaining = iter(arguments)
     for argument in remaining:
         name, equals, value = argument.partition("=")
@@ -144,12 +249,13 @@ def _explained(error: flags.Error, known: Mapping[str, Any]) -> UsageError:
     if match:
         return settings.bad_value(match[1], match[2], known[match[1]])
     text = " ".join(str(error).split())
-    return UsageError(f"{text}; the flags are --config, --workdir and --mode.")
+    names = ", ".join(f"--{name}" for name in ("config", *_FLAGS))
+    return UsageError(f"{text}; the flags are {names}.")
 
 
 def help_text(argv: Sequence[str]) -> str:
     """Returns what --help prints: the flags, and the fields with their values."""
-    path, _ = _split(argv[1:])
+    path = _split(argv[1:])[0] or _DEFAULT_CONFIG
     defaults = load_defaults(path)
     values = _flags(defaults, [])
     about = [f"  --{name}: {values[name].help}" for name in values]
@@ -168,8 +274,8 @@ def main(argv: Sequence[str]) -> int:
         if {"--help", "-help", "-h"} & set(argv):
             print(help_text(argv))
             return 0
-        config, workdir, mode = parse(argv)
-        MODES[mode](config, workdir)
+        command = parse(argv)
+        MODES[command.mode](command.config, command.workdir, **command.options)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

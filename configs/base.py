@@ -124,6 +124,18 @@ def get_config() -> ml_collections.ConfigDict:
     checkpoint.every = 10  # epochs; the last epoch is always saved
     checkpoint.keep = 2  # newest ones; the best online top-1 is kept besides
 
+    config.knn = knn = ml_collections.ConfigDict()
+    knn.k = 200  # neighbours that vote; at most as many as there are training images
+    knn.temperature = 0.1  # a neighbour's vote is exp(cosine / temperature)
+    # Epochs between evaluations that also classify the test split by its neighbours in
+    # the training split; 0: never while training.
+    knn.every = 0
+    config.linear_probe = linear_probe = ml_collections.ConfigDict()
+    # All three of --mode=linear_probe --protocol=sgd alone.
+    linear_probe.epochs = 100  # of stochastic gradient descent
+    linear_probe.repeats = 5  # classifiers, whose mean and deviation are given
+    linear_probe.learning_rate = 30.0  # at the start of the cosine
+
     config.tensorboard = True  # event files in tensorboard/ of the work directory
     config.figures_every = 10  # epochs between drawings of curves.png
     config.wandb = wandb = ml_collections.ConfigDict()

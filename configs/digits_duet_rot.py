@@ -1,6 +1,8 @@
 """DUET learning rotation on scikit-learn's digits: no download, no GPU.
 
 make train
+
+The baselines on the same views: --config.method=simclr, --config.method=essl.
 """
 
 from configs import base
@@ -20,6 +22,7 @@ def get_config():
     config.encoder.widths = (16, 16, 32, 128)
     config.projector.hidden = 256
     config.projector.output = 64
+    config.essl.hidden = 256
     config.duet.structure_weight = 100.0
     config.optimizer.learning_rate = 3e-3
     return config

@@ -30,12 +30,13 @@ class Checkpoints:
     Saving is asynchronous; `close` waits for it.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: int = 2):
+    def __init__(self, directory: pathlib.Path, *, keep: int = 2, create: bool = True):
         """Opens, and if need be creates, `directory`.
 
         Args:
           directory: holds one sub-directory per saved step.
           keep: how many of the newest to keep, besides the best.
+          create: False to read only what is there.
         """
         # Not `max_to_keep` with `best_fn`: that pair deletes the newest checkpoint when
         # it is not among the best (google/orbax#526), and a resumed run loses work.
@@ -57,6 +58,7 @@ class Checkpoints:
                 preservation_policy=policy,
                 best_fn=lambda metrics: metrics[BEST_METRIC],
                 best_mode="max",
+                create=create,
             ),
         )
 
@@ -72,6 +74,33 @@ class Checkpoints:
         """Returns the steps that are kept, rising."""
         return sorted(self._manager.all_steps())
 
+    def find(self, step: int | str | None) -> int:
+        """Returns the step that `step` means.
+
+        Args:
+          step: a number, "newest" or None, or "best" for the best online top-1 on the
+            test split.
+
+        Raises:
+          UsageError: there is no such checkpoint.
+        """
+        steps = self.all_steps()
+        if not steps:
+            raise UsageError(
+                f"{self._directory} holds no checkpoint; train first, or name another "
+                "--workdir."
+            )
+        if step in (None, "newest"):
+            return steps[-1]
+        if step == "best":
+            return self.best_step()
+        if not str(step).isdecimal() or int(step) not in steps:
+            raise UsageError(
+                f"--step={step} is not a checkpoint of {self._directory}; choose one "
+                f"of {_listed(steps)}, newest, best."
+            )
+        return int(step)
+
     def save(self, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Saves `state` under its step, in the background.
 
@@ -85,10 +114,10 @@ class Checkpoints:
         saved = self._manager.save(
             step,
             args=ocp.args.Composite(
-                model=ocp.args.StandardSave(
+                model=ocp.args.PyTreeSave(
                     {"params": state.params, "batch_stats": state.batch_stats}
                 ),
-                train=ocp.args.StandardSave(
+                train=ocp.args.PyTreeSave(
                     {"step": state.step, "opt_state": state.opt_state}
                 ),
             ),
@@ -112,12 +141,10 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(
+                model=_restore_as(
                     {"params": like.params, "batch_stats": like.batch_stats}
                 ),
-                train=ocp.args.StandardRestore(
-                    {"step": like.step, "opt_state": like.opt_state}
-                ),
+                train=_restore_as({"step": like.step, "opt_state": like.opt_state}),
             ),
         )
         return TrainState(
@@ -133,16 +160,57 @@ class Checkpoints:
         """Returns parameters and running statistics alone.
 
         Args:
-          params: shapes and types, nested as they were saved.
-          batch_stats: likewise.
+          params: shapes and types, nested as they were saved. It may hold a part of the
+            networks only, such as {"encoder": ...}; no more than that is read.
+          batch_stats: likewise; {} for none.
           step: one of `all_steps()`; the newest when None.
+
+        Raises:
+          UsageError: the checkpoint is of other networks, or cannot be read.
         """
-        like = _on_this_device({"params": params, "batch_stats": batch_stats})
-        model = self._manager.restore(
-            self.latest_step() if step is None else step,
-            args=ocp.args.Composite(model=ocp.args.StandardRestore(like)),
-        ).model
-        return model["params"], model["batch_stats"]
+        step = self.latest_step() if step is None else step
+        # Orbax takes an empty dict for something else than one with no entries.
+        parts = {"params": params, "batch_stats": batch_stats}
+        like = _on_this_device({name: part for name, part in parts.items() if part})
+        try:
+            self._check_arrays(like, step)
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(model=_restore_as(like, partial=True)),
+            )
+        except UsageError:
+            raise
+        except Exception as error:  # Orbax has no common type for damaged files
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"checkpoint {step} in {self._directory} cannot be read "
+                f"({type(error).__name__}: {reason}); choose another step of "
+                f"{_listed(self.all_steps())}."
+            ) from error
+        model = restored.model
+        return model.get("params", {}), model.get("batch_stats", {})
+
+    def _check_arrays(self, like: dict, step: int) -> None:
+        """Raises a UsageError unless the networks in `like` are those of `step`."""
+        saved = ocp.PyTreeCheckpointHandler().metadata(
+            self._directory / str(step) / "model"
+        )
+        wanted = _shapes(like)
+        parts = {name[:2] for name in wanted}
+        found = {
+            name: shape
+            for name, shape in _shapes(saved.tree).items()
+            if name[:2] in parts
+        }
+        for name in sorted({**wanted, **found}):
+            if wanted.get(name) != found.get(name):
+                raise UsageError(
+                    f"checkpoint {step} in {self._directory} is of another "
+                    f"architecture than its config.json: {'.'.join(name)} is "
+                    f"{found.get(name, 'missing')} there and "
+                    f"{wanted.get(name, 'missing')} by the configuration; give back "
+                    "the config.json the run was trained with."
+                )
 
     def close(self) -> None:
         """Waits for the saving to finish."""
@@ -153,6 +221,27 @@ class Checkpoints:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+def _shapes(tree) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Returns the shape of every array by its path in nested dicts."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        tuple(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in leaves
+    }
+
+
+def _listed(steps: list[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"
+
+
+def _restore_as(like, *, partial: bool = False) -> ocp.args.PyTreeRestore:
+    """Restores into the shapes, types and devices of `like`, which may be a part."""
+    return ocp.args.PyTreeRestore(
+        like,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+        partial_restore=partial,
+    )
 
 
 def _on_this_device(tree):

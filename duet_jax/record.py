@@ -3,7 +3,7 @@
 import collections
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import ml_collections
@@ -48,11 +48,20 @@ class Record:
         if len(self._waiting) > 1:
             self._pop()
 
-    def test(self, step: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
-        """Runs `evaluate`, which returns means over the test split, at `step`."""
+    def test(
+        self, step: int, measures: Sequence[Callable[[], Mapping[str, float]]]
+    ) -> None:
+        """Runs `measures`, which return means over the test split, at `step`.
+
+        The first is what the test split's images per second are counted for.
+        """
         self.flush()
-        means = evaluate()
-        self._write_test(step, means, self._lap())
+        means = dict(measures[0]())
+        seconds = self._lap()
+        for measure in measures[1:]:
+            means |= measure()
+        self._write_test(step, means, seconds)
+        self.restart_clock()
 
     def flush(self) -> None:
         """Waits for everything taken so far and writes it down."""

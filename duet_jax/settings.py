@@ -16,7 +16,7 @@ from duet_jax.errors import UsageError
 from duet_jax.methods import METHODS, DataSpec
 from duet_jax.methods.duet import WIDTH_FIELDS, choose_target
 from duet_jax.models.resnet import ENCODERS, num_features
-from duet_jax.registry import lookup
+from duet_jax.registry import lookup, suggestion
 
 
 class Rule(NamedTuple):
@@ -81,6 +81,12 @@ RULES: dict[str, Rule] = {
     "optimizer.eps": _POSITIVE,
     "optimizer.weight_decay": _at_least(0),
     "evaluate_every": _COUNT,
+    "knn.k": _COUNT,
+    "knn.temperature": _POSITIVE,
+    "knn.every": _at_least(0),
+    "linear_probe.epochs": _COUNT,
+    "linear_probe.repeats": _COUNT,
+    "linear_probe.learning_rate": _POSITIVE,
     "checkpoint.every": _COUNT,
     "checkpoint.keep": _COUNT,
     "figures_every": _COUNT,
@@ -94,6 +100,12 @@ CHANGEABLE = frozenset(
         "dataset.path",
         "dataset.cache_dir",
         "evaluate_every",
+        "knn.k",
+        "knn.temperature",
+        "knn.every",
+        "linear_probe.epochs",
+        "linear_probe.repeats",
+        "linear_probe.learning_rate",
         "checkpoint.every",
         "checkpoint.keep",
         "tensorboard",
@@ -104,6 +116,23 @@ CHANGEABLE = frozenset(
         "compilation_cache",
         "device",
         "steps_per_call",
+    }
+)
+
+# Fields that may be set when a run is evaluated: where its data are and how it is
+# computed and measured, not what was trained.
+EVALUATION = frozenset(
+    {
+        "dataset.path",
+        "dataset.cache_dir",
+        "batch_size",
+        "device",
+        "compilation_cache",
+        "knn.k",
+        "knn.temperature",
+        "linear_probe.epochs",
+        "linear_probe.repeats",
+        "linear_probe.learning_rate",
     }
 )
 
@@ -138,7 +167,8 @@ def _hint(name: str, known: list[str]) -> str:
     # A slip may be in the section, in the field, or in leaving out the section.
     section, _, leaf = name.rpartition(".")
     same_leaf = [field for field in known if field.rpartition(".")[2] == leaf]
-    close = same_leaf or difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, same_leaf, n=1, cutoff=0)
+    close = close or difflib.get_close_matches(name, known, n=1)
     guess = f" Did you mean 'config.{close[0]}'?" if close else ""
     siblings = [field for field in known if field.rpartition(".")[0] == section]
     if siblings:
@@ -275,6 +305,44 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
         for name in ("encoder.blocks", "encoder.widths"):
             unread[name] = f"config.encoder.name={encoder!r}"
     return unread
+
+
+def check_evaluation(names: Iterable[str]) -> None:
+    """Raises a UsageError where the user sets a field that says what was trained."""
+    for name in names:
+        if name not in EVALUATION:
+            raise UsageError(
+                f"config.{name} was decided by the training and cannot be changed in "
+                f"its evaluation; only {', '.join(sorted(EVALUATION))} can."
+            )
+
+
+def completed(
+    saved: ml_collections.ConfigDict, schema: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """Returns the configuration of a run with every field of the schema.
+
+    Args:
+      saved: as it was resolved for the training; a field that the run did not read, or
+        that came into the schema later, is missing.
+      schema: every field with its default.
+
+    Raises:
+      UsageError: a field is unknown or of another type.
+    """
+    config = schema.copy_and_resolve_references()
+    known = dict(fields(schema))
+    for name, value in fields(saved):
+        if name not in known:
+            raise UsageError(
+                f"config.json: {name} is not a field{suggestion(name, known)}; give "
+                "back the file the run was trained with."
+            )
+        try:
+            config.update_from_flattened_dict({name: value})
+        except (TypeError, ValueError) as error:
+            raise bad_value(name, value, known[name]) from error
+    return config
 
 
 def check_unused(config: ml_collections.ConfigDict, names: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ import functools
 import logging
 import pathlib
 import time
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -16,8 +17,11 @@ import numpy as np
 from duet_jax import devices, figures, metrics, report, train_state, workdir
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.data import load_dataset
+from duet_jax.encoding import FrozenEncoder
 from duet_jax.methods.base import PredictionView
 from duet_jax.plan import Plan, make_plan
+from duet_jax.probes import knn
+from duet_jax.probes.scores import classification
 from duet_jax.record import Record, draw_curves
 from duet_jax.steps import (
     Compiled,
@@ -38,9 +42,9 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
 
     Args:
       config: resolved, from `settings.check`.
-      directory: receives config.json, metrics.jsonl, checkpoints/, figures/ and
-        tensorboard/. If it holds checkpoints of the same configuration the run goes on
-        from the newest.
+      directory: receives config.json, dataset.json, metrics.jsonl, checkpoints/,
+        figures/ and tensorboard/. If it holds checkpoints of the same configuration
+        the run goes on from the newest.
 
     Raises:
       UsageError: anything the user can put right, before anything is compiled.
@@ -57,8 +61,9 @@ def train(config: ml_collections.ConfigDict, directory: pathlib.Path) -> None:
         num_classes=config.dataset.num_classes or None,
         cache_dir=config.dataset.cache_dir,
     )
+    workdir.check_dataset(dataset, directory)
     plan = make_plan(config, dataset)
-    workdir.write_config(config, directory)
+    workdir.write_run(config, dataset, directory)
     with Checkpoints(directory / "checkpoints", keep=config.checkpoint.keep) as saved:
         newest = saved.latest_step()
         start = newest or 0
@@ -112,8 +117,46 @@ def _run(
         metrics.Progress(plan.total_steps, plan.steps_per_epoch, plan.epochs, start)
     ) as progress:
         record = Record(config, directory, plan, writers, progress)
-        _train_epochs(config, plan, compiled, state, data, checkpoints, record, start)
+        _train_epochs(
+            config,
+            plan,
+            compiled,
+            state,
+            data,
+            checkpoints,
+            record,
+            make_neighbours(config, plan, dataset),
+            start,
+        )
         record.flush()
+
+
+def make_neighbours(
+    config: ml_collections.ConfigDict, plan: Plan, dataset: Dataset
+) -> Callable[[TrainState], dict[str, float]]:
+    """Returns `score(state) -> {"knn_top1": ...}`, the accuracy on the test split.
+
+    The neighbours are those of `--mode=knn`, on the full features; a watch on the
+    representation that no classifier's training stands behind.
+    """
+    encoder = FrozenEncoder(plan.method, batch_size=plan.test_batch_size)
+
+    def score(state: TrainState) -> dict[str, float]:
+        encoder.use(state.params["encoder"], state.batch_stats["encoder"])
+        bank, queries = (
+            encoder(split.images)["full"] for split in (dataset.train, dataset.test)
+        )
+        scores = knn.classify(
+            bank,
+            dataset.train.labels,
+            queries,
+            num_classes=len(dataset.class_names),
+            k=config.knn.k,
+            temperature=config.knn.temperature,
+        )
+        return {"knn_top1": classification(scores, dataset.test.labels).top1}
+
+    return score
 
 
 def _train_epochs(
@@ -124,6 +167,7 @@ def _train_epochs(
     data: DeviceData,
     checkpoints: Checkpoints,
     record: Record,
+    neighbours: Callable[[TrainState], dict[str, float]],
     start: int,
 ) -> None:
     order_key = train_state.stream(plan.seed, train_state.ORDER)
@@ -141,8 +185,12 @@ def _train_epochs(
         save = last or done % config.checkpoint.every == 0
         # Every checkpoint is evaluated: its accuracy decides which one is the best, and
         # waiting for it means that no state with a broken loss is saved.
-        if save or done % config.evaluate_every == 0:
-            record.test(step, functools.partial(evaluate, plan, compiled, state, data))
+        neighbours_due = config.knn.every and done % config.knn.every == 0
+        if save or neighbours_due or done % config.evaluate_every == 0:
+            measures = [functools.partial(evaluate, plan, compiled, state, data)]
+            if neighbours_due:
+                measures.append(functools.partial(neighbours, state))
+            record.test(step, measures)
         if save:
             checkpoints.save(state, record.newest_test)
             record.restart_clock()

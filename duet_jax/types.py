@@ -21,6 +21,26 @@ class Split(NamedTuple):
     labels: np.ndarray | Array
 
 
+class DatasetFacts(NamedTuple):
+    """What is known of an image set without its images.
+
+    Attributes:
+      name: how messages call it.
+      side: of the stored square images in pixels.
+      channels: 1 for grey images, 3 for RGB.
+      class_names: one name per label.
+      num_train: training images.
+      num_test: test images.
+    """
+
+    name: str
+    side: int
+    channels: int
+    class_names: tuple[str, ...]
+    num_train: int
+    num_test: int
+
+
 class Dataset(NamedTuple):
     """A labelled image set, decoded and resized.
 
@@ -29,12 +49,27 @@ class Dataset(NamedTuple):
       train: the split the networks are trained on.
       test: the split they are evaluated on.
       class_names: one name per label.
+      files: where the images of both splits came from, training images first, relative
+        to the folder of the set; empty where they are not files of their own.
     """
 
     name: str
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    files: tuple[str, ...] = ()
+
+    @property
+    def facts(self) -> DatasetFacts:
+        """What remains to be known without the images."""
+        return DatasetFacts(
+            self.name,
+            self.side,
+            self.channels,
+            self.class_names,
+            len(self.train.labels),
+            len(self.test.labels),
+        )
 
     @property
     def side(self) -> int:

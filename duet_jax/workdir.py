@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, and the configuration in it."""
+"""The directory of a run: whose it is, its configuration and what it was trained on."""
 
 import json
 import os
@@ -8,6 +8,10 @@ import ml_collections
 
 from duet_jax import settings
 from duet_jax.errors import UsageError
+from duet_jax.types import Dataset, DatasetFacts
+
+# What every config.json has, whatever the method.
+_SECTIONS = ("method", "dataset", "augmentation", "encoder", "projector", "batch_size")
 
 
 def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -38,6 +42,17 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         )
 
 
+def check_writable(directory: pathlib.Path, flag: str) -> None:
+    """Raises a UsageError that names `flag` if files cannot be made in `directory`."""
+    try:
+        _check_place(directory)
+    except OSError as error:
+        raise UsageError(
+            f"{flag}: {directory} cannot be written ({error.strerror}); choose another "
+            "place."
+        ) from error
+
+
 def _check_place(workdir: pathlib.Path) -> None:
     """Raises an OSError if `workdir` is no directory or could not be made one."""
     nearest = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
@@ -47,16 +62,88 @@ def _check_place(workdir: pathlib.Path) -> None:
         raise PermissionError(0, f"{nearest} is not writable")
 
 
+def check_dataset(dataset: Dataset, workdir: pathlib.Path) -> None:
+    """Raises a UsageError where `workdir` holds a run on other images."""
+    old = _read_facts(workdir)
+    if old is None or not any((workdir / "checkpoints").glob("[0-9]*")):
+        return
+    changed = [
+        f"{name}: {getattr(old, name)} -> {value}"
+        for name, value in dataset.facts._asdict().items()
+        if getattr(old, name) != value
+    ]
+    if changed:
+        raise UsageError(
+            f"{workdir} holds a run on other images ({'; '.join(changed)}); give back "
+            "its data, or choose another --workdir."
+        )
+
+
+def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """Returns the resolved configuration of the run in `workdir`.
+
+    Raises:
+      UsageError: there is no run, or its config.json is damaged.
+    """
+    config = _read_config(workdir)
+    if config is None:
+        raise UsageError(
+            f"--workdir={workdir} holds no run (no config.json); name the --workdir of "
+            "a training."
+        )
+    missing = [name for name in _SECTIONS if name not in config]
+    if missing:
+        raise _damaged(workdir / "config.json", f"it has no {', '.join(missing)}")
+    return ml_collections.ConfigDict(_with_tuples(config))
+
+
+def load_facts(workdir: pathlib.Path) -> DatasetFacts:
+    """Returns what is recorded of the images that the run in `workdir` saw.
+
+    Raises:
+      UsageError: there is no record, or it is damaged.
+    """
+    facts = _read_facts(workdir)
+    if facts is None:
+        raise UsageError(
+            f"{workdir / 'dataset.json'} is missing: the run was not trained by this "
+            "version; repeat its training command, which writes the file."
+        )
+    return facts
+
+
+def _with_tuples(value):
+    """Turns the lists that JSON makes of tuples back."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(entry) for name, entry in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
 def _read_config(workdir: pathlib.Path) -> dict | None:
-    path = workdir / "config.json"
+    return _read_json(workdir / "config.json")
+
+
+def _read_facts(workdir: pathlib.Path) -> DatasetFacts | None:
+    path = workdir / "dataset.json"
+    values = _read_json(path)
+    if values is None:
+        return None
+    if set(values) != set(DatasetFacts._fields):
+        raise _damaged(path, f"its entries are {', '.join(values)}")
+    return DatasetFacts(**_with_tuples(values))
+
+
+def _read_json(path: pathlib.Path) -> dict | None:
     if not path.exists():
         return None
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise UsageError(
-            f"{path} is damaged ({error}); choose another --workdir."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: pathlib.Path, reason: object) -> UsageError:
+    return UsageError(f"{path} is damaged ({reason}); choose another --workdir.")
 
 
 def _unusable(workdir: pathlib.Path, error: OSError) -> UsageError:
@@ -65,18 +152,30 @@ def _unusable(workdir: pathlib.Path, error: OSError) -> UsageError:
     )
 
 
-def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Makes the directory and writes the resolved configuration to `config.json`.
+def write_run(
+    config: ml_collections.ConfigDict, dataset: Dataset, workdir: pathlib.Path
+) -> None:
+    """Makes the directory and writes `config.json` and `dataset.json`.
 
-    The file is written whole or not at all.
+    Each file is written whole or not at all.
+
+    Args:
+      config: resolved.
+      dataset: what the run is trained on.
+      workdir: of the run.
 
     Raises:
-      UsageError: the directory or the file cannot be made.
+      UsageError: the directory or a file cannot be made.
     """
-    temporary = workdir / "config.json.tmp"
+    facts = json.dumps(dataset.facts._asdict(), indent=2)
     try:
         (workdir / "figures").mkdir(parents=True, exist_ok=True)
-        temporary.write_text(config.to_json(indent=2) + "\n")
-        os.replace(temporary, workdir / "config.json")
+        for name, text in (
+            ("config.json", config.to_json(indent=2)),
+            ("dataset.json", facts),
+        ):
+            temporary = workdir / f"{name}.tmp"
+            temporary.write_text(text + "\n")
+            os.replace(temporary, workdir / name)
     except OSError as error:
         raise _unusable(workdir, error) from error

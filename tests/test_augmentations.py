@@ -20,6 +20,7 @@ from duet_jax.augmentations import (
     check_learned,
     check_predicted,
     make_stack,
+    measuring_stack,
 )
 from duet_jax.augmentations import geometric as geo
 from duet_jax.augmentations import photometric as pho
@@ -91,6 +92,9 @@ def test_tables():
         assert record.code == code
         assert record.source
         assert (record.structure is None) == (record.topology is None)
+        assert (record.structure is None) == (record.scale is None)
+        circle = record.topology == "circle"
+        assert circle == (record.scale is not None and record.scale.params is not None)
         assert record.probability in {None, *Options.__dataclass_fields__}
     assert set(LEARNABLE) == set(AUGMENTATIONS) - {"jit", "res", "ccr"}
     assert list(PREDICTABLE) == ["rot", "ron", "fli", "flv", "gra", *PARTS]
@@ -588,6 +592,102 @@ def test_pixels_to_normalised_images():
     assert images.dtype == jnp.float32
     close(images.ravel(), np.arange(256) / 255, 1e-7)
     close(augmentations.normalise(images).ravel(), np.arange(256) / 255 - 0.5, 1e-7)
+
+
+# One augmentation alone, and the structure in its own units.
+
+
+PARAMETERS = {  # unit, and the parameter from what was drawn and the side
+    "sca": ("side of the crop / side of the image", lambda p, side: p["height"] / side),
+    "rot": ("degrees", lambda p, side: p["degrees"]),
+    "ron": ("quarter turns", lambda p, side: p["turns"]),
+    "fli": ("mirrored", lambda p, side: p["mirrored"]),
+    "flv": ("mirrored", lambda p, side: p["mirrored"]),
+    "gra": ("grey", lambda p, side: p["grey"]),
+    "blu": ("blurred", lambda p, side: p["sigma"] > 0),
+    "bri": ("factor", lambda p, side: p["bri"]),
+    "con": ("factor", lambda p, side: p["con"]),
+    "sat": ("factor", lambda p, side: p["sat"]),
+    "hue": ("turns of hue", lambda p, side: p["hue"]),
+    "sol": ("threshold", lambda p, side: p["threshold"]),
+}
+
+
+@pytest.mark.parametrize("options", [Options(), OTHER_OPTIONS], ids=["usual", "other"])
+@pytest.mark.parametrize("code", LEARNABLE)
+def test_scale_is_the_way_back_to_the_parameter(code, options):
+    stack = measuring_stack(code, stack_of("ccr", "jit", side=36, options=options))
+    params = draw(stack, MANY)
+    ((record, frame),) = stack.stages
+    scale, value = AUGMENTATIONS[code].scale, stack.structure(params)[code]
+    unit, parameter = PARAMETERS[code]
+    assert scale.unit == unit
+    expected = np.asarray(parameter(params[record.stage], 36), np.float32)
+    assert np.ptp(expected) > 0
+    close(scale.parameter(value, frame), expected, 1e-4 * np.ptp(expected))
+
+
+@pytest.mark.parametrize("options", [Options(), OTHER_OPTIONS], ids=["usual", "other"])
+@pytest.mark.parametrize("code", LEARNABLE)
+def test_every_level_and_nothing_else_is_measured(code, options):
+    stack = measuring_stack(code, stack_of("rot", options=options))
+    params = draw(stack, MANY)
+    values, counts = np.unique(stack.structure(params)[code], return_counts=True)
+    levels = AUGMENTATIONS[code].scale.levels
+    if levels is not None:
+        np.testing.assert_array_equal(values, np.float32(levels))
+        chi_square(counts, np.full(len(levels), MANY / len(levels)))
+    else:
+        assert len(values) > 10
+        (leaves,) = params.values()
+        if code in UNTOUCHED:
+            assert not UNTOUCHED[code](leaves).any()
+
+
+@pytest.mark.parametrize("code", ["rot", "ron", "fli", "flv"])
+def test_structure_of_params_that_were_asked_for(code):
+    ((record, frame),) = measuring_stack(code, stack_of()).stages
+    asked = np.float32(record.scale.levels or np.linspace(0, 1, 37))
+    params = record.scale.params(asked, frame)
+    assert jax.tree.structure(params) == jax.tree.structure(record.identity(1, frame))
+    close(record.structure(params, frame), asked)
+    # Between the levels the nearest one; 0 and 1 are one point, with one answer.
+    if record.scale.levels:
+        ends = record.structure(record.scale.params(np.float32([0, 1]), frame), frame)
+        close(ends, np.repeat(ends[:1], 2))
+        assert ends[0] in asked
+        half = 0.5 / len(asked)
+        for moved in (asked + 0.9 * half, asked - 0.9 * half):
+            params = record.scale.params(moved % 1, frame)
+            close(record.structure(params, frame), asked)
+
+
+def test_measuring_stack_is_otherwise_the_same():
+    like = stack_of("ccr", "jit", side=36, options=OTHER_OPTIONS).half_size()
+    stack = measuring_stack("hue", like)
+    options = dataclasses.replace(OTHER_OPTIONS, jitter_probability=1.0)
+    assert stack == dataclasses.replace(like, codes=("hue",), options=options)
+    assert measuring_stack("rot", like).options == OTHER_OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("code", "channels", "parts"),
+    [
+        ("jit", 3, ["'jit' (colour jitter: ", f"among {' '.join(LEARNABLE)}."]),
+        ("ccr", 3, ["no parameter that could be measured"]),
+        ("rott", 3, ["not known", ", ".join(LEARNABLE), "Did you mean 'rot'?"]),
+        (
+            "hue",
+            1,
+            ["hue (", "needs images with 3", "among sca rot ron fli flv blu bri con"],
+        ),
+    ],
+)
+def test_measuring_errors(code, channels, parts):
+    line = message(measuring_stack, code, stack_of(channels=channels))
+    assert line.startswith(f"--codes={code!r}")
+    for part in parts:
+        assert part in line
 
 
 # Half-size views and what ESSL predicts.

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from duet_jax import figures
-from duet_jax.figures import build_curves, build_views, draw_curves, draw_views
+from duet_jax.figures import build_curves, build_views, draw_curves, draw_views, style
+from duet_jax.figures.canvas import HEADER, MARGIN
 from duet_jax.types import View
 
 # Views
@@ -65,7 +65,7 @@ def test_every_pixel_is_a_whole_number_of_pixels(tmp_path, side, drawn):
     view = make_view([], n=2, side=side)
     draw_views(tmp_path / "views.png", view, view)
     picture = np.asarray(Image.open(tmp_path / "views.png").convert("RGB"))
-    top, left, step = figures._HEADER, figures._MARGIN, drawn // side
+    top, left, step = HEADER, MARGIN, drawn // side
     cut = picture[top : top + drawn, left : left + drawn]
     expected = np.asarray(view.images[0]) + 0.5
     enlarged = expected.repeat(step, axis=0).repeat(step, axis=1)
@@ -143,7 +143,7 @@ def test_nothing_written_overlaps_or_leaves_the_picture(n):
     figure = build_views(
         view, view, learned="rot", half_size=half, title="duet · cifar10 · sca rot"
     )
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.texts]
     boxes += [image.get_window_extent() for image in shown_images(figure)]
     boxes += [axes.get_window_extent() for axes in figure.axes if axes.lines]
@@ -249,7 +249,7 @@ def test_colours_tell_splits_and_strokes_tell_accuracies():
 
 def test_the_legend_is_above_all_panels():
     figure = build_curves(make_rows(6), num_classes=10, title="duet")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "train",
@@ -354,7 +354,7 @@ def test_a_failure_keeps_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(figures.os, "replace", fail)
+    monkeypatch.setattr(style.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         draw_curves(path, make_rows(4))
     assert path.read_bytes() == before

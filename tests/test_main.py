@@ -14,6 +14,7 @@ import sys
 from unittest import mock
 
 import pytest
+import tiny
 from absl import logging as absl_logging
 
 import main
@@ -47,7 +48,7 @@ def _as_a_fresh_process(monkeypatch, tmp_path):
 def refusal(capsys, *arguments: str) -> str:
     """Runs `main.py` with `arguments` and returns the line with which it refuses."""
     accepted = AssertionError("not refused")
-    with mock.patch.object(workdir, "write_config", side_effect=accepted):
+    with mock.patch.object(workdir, "write_run", side_effect=accepted):
         assert main.main(["main.py", *arguments]) == 2
     out, err = capsys.readouterr()
     *before, last = err.splitlines()
@@ -102,7 +103,7 @@ REFUSED = {
     # flags
     "unknown flag": (
         ["--batch-size=3"],
-        ["'batch-size'", "the flags are --config, --workdir and --mode"],
+        ["'batch-size'", "the flags are --config, --workdir, --mode, --step"],
     ),
     "typo in a flag": (["--wrkdir=x"], ["'wrkdir'", "workdir"]),
     "positional argument": (
@@ -397,6 +398,12 @@ OUT_OF_RANGE = {
     "optimizer.eps": "0",
     "optimizer.weight_decay": "-1",
     "evaluate_every": "0",
+    "knn.k": "0",
+    "knn.temperature": "0",
+    "knn.every": "-1",
+    "linear_probe.epochs": "0",
+    "linear_probe.repeats": "0",
+    "linear_probe.learning_rate": "0",
     "checkpoint.every": "0",
     "checkpoint.keep": "0",
     "figures_every": "0",
@@ -561,7 +568,7 @@ ACCEPTED = {
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_accepted(case):
     arguments, expected = ACCEPTED[case]
-    config, _, mode = main.parse(["main.py", *arguments])
+    config, _, mode, _ = main.parse(["main.py", *arguments])
     found = dict(settings.fields(config))
     assert {name: found[name] for name in expected} == expected
     assert {name: type(found[name]) for name in expected} == {
@@ -599,7 +606,7 @@ def test_parsing_leaves_nothing_behind():
     """Neither in the arguments of the process nor in the flags of the next call."""
     before = list(sys.argv)
     main.parse(["main.py", "--config.epochs=7", "--mode=train", "--workdir=here"])
-    config, directory, _ = main.parse(["main.py"])
+    config, directory, *_ = main.parse(["main.py"])
     assert (config.epochs, str(directory)) == (EPOCHS, "runs/digits_duet_rot")
     assert sys.argv == before
 
@@ -646,7 +653,7 @@ def test_want_of_memory_is_one_line(monkeypatch, capsys):
 def test_a_run_that_saved_nothing_may_change(old_run):
     (old_run / "checkpoints" / "2" / "state").unlink()
     (old_run / "checkpoints" / "2").rmdir()
-    config, _, _ = main.parse(["main.py", SMOKE, "--config.batch_size=16"])
+    config, *_ = main.parse(["main.py", SMOKE, "--config.batch_size=16"])
     workdir.check(config, old_run)
 
 
@@ -666,8 +673,8 @@ def test_a_defect_is_not_hidden(monkeypatch):
 def old_run(tmp_path) -> pathlib.Path:
     """The directory of a run of the smoke configuration, with a checkpoint."""
     directory = tmp_path / "old"
-    config, _, _ = main.parse(["main.py", SMOKE])
-    workdir.write_config(config, directory)
+    config, *_ = main.parse(["main.py", SMOKE])
+    workdir.write_run(config, tiny.dataset(6, 3), directory)
     (directory / "checkpoints" / "2").mkdir(parents=True)
     (directory / "checkpoints" / "2" / "state").write_bytes(b"state")
     (directory / "metrics.jsonl").write_text('{"step": 2}\n')
@@ -778,22 +785,23 @@ def test_a_read_only_place(place, tmp_path, capsys, monkeypatch):
 
 
 def test_a_place_that_is_lost_in_between(tmp_path):
-    config, _, _ = main.parse(["main.py", SMOKE])
+    config, *_ = main.parse(["main.py", SMOKE])
     directory = tmp_path / "run"
     workdir.check(config, directory)
     directory.write_text("somebody else's")
     with pytest.raises(main.UsageError, match=r"cannot be used \(.+\); choose another"):
-        workdir.write_config(config, directory)
+        workdir.write_run(config, tiny.dataset(6, 3), directory)
 
 
 def test_the_written_configuration(tmp_path):
-    config, _, _ = main.parse(["main.py", SMOKE, "--config.seed=5"])
+    config, *_ = main.parse(["main.py", SMOKE, "--config.seed=5"])
     directory = tmp_path / "new" / "run"
     workdir.check(config, directory)
     assert not directory.exists()
-    workdir.write_config(config, directory)
+    workdir.write_run(config, tiny.dataset(6, 3), directory)
     assert set(snapshot(directory)) == {
         pathlib.Path("config.json"),
+        pathlib.Path("dataset.json"),
         pathlib.Path("figures"),
     }
     written = json.loads((directory / "config.json").read_text())

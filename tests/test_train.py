@@ -174,7 +174,8 @@ class Recorder:
     def train_call(self, step, scores):
         self.calls.append((step, scores))
 
-    def test(self, step, evaluate):
+    def test(self, step, measures):
+        (evaluate,) = measures
         self.newest_test = evaluate()
 
     def restart_clock(self):
@@ -218,7 +219,9 @@ def test_nothing_is_compiled_or_copied_during_training(small):
     compilations.clear()
     recorder, saved = Recorder(), NoCheckpoints()
     copy = jax.tree.map(lambda x: jax.device_put(np.array(x)), state)
-    train._train_epochs(config, run, compiled, copy, data, saved, recorder, 0)
+    train._train_epochs(
+        config, run, compiled, copy, data, saved, recorder, pytest.fail, 0
+    )
     assert compilations == []
     assert [step for step, _ in recorder.calls] == list(range(1, 16))
     assert int(saved.state.step) == 15

@@ -4,7 +4,13 @@ Read `spec.py` (what an augmentation is), then a record in `geometric.py` or
 `photometric.py`, then `stack.py`.
 """
 
-from duet_jax.augmentations.spec import Augmentation, Frame, Options, Prediction
+from duet_jax.augmentations.spec import (
+    Augmentation,
+    Frame,
+    Options,
+    Prediction,
+    Scale,
+)
 from duet_jax.augmentations.stack import (
     AUGMENTATIONS,
     LEARNABLE,
@@ -14,6 +20,7 @@ from duet_jax.augmentations.stack import (
     check_predicted,
     evaluation_view,
     make_stack,
+    measuring_stack,
     normalise,
     to_float,
     without,
@@ -27,11 +34,13 @@ __all__ = [
     "Frame",
     "Options",
     "Prediction",
+    "Scale",
     "Stack",
     "check_learned",
     "check_predicted",
     "evaluation_view",
     "make_stack",
+    "measuring_stack",
     "normalise",
     "to_float",
     "without",

@@ -18,6 +18,7 @@ from duet_jax.augmentations.spec import (
     Frame,
     Params,
     Prediction,
+    Scale,
     orbit,
     per_image,
 )
@@ -200,6 +201,11 @@ RESIZED_CROP = Augmentation(
         (frame.side - params["height"]).astype(jnp.float32) / (frame.side - 1)
     ),
     topology="line",
+    scale=Scale(
+        unit="side of the crop / side of the image",
+        # The height, which is what the structure knows of the box.
+        parameter=lambda values, frame: 1 - values * (frame.side - 1) / frame.side,
+    ),
     resizes=True,
     stage="sca",
 )
@@ -220,6 +226,11 @@ ROTATION = Augmentation(
     apply=lambda images, params, frame: rotate(images, params["degrees"]),
     structure=lambda params, frame: (params["degrees"] + 180) / 360,
     topology="circle",
+    scale=Scale(
+        unit="degrees",
+        parameter=lambda values, frame: 360 * values - 180,
+        params=lambda values, frame: {"degrees": 360 * values - 180},
+    ),
     stage="rot",
     prediction=Prediction(
         num_outputs=1,
@@ -241,8 +252,24 @@ QUARTER_TURN = Augmentation(
     apply=lambda images, params, frame: turn(images, params["turns"]),
     structure=lambda params, frame: params["turns"].astype(jnp.float32) / 4 + 0.125,
     topology="circle",
+    scale=Scale(
+        unit="quarter turns",
+        parameter=lambda values, frame: 4 * values - 0.5,
+        levels=(0.125, 0.375, 0.625, 0.875),
+        params=lambda values, frame: {
+            "turns": jnp.round(4 * values - 0.5).astype(jnp.int32) % 4
+        },
+    ),
     stage="ron",
     prediction=orbit("turns", (0, 1, 2, 3), turn),
+)
+
+# Both mirrors: two points of the circle, half a turn apart.
+_MIRRORED = Scale(
+    unit="mirrored",
+    parameter=lambda values, frame: 2 * values - 0.5,
+    levels=(0.25, 0.75),
+    params=lambda values, frame: {"mirrored": values % 1 >= 0.5},
 )
 
 MIRROR_LEFT_RIGHT = Augmentation(
@@ -254,7 +281,7 @@ MIRROR_LEFT_RIGHT = Augmentation(
     apply=lambda images, params, frame: mirror_left_right(images, params["mirrored"]),
     structure=lambda params, frame: 0.25 + 0.5 * params["mirrored"],
     topology="circle",
-    two_point=True,
+    scale=_MIRRORED,
     probability="flip_probability",
     stage="fli",
     prediction=orbit("mirrored", (False, True), mirror_left_right),
@@ -269,7 +296,7 @@ MIRROR_UP_DOWN = Augmentation(
     apply=lambda images, params, frame: mirror_up_down(images, params["mirrored"]),
     structure=lambda params, frame: 0.25 + 0.5 * params["mirrored"],
     topology="circle",
-    two_point=True,
+    scale=_MIRRORED,
     probability="flip_probability",
     stage="flv",
     prediction=orbit("mirrored", (False, True), mirror_up_down),

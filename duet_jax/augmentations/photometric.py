@@ -21,6 +21,7 @@ from duet_jax.augmentations.spec import (
     Options,
     Params,
     Prediction,
+    Scale,
     orbit,
     per_image,
 )
@@ -237,6 +238,16 @@ def _factor_place(code: str, params: Params, frame: Frame) -> Array:
     return jnp.clip((params[code] - low) / (high - low), 0, 1)
 
 
+def _factor_scale(code: str, unit: str) -> Scale:
+    """Structure of one factor as the factor itself."""
+
+    def parameter(values: Array, frame: Frame) -> Array:
+        low, high = _factor_range(code, frame.options)
+        return low + (high - low) * values
+
+    return Scale(unit=unit, parameter=parameter)
+
+
 def _predict_factor(code: str) -> Prediction:
     """Prediction of one factor, drawn with the strength that is the default."""
     return Prediction(
@@ -272,6 +283,7 @@ BRIGHTNESS = _jitter(
     source="reference, where no code reaches it",
     structure=functools.partial(_factor_place, "bri"),
     topology="line",
+    scale=_factor_scale("bri", "factor"),
     prediction=_predict_factor("bri"),
 )
 
@@ -281,6 +293,7 @@ CONTRAST = _jitter(
     source="reference, where no code reaches it",
     structure=functools.partial(_factor_place, "con"),
     topology="line",
+    scale=_factor_scale("con", "factor"),
     prediction=_predict_factor("con"),
 )
 
@@ -290,6 +303,7 @@ SATURATION = _jitter(
     source="reference, where no code reaches it",
     structure=functools.partial(_factor_place, "sat"),
     topology="line",
+    scale=_factor_scale("sat", "factor"),
     channels=(3,),
     prediction=_predict_factor("sat"),
 )
@@ -300,9 +314,16 @@ HUE = _jitter(
     source="reference, where no code reaches it",
     structure=functools.partial(_factor_place, "hue"),
     topology="line",
+    scale=_factor_scale("hue", "turns of hue"),
     channels=(3,),
     prediction=_predict_factor("hue"),
 )
+
+
+def _whether(unit: str) -> Scale:
+    """Structure that is 1 for augmented images and 0 for the others."""
+    return Scale(unit=unit, parameter=lambda values, frame: values, levels=(0.0, 1.0))
+
 
 GREY = Augmentation(
     code="gra",
@@ -313,7 +334,7 @@ GREY = Augmentation(
     apply=lambda images, params, frame: grey(images, params["grey"]),
     structure=lambda params, frame: params["grey"].astype(jnp.float32),
     topology="line",
-    two_point=True,
+    scale=_whether("grey"),
     channels=(3,),
     probability="grey_probability",
     stage="gra",
@@ -335,7 +356,7 @@ BLUR = Augmentation(
     apply=lambda images, params, frame: blur(images, params["sigma"]),
     structure=lambda params, frame: (params["sigma"] > 0).astype(jnp.float32),
     topology="line",
-    two_point=True,
+    scale=_whether("blurred"),
     probability="blur_probability",
     stage="blu",
 )
@@ -366,6 +387,11 @@ def _threshold_place(params: Params, frame: Frame) -> Array:
     return jnp.clip((params["threshold"] - low) / (high - low), 0, 1)
 
 
+def _threshold_at(values: Array, frame: Frame) -> Array:
+    low, high = frame.options.solarize_threshold
+    return low + (high - low) * values
+
+
 SOLARIZE = Augmentation(
     code="sol",
     summary="inversion of what is bright",
@@ -380,6 +406,7 @@ SOLARIZE = Augmentation(
     apply=_apply_solarize,
     structure=_threshold_place,
     topology="line",
+    scale=Scale(unit="threshold", parameter=_threshold_at),
     probability="solarize_probability",
     stage="sol",
 )

@@ -197,6 +197,26 @@ def orbit(
 
 
 @dataclasses.dataclass(frozen=True)
+class Scale:
+    """How structure values read in an augmentation's own units: the way back.
+
+    Attributes:
+      unit: of the parameter, in words that follow a number or stand at an axis.
+      parameter: (structure values [n] in [0, 1], frame) -> [n] in own units. Linear,
+        and the inverse of `Augmentation.structure` for images that are augmented.
+      levels: the structure values that occur, ascending, if they are few.
+      params: (structure values [n], frame) -> params of the augmentation that has
+        them, for the circles, all of whose values can be asked for; None for lines.
+        Between levels, the params of the nearest.
+    """
+
+    unit: str
+    parameter: Callable[[Array, Frame], Array]
+    levels: tuple[float, ...] | None = None
+    params: Callable[[Array, Frame], Params] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Augmentation:
     """Everything there is to know about one augmentation.
 
@@ -213,7 +233,7 @@ class Augmentation:
         parameter in its range; None if there is nothing to be learnt.
       topology: whether 0 and 1 are the same structure value ("circle") or the ends
         of a range ("line"); None without a structure.
-      two_point: True if the structure takes two values only.
+      scale: the structure in own units; None without a structure.
       channels: the numbers of image channels it works on.
       probability: field of Options with the share of images that are augmented; None
         for all of them. Only the stack reads it: the others get the identity's params.
@@ -232,11 +252,17 @@ class Augmentation:
     stage: str
     structure: Callable[[Params, Frame], Array] | None = None
     topology: Literal["circle", "line"] | None = None
-    two_point: bool = False
+    scale: Scale | None = None
     channels: tuple[int, ...] = (1, 3)
     probability: str | None = None
     resizes: bool = False
     prediction: Prediction | None = None
+
+    @property
+    def two_point(self) -> bool:
+        """Whether the structure takes two values only."""
+        levels = self.scale.levels if self.scale else None
+        return levels is not None and len(levels) == 2
 
 
 def per_image(values: Array) -> Array:

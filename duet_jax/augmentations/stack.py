@@ -25,6 +25,7 @@ from duet_jax.errors import UsageError
 
 _STACK = "config.augmentation.stack"
 _LEARNED = "config.learned"
+_MEASURED = "--codes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +210,39 @@ def _check_channels(
         f"{dataset_name or 'this dataset'} have {channels}; choose among "
         f"{' '.join(fitting)}."
     )
+
+
+def measuring_stack(code: str, like: Stack) -> Stack:
+    """Returns the stack that carries out one augmentation alone, to measure it.
+
+    Every structure value occurs: an augmentation with few levels is left out of half
+    of the images where it is drawn by a probability, any other is never left out.
+
+    Args:
+      code: an augmentation with a structure; `like` need not contain it.
+      like: gives the sides, the channels and the other options.
+
+    Returns:
+      A stack of `code` alone; its only stage has the frame that the scale asks for.
+
+    Raises:
+      UsageError: the code is unknown, has no structure, or cannot be applied to images
+        with this number of channels.
+    """
+    shown = f"{_MEASURED}={code!r}"
+    if code in AUGMENTATIONS and code not in LEARNABLE:
+        raise UsageError(
+            f"{shown} ({AUGMENTATIONS[code].summary}) has no parameter that could be "
+            f"measured; choose among {' '.join(LEARNABLE)}."
+        )
+    measurable = {name: AUGMENTATIONS[name] for name in LEARNABLE}
+    record = registry.lookup(measurable, code, _MEASURED)
+    _check_channels(code, like.channels, "", shown, LEARNABLE)
+    options = like.options
+    if record.probability is not None:
+        share = 1.0 if record.scale.levels is None else 0.5
+        options = dataclasses.replace(options, **{record.probability: share})
+    return dataclasses.replace(like, codes=(code,), options=options)
 
 
 def evaluation_view(images: Array, stack: Stack) -> tuple[Array, dict[str, Array]]:

@@ -121,7 +121,7 @@ def _decode(source: Source, name: str, side: int) -> Dataset:
             strict=True,
         )
     )
-    return Dataset(name, train, test, source.class_names)
+    return Dataset(name, train, test, source.class_names, source.files)
 
 
 # Reserved names; every other name is looked up in TensorFlow Datasets.

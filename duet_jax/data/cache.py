@@ -79,7 +79,7 @@ def load(
             "the cache %s is damaged and will be made again (%s)", entry, error
         )
         return None
-    return Dataset(name, train, test, source.class_names)
+    return Dataset(name, train, test, source.class_names, source.files)
 
 
 def _load_split(entry: pathlib.Path, split: str) -> Split:

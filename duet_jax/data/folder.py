@@ -60,6 +60,7 @@ def find(name: str, path: str) -> Source:
         examples=lambda: _examples(path, root, train + test, class_names),
         location=root,
         identity={"folder": os.path.realpath(root), "files": train + test},
+        files=tuple(file.relative for file in train + test),
     )
 
 

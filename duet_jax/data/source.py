@@ -20,6 +20,8 @@ class Source(NamedTuple):
       location: where the data come from, for messages.
       identity: JSON-able; everything the examples depend on, so that a changed source
         has a changed identity. None when decoding is too fast to be worth a cache.
+      files: where each example comes from, in the same order, relative to the location;
+        empty if examples are not files of their own.
     """
 
     class_names: tuple[str, ...]
@@ -28,3 +30,4 @@ class Source(NamedTuple):
     examples: Callable[[], Iterator[Example]]
     location: str
     identity: dict[str, Any] | None
+    files: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ outside the differentiated function.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +99,17 @@ class Method(Protocol):
     def init(self, rngs: nnx.Rngs) -> Networks:
         """Returns freshly initialised networks."""
 
+    def representations(self, features: Array) -> dict[str, Array]:
+        """Returns what an evaluation is given of the encoder's features.
+
+        Args:
+          features: [batch, features].
+
+        Returns:
+          "full", the features themselves, and what else the method reads in them, each
+          [batch, dimensions].
+        """
+
     def make_views(self, key: Array, images: Array, *, train: bool) -> Views:
         """Returns the views of a batch.
 
@@ -125,6 +136,31 @@ class Method(Protocol):
           labels: int32, [batch]; for the online probe alone.
           mask: bool, [batch], the examples that count; None when all do.
           train: batch statistics when true, running statistics otherwise.
+        """
+
+
+@runtime_checkable
+class Structured(Protocol):
+    """What a method adds whose features hold the structure of a transformation.
+
+    Attributes:
+      learned: code of the augmentation whose parameter is the structure.
+      num_bins: G.
+      circular: whether the first bin follows the last.
+    """
+
+    learned: str
+    num_bins: int
+
+    @property
+    def circular(self) -> bool:
+        """Whether the first bin follows the last."""
+
+    def targets(self, values: Array) -> Array:
+        """Returns the prescribed distributions, [batch, num_bins].
+
+        Args:
+          values: structure values of the parameters that were drawn, [batch].
         """
 
 

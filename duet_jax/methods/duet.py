@@ -75,6 +75,36 @@ class DUET:
         """Returns two augmented views; in evaluation the first is plain."""
         return self.two_views.views(key, images, train=train)
 
+    def representations(self, features: Array) -> dict[str, Array]:
+        """Returns the features, the content and the structure marginal.
+
+        Args:
+          features: [batch, bins * channels].
+
+        Returns:
+          `full` as given, `content` [batch, channels], `structure` [batch, bins]: the
+          predicted distribution, rows summing to 1.
+        """
+        matrix = representation.as_matrix(features, self.num_bins)
+        return {
+            "full": features,
+            "content": representation.content(matrix),
+            "structure": representation.structure(matrix),
+        }
+
+    @property
+    def circular(self) -> bool:
+        """Whether the first bin follows the last: the von Mises target is a circle."""
+        return self.target == "von_mises"
+
+    def targets(self, values: Array) -> Array:
+        """Returns the distributions that the structure is pulled to, [batch, bins].
+
+        Args:
+          values: structure values of the parameters that were drawn, [batch].
+        """
+        return TARGETS[self.target](values, self.num_bins, self.target_width)
+
     def structure_loss(self, matrix: Array, view: View) -> Array:
         """Divergence of a view's structure from its target, per example, [batch].
 
@@ -82,9 +112,7 @@ class DUET:
           matrix: the view's features, [batch, bins, channels].
           view: holds the parameter that was drawn.
         """
-        targets = TARGETS[self.target](
-            view.structure[self.learned], self.num_bins, self.target_width
-        )
+        targets = self.targets(view.structure[self.learned])
         return losses.jensen_shannon(representation.structure_logits(matrix), targets)
 
     def loss(

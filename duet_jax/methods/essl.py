@@ -78,6 +78,10 @@ class ESSL:
         )
         return networks
 
+    def representations(self, features: Array) -> dict[str, Array]:
+        """Returns the features, [batch, features], as they are."""
+        return {"full": features}
+
     def make_views(self, key: Array, images: Array, *, train: bool) -> base.Views:
         """Returns the two main views and the half-size one to predict from.
 

@@ -31,6 +31,10 @@ class SimCLR:
         """Returns freshly initialised networks."""
         return self.two_views.networks(rngs)
 
+    def representations(self, features: Array) -> dict[str, Array]:
+        """Returns the features, [batch, features], as they are."""
+        return {"full": features}
+
     def make_views(self, key: Array, images: Array, *, train: bool) -> base.Views:
         """Returns two augmented views; in evaluation the first is plain."""
         return self.two_views.views(key, images, train=train)

@@ -1,0 +1,178 @@
+"""Evaluation: from a work directory to what its checkpoint is worth.
+
+Restores the encoder, lets an evaluator measure it, and leaves the result in `eval/` of
+the work directory: `<name>.json`, its pictures, and a table on the terminal.
+"""
+
+import functools
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from duet_jax import devices, runs, workdir
+from duet_jax.evaluators import EVALUATORS, Evaluation, Result, Table
+from duet_jax.figures.style import save
+
+_log = logging.getLogger(__name__)
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def evaluate(
+    name: str,
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    *,
+    step: int | str | None = None,
+    **options: str,
+) -> None:
+    """Measures the run in `directory` and stores and prints the result.
+
+    Args:
+      name: key of EVALUATORS.
+      config: of the run, from `settings.check`.
+      directory: the run's work directory; receives eval/<name>.json and pictures.
+      step: of the checkpoint: a number, "newest" (None) or "best".
+      **options: flags of the evaluator.
+
+    Raises:
+      UsageError: anything the user can put right; nothing has been overwritten then.
+    """
+    workdir.check_writable(directory / "eval", "--workdir")
+    devices.select(config.device)
+    devices.enable_compilation_cache(config.compilation_cache)
+    run = runs.restore(config, directory, step)
+    _log.info("devices      %s", devices.describe())
+    _log.info("checkpoint   step %d of %s, %s", run.step, directory, config.method)
+    evaluation = Evaluation(run, directory / "eval", stored)
+    found = _perform(evaluation, name, options)
+    for table in found["tables"]:
+        print(as_text(Table(**table)))
+        print()
+    _log.info("results in   %s", directory / "eval" / f"{_stem(name, options)}.json")
+
+
+def stored(evaluation: Evaluation, name: str) -> dict[str, Any]:
+    """Returns the stored result of an evaluator without options; see `Evaluation`."""
+    path = evaluation.directory / f"{name}.json"
+    try:
+        found = json.loads(path.read_text())
+        current = (found["step"], found["settings"]) == (
+            evaluation.run.step,
+            _plain(_settings(evaluation, name)),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        current = False
+    if current:
+        _log.info("%-12s taken from %s", name, path)
+        return found
+    _log.info("%-12s measuring ...", name)
+    return _perform(evaluation, name, {})
+
+
+def _perform(
+    evaluation: Evaluation, name: str, options: Mapping[str, str]
+) -> dict[str, Any]:
+    """Runs an evaluator, writes its files and returns what its .json holds."""
+    evaluation.seconds.clear()
+    start = time.perf_counter()
+    result = EVALUATORS[name].measure(evaluation, **options)
+    seconds = {**evaluation.seconds, "total": time.perf_counter() - start}
+    found = _plain(_record(evaluation, name, options, result, seconds))
+    _write(evaluation.directory, _stem(name, options), found, result)
+    return found
+
+
+def _stem(name: str, options: Mapping[str, str]) -> str:
+    """Name of the files of a result: another protocol is another result."""
+    protocol = options.get("protocol", "lbfgs")
+    return name if protocol == "lbfgs" else f"{name}_{protocol}"
+
+
+def _settings(evaluation: Evaluation, name: str) -> dict[str, Any]:
+    """The fields of the configuration that a result depends on."""
+    config = evaluation.run.config
+    return {
+        field: functools.reduce(lambda part, key: part[key], field.split("."), config)
+        for field in EVALUATORS[name].fields
+    }
+
+
+def _record(
+    evaluation: Evaluation,
+    name: str,
+    options: Mapping[str, str],
+    result: Result,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    run = evaluation.run
+    return {
+        "mode": name,
+        "options": options,
+        "settings": _settings(evaluation, name),
+        "step": run.step,
+        "method": run.config.method,
+        "dataset": run.facts._asdict(),
+        "results": result.values,
+        "tables": [table._asdict() for table in result.tables],
+        "pictures": [f"{_stem(name, options)}_{each}.png" for each in result.figures],
+        "seconds": seconds,
+        "device": devices.describe(),
+        "versions": {
+            "python": platform.python_version(),
+            **{each: importlib.metadata.version(each) for each in _PACKAGES},
+        },
+    }
+
+
+def _write(
+    directory: pathlib.Path, stem: str, found: dict[str, Any], result: Result
+) -> None:
+    """Writes pictures and then the numbers, each file whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for each, figure in result.figures.items():
+        save(directory / f"{stem}_{each}.png", figure)
+    temporary = directory / f".{stem}.json.tmp"
+    temporary.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
+    os.replace(temporary, directory / f"{stem}.json")
+
+
+def _plain(value: Any) -> Any:
+    """Returns JSON's own types; what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def as_text(table: Table) -> str:
+    """Returns a table in columns, the first to the left, the others to the right."""
+    rows = [table.header, *table.rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.header))]
+
+    def line(row: tuple[str, ...]) -> str:
+        first, *others = (
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join([first, *others]).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    lines = [table.title, line(table.header), rule, *map(line, table.rows)]
+    return "\n".join(lines + ([table.note] if table.note else []))

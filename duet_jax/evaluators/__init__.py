@@ -1,0 +1,34 @@
+"""What a checkpoint is worth: one module and one row for every way to find out.
+
+Read `base.py` first. `duet_jax/evaluate.py` restores the run and stores the results.
+"""
+
+from duet_jax.evaluators import (
+    equivariance,
+    features,
+    knn,
+    linear_probe,
+    report,
+    transfer,
+)
+from duet_jax.evaluators.base import Evaluation, Evaluator, Result, Table
+
+__all__ = ["EVALUATORS", "Evaluation", "Evaluator", "Result", "Table"]
+
+# By the name that --mode takes.
+EVALUATORS: dict[str, Evaluator] = {
+    "linear_probe": Evaluator(
+        linear_probe.measure,
+        flags=("protocol",),
+        fields=(
+            "linear_probe.epochs",
+            "linear_probe.repeats",
+            "linear_probe.learning_rate",
+        ),
+    ),
+    "knn": Evaluator(knn.measure, fields=("knn.k", "knn.temperature")),
+    "equivariance": Evaluator(equivariance.measure, flags=("codes",)),
+    "transfer": Evaluator(transfer.measure, flags=("datasets",)),
+    "features": Evaluator(features.measure, flags=("out",)),
+    "report": Evaluator(report.measure),
+}

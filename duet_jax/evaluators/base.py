@@ -1,0 +1,158 @@
+"""What an evaluator is given, and what it gives back.
+
+An evaluator measures a restored encoder. It sees images only through the encoder and
+never asks which method trained it: what a method adds, such as a structure, it offers
+through `methods.base`.
+"""
+
+import contextlib
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from duet_jax.data import load_dataset
+from duet_jax.encoding import Representations
+from duet_jax.runs import Run, check_dataset
+from duet_jax.types import Dataset, Split
+
+# Name, in the run's configuration, of each section's field, such as "knn.k".
+Fields = tuple[str, ...]
+
+
+class Table(NamedTuple):
+    """A table of results, as it is printed.
+
+    Attributes:
+      title: above it.
+      header: one text per column.
+      rows: texts, as many as there are columns.
+      note: below it; says what the numbers mean where the header cannot.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+class Result(NamedTuple):
+    """What an evaluator has found.
+
+    Attributes:
+      values: numbers, for the .json file: nested dicts and lists of plain types.
+      tables: the same for people.
+      figures: pictures by name; `roc` becomes `eval/<mode>_roc.png`.
+    """
+
+    values: dict[str, Any]
+    tables: tuple[Table, ...]
+    figures: dict[str, Figure]
+
+
+class Evaluator(NamedTuple):
+    """A way to look at a run; a row of EVALUATORS.
+
+    Attributes:
+      measure: (Evaluation, options by flag) -> Result.
+      flags: of the command line that it takes.
+      fields: of the configuration that its result depends on.
+    """
+
+    measure: Callable[..., Result]
+    flags: tuple[str, ...] = ()
+    fields: Fields = ()
+
+
+class Evaluation:
+    """A run under evaluation, with its data and their representations.
+
+    Attributes:
+      run: restored.
+      directory: `eval/` of its work directory.
+      seconds: what the parts of the work have taken.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        directory: pathlib.Path,
+        stored: Callable[["Evaluation", str], dict[str, Any]],
+    ):
+        """Reads nothing yet.
+
+        Args:
+          run: restored.
+          directory: receives the results.
+          stored: returns the stored result of another evaluator, which it runs first if
+            there is none of the same checkpoint and settings.
+        """
+        self.run = run
+        self.directory = directory
+        self.seconds: dict[str, float] = {}
+        self._stored = stored
+        self._features: dict[str, Representations] = {}
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The data set of the training.
+
+        Raises:
+          UsageError: it cannot be read, or is another one.
+        """
+        dataset = load(self.run)
+        check_dataset(self.run, dataset)
+        return dataset
+
+    def split(self, name: str) -> Split:
+        """Returns the split `train` or `test`."""
+        return getattr(self.dataset, name)
+
+    def features(self, split: str) -> Representations:
+        """Returns the representations of a split, encoded once; see `Run`."""
+        if split not in self._features:
+            images = self.split(split).images
+            with self.timed("encoding"):
+                self._features[split] = self.run(images)
+        return self._features[split]
+
+    def stored(self, name: str) -> dict[str, Any]:
+        """Returns what `eval/<name>.json` holds, measured anew if it is out of date."""
+        return self._stored(self, name)
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Adds what is done inside to the seconds of `part`."""
+        start = time.perf_counter()
+        yield
+        spent = time.perf_counter() - start
+        self.seconds[part] = self.seconds.get(part, 0.0) + spent
+
+
+def load(run: Run, name: str | None = None, path: str | None = None) -> Dataset:
+    """Returns a data set in the size of the run's images.
+
+    Args:
+      run: says the size, and which set where it is not given.
+      name: as `dataset.name`; None for the run's own.
+      path: as `dataset.path`; None for the run's own.
+
+    Raises:
+      UsageError: it cannot be read.
+    """
+    settings = run.config.dataset
+    return load_dataset(
+        settings.name if name is None else name,
+        path=settings.path if path is None else path,
+        image_size=settings.image_size,
+        center_crop=settings.center_crop,
+        cache_dir=settings.cache_dir,
+    )
+
+
+def percent(fraction: float) -> str:
+    """Returns a fraction as per cent with one decimal; "-" for none."""
+    return "-" if fraction is None else f"{100 * fraction:.1f}"

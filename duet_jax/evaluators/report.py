@@ -1,0 +1,187 @@
+"""Everything that is known of a run on one page that needs no network."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from matplotlib.figure import Figure
+
+from duet_jax import figures, workdir
+from duet_jax.augmentations import LEARNABLE
+from duet_jax.evaluators import equivariance, page
+from duet_jax.evaluators.base import Evaluation, Result, Table, percent
+from duet_jax.figures.style import save
+
+# Images on the map: t-SNE takes seconds for these and minutes for ten times as many.
+_MAPPED_IMAGES = 2000
+# What a report measures if it has not been measured, and what it shows if it has.
+_MEASURED = ("linear_probe", "knn", "equivariance")
+_SHOWN = ("linear_probe_sgd", "transfer")
+
+
+def measure(evaluation: Evaluation) -> Result:
+    """Writes `report.html` in the work directory.
+
+    Holds the configuration, curves, views, the tables and pictures of the linear probe,
+    of kNN and of the equivariance, and a map of the test features. What has been
+    measured of this checkpoint is taken from `eval/`, the rest is measured first.
+
+    Raises:
+      UsageError: the page cannot be written, or what an evaluator raises.
+    """
+    path = evaluation.run.directory / "report.html"
+    workdir.check_writable(path.parent, "--workdir")
+    codes = _codes(evaluation)
+    names = [name for name in _MEASURED if codes or name != "equivariance"]
+    found = {name: evaluation.stored(name) for name in names}
+    found |= {name: each for name in _SHOWN if (each := _if_current(evaluation, name))}
+    evaluation.directory.mkdir(parents=True, exist_ok=True)
+    evaluation.split("test")
+    with evaluation.timed("map"):
+        picture = _map(evaluation, codes[0] if codes else None)
+    save(evaluation.directory / "report_map.png", picture)
+    text = page.build(_sections(evaluation, found), **_head(evaluation, found))
+    temporary = path.with_name(".report.html.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    rows = ((str(path), f"{path.stat().st_size / 1e6:.1f} MB"),)
+    table = Table("report", ("page", "size"), rows)
+    return Result({"page": str(path), "parts": [*found]}, (table,), {})
+
+
+def _codes(evaluation: Evaluation) -> list[str]:
+    """The augmentations whose equivariance is of interest, the first for the map."""
+    run = evaluation.run
+    learned = run.config.get("learned")
+    stack = run.method.two_views.stack.codes
+    return [learned] if learned else [code for code in stack if code in LEARNABLE]
+
+
+def _if_current(evaluation: Evaluation, name: str) -> dict[str, Any] | None:
+    """Returns a stored result of this checkpoint; it is not measured for a report."""
+    try:
+        found = json.loads((evaluation.directory / f"{name}.json").read_text())
+        return found if found["step"] == evaluation.run.step else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _map(evaluation: Evaluation, code: str | None) -> Figure:
+    """Draws the test features in two dimensions, by class and by parameter."""
+    split = evaluation.split("test")
+    images = equivariance.spaced(split.images, _MAPPED_IMAGES)
+    labels = equivariance.spaced(split.labels, _MAPPED_IMAGES)
+    about: dict[str, Any] = {}
+    if code is None:
+        features = evaluation.run(images)["full"]
+    else:
+        measured = equivariance.make_code(evaluation, code)
+        draws = measured.stack.draw(jax.random.key(0), len(images))
+        features = evaluation.run.encoder(images, measured.stack, draws)["full"]
+        about = {
+            "values": measured.parameter(measured.stack.structure(draws)[code]),
+            "name": measured.record.summary,
+            "unit": measured.record.scale.unit,
+            "circular": measured.circular,
+            "limits": measured.limits,
+        }
+    return figures.build_embedding(
+        _projections(features),
+        classes=labels,
+        class_names=evaluation.dataset.class_names,
+        title="full features of transformed test images",
+        **about,
+    )
+
+
+def _projections(features: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the standardised features in two dimensions, each [n, 2]."""
+    from sklearn.decomposition import PCA  # takes a second that others need not spend
+    from sklearn.manifold import TSNE
+
+    spread = features.std(axis=0)
+    standard = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    linear = PCA(2, svd_solver="full").fit_transform(standard)
+    # At most a third of the points are neighbours; 30 is the usual number.
+    perplexity = min(30.0, max(1.0, (len(features) - 1) / 3))
+    tsne = TSNE(2, init="pca", perplexity=perplexity, random_state=0)
+    return {"PCA": linear, "t-SNE": tsne.fit_transform(standard)}
+
+
+def _head(evaluation: Evaluation, found: dict[str, Any]) -> dict[str, Any]:
+    run = evaluation.run
+    learned = run.config.get("learned")
+    about = f"{run.config.method}{f', {learned}' if learned else ''}"
+    return {
+        "title": run.directory.absolute().name,
+        "subtitle": f"{about} on {run.facts.name}: checkpoint of step {run.step}",
+        "headlines": _headlines(found),
+    }
+
+
+def _headlines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The numbers one asks for first, each with its name."""
+    lines = []
+    for name, title in (("linear_probe", "linear probe"), ("knn", "kNN")):
+        for kind, scores in found[name]["results"]["representations"].items():
+            lines.append((f"{percent(scores['top1'])} %", f"{title} on {kind}"))
+    for code, each in found.get("equivariance", {}).get("results", {}).items():
+        source, scores = "full features", each["regression"]["full"]
+        if "marginal" in each:
+            source, scores = "structure", each["marginal"]["mean"]
+        if "accuracy" in scores:
+            number = f"{percent(scores['accuracy'])} %"
+        else:
+            number = f"{scores['error']:.3g} {each['unit']}"
+        what = "right" if "accuracy" in scores else "error"
+        lines.append((number, f"{code} read off the {source}: {what}"))
+    return lines
+
+
+def _sections(evaluation: Evaluation, found: dict[str, Any]) -> list[page.Section]:
+    own = evaluation.run.directory / "figures"
+    sections = [
+        page.Section("Training", (), _existing(own, ("curves.png", "views.png"))),
+    ]
+    titles = {
+        "linear_probe": "Linear probe",
+        "linear_probe_sgd": "Linear probe, SGD",
+        "knn": "Nearest neighbours",
+        "equivariance": "Equivariance",
+        "transfer": "Transfer",
+    }
+    for name, title in titles.items():
+        if name in found:
+            tables = tuple(Table(**each) for each in found[name]["tables"])
+            pictures = _existing(evaluation.directory, found[name]["pictures"])
+            sections.append(page.Section(title, tables, pictures))
+    picture = _existing(evaluation.directory, ("report_map.png",))
+    sections.append(page.Section("Map of the test features", (), picture))
+    sections.append(page.Section("Configuration", (_configuration(evaluation),), ()))
+    return sections
+
+
+def _existing(directory: pathlib.Path, names) -> tuple[pathlib.Path, ...]:
+    return tuple(path for name in names if (path := directory / name).is_file())
+
+
+def _configuration(evaluation: Evaluation) -> Table:
+    def rows(config: ml_collections.ConfigDict, prefix: str = ""):
+        for name, value in config.items():
+            if isinstance(value, ml_collections.ConfigDict):
+                yield from rows(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", _shown(value)
+
+    fields = tuple(rows(evaluation.run.config))
+    return Table("config.json", ("field", "value"), fields)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,47 @@
+"""Pictures: what a run trains on, how it goes, and what its representations tell.
+
+Each `draw_*` writes what its `build_*` returns. Files appear whole or not at all, so a
+viewer that reloads them never meets half of one. No window system is touched.
+"""
+
+from duet_jax.figures.canvas import COLUMNS
+from duet_jax.figures.circle import (
+    build_polar,
+    build_turned,
+    draw_polar,
+    draw_turned,
+)
+from duet_jax.figures.confusion import build_confusion, draw_confusion
+from duet_jax.figures.curves import build_curves, draw_curves
+from duet_jax.figures.embedding import build_embedding, draw_embedding
+from duet_jax.figures.structure import (
+    build_marginals,
+    build_readout,
+    build_shift,
+    draw_marginals,
+    draw_readout,
+    draw_shift,
+)
+from duet_jax.figures.views import build_views, draw_views
+
+__all__ = [
+    "COLUMNS",
+    "build_confusion",
+    "build_curves",
+    "build_embedding",
+    "build_marginals",
+    "build_polar",
+    "build_readout",
+    "build_shift",
+    "build_turned",
+    "build_views",
+    "draw_confusion",
+    "draw_curves",
+    "draw_embedding",
+    "draw_marginals",
+    "draw_polar",
+    "draw_readout",
+    "draw_shift",
+    "draw_turned",
+    "draw_views",
+]

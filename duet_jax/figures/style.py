@@ -1,0 +1,91 @@
+"""What all pictures share: colours that the colour-blind tell apart, fonts, files."""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.ticker import MaxNLocator
+
+BLUE, ORANGE, LIGHT = "#2a6fb0", "#d9680f", "#a9c5df"
+ACCENT, INK, MUTED, FAINT = "#b3261e", "#222222", "#666666", "#dddddd"
+
+# Okabe and Ito's order of contrast, with the blue and the orange of this project.
+SERIES = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#c9a400", INK)
+
+# From white for nothing: an empty cell looks empty.
+SHARES = "Blues"
+
+DPI = 100
+
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    # Names of classes and runs are text, dollars included.
+    "text.parse_math": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "figure.dpi": DPI,
+    "savefig.dpi": "figure",
+}
+
+# Decorates what makes or writes a picture; matplotlib's settings are left as they were.
+styled = matplotlib.rc_context(_STYLE)
+
+
+@styled
+def save(path: str | os.PathLike, figure: Figure) -> None:
+    """Writes `figure` in the format of the suffix, replacing the file at once."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    figure.savefig(partial)
+    os.replace(partial, path)
+
+
+def titled(width: float, height: float, title: str) -> Figure:
+    """Returns an empty figure, width and height in inches, titled on the left."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure.suptitle(title or " ", x=0.144 / width, ha="left", size=12, weight="bold")
+    return figure
+
+
+def grid(axes: Axes) -> None:
+    """Draws faint lines at the ticks, behind everything."""
+    axes.grid(color=FAINT, lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def legend(
+    where: Axes | Figure, handles: Sequence[Artist], names: Sequence[str], **options
+) -> Legend:
+    """Adds a legend without a frame, in which a name may begin with an underscore."""
+    # Matplotlib leaves such labels out of a legend, but not such texts.
+    places = [str(number) for number in range(len(names))]
+    made = where.legend(handles, places, frameon=False, **options)
+    for text, name in zip(made.get_texts(), names, strict=True):
+        text.set_text(name)
+    return made
+
+
+def shorten(name: str, length: int) -> str:
+    """Returns `name`, cut to at most `length` letters, the last one an ellipsis."""
+    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
+
+
+def locator(unit: str, most: int = 6) -> MaxNLocator:
+    """Returns round ticks, at most about `most`; degrees go in parts of a circle."""
+    degrees = unit == "degrees"
+    steps = [1, 1.5, 3, 4.5, 9, 10] if degrees else [1, 2, 2.5, 5, 10]
+    return MaxNLocator(most, steps=steps)

@@ -1,0 +1,119 @@
+"""What every probe does with its examples before it looks at them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from duet_jax.errors import UsageError
+
+# A feature whose deviation is below this share of its mean varies by no more than
+# the rounding of float32, and counts as constant.
+_RELATIVE_STD_FLOOR = 1e-6
+
+# Rows that are converted to float64 at a time.
+BLOCK = 4096
+
+
+class Standardisation(NamedTuple):
+    """An affine map of every feature to mean 0 and standard deviation 1.
+
+    Attributes:
+      mean: float32 [d].
+      scale: one over the standard deviation, float32 [d]; 0 for a constant feature.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+
+    def apply(self, features):
+        """Standardised `features` [n, d]; those that were constant become 0."""
+        return (features - self.mean[None, :]) * self.scale[None, :]
+
+
+def standardisation(features: np.ndarray) -> Standardisation:
+    """Mean and standard deviation of `features` [n, d], summed in float64.
+
+    Raises:
+      UsageError: a feature is not finite.
+    """
+    mean = np.mean(features, axis=0, dtype=np.float64)
+    if not np.all(np.isfinite(mean)):
+        raise UsageError(
+            f"features={tuple(features.shape)} hold NaN or infinite values in "
+            f"{int(np.sum(~np.isfinite(mean)))} of {features.shape[1]} columns; "
+            "use finite features, such as those of an earlier checkpoint."
+        )
+    # Deviations are taken from the mean that `apply` subtracts, so that rounding it
+    # to float32 does not make a constant feature vary.
+    mean = mean.astype(np.float32)
+    squares = np.zeros(features.shape[1])
+    for start in range(0, len(features), BLOCK):
+        block = features[start : start + BLOCK].astype(np.float64) - mean[None, :]
+        squares += np.sum(block * block, axis=0)
+    std = np.sqrt(squares / len(features))
+    varies = std > np.maximum(_RELATIVE_STD_FLOOR * np.abs(mean), 1e-30)
+    scale = np.where(varies, 1 / np.where(varies, std, 1), 0).astype(np.float32)
+    return Standardisation(mean, scale)
+
+
+def examples(features, labels, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features as float32 [n, d] and labels as int32 [n] on the host.
+
+    Raises:
+      UsageError: shapes do not fit each other, or a label is not a class.
+    """
+    features, labels = matrix(features), np.asarray(labels)
+    if labels.shape != features.shape[:1]:
+        raise UsageError(
+            f"labels={labels.shape} do not fit features={features.shape}; "
+            "give one label per row."
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise UsageError(
+            f"labels go from {labels.min()} to {labels.max()}, outside of the "
+            f"num_classes={num_classes} classes; use 0 to {num_classes - 1}."
+        )
+    return features, labels.astype(np.int32)
+
+
+def matrix(features) -> np.ndarray:
+    """`features` as float32 [n, d] on the host.
+
+    Raises:
+      UsageError: it is not a matrix with rows and columns.
+    """
+    features = np.asarray(features, np.float32)
+    if features.ndim != 2 or 0 in features.shape:
+        raise UsageError(
+            f"features={features.shape} is not a filled matrix; "
+            "give [examples, dimensions]."
+        )
+    return features
+
+
+def held_out_tenth(labels: np.ndarray) -> np.ndarray:
+    """Marks about a tenth of the examples, stratified and without chance.
+
+    Every tenth example of each class in the order given, and the last one of a class
+    with two to nine; a class with one example keeps it for fitting.
+
+    Args:
+      labels: int [n].
+
+    Returns:
+      bool [n], true for the examples that are held out.
+
+    Raises:
+      UsageError: no class has two examples.
+    """
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) > 1:
+            held_out[members[min(len(members), 10) - 1 :: 10]] = True
+    if not held_out.any():
+        raise UsageError(
+            f"labels={labels.shape} have no class with two examples, so none can be "
+            "held out to choose l2; use more examples, or `fit` with a given l2."
+        )
+    return held_out

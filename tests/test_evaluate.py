@@ -1,0 +1,601 @@
+"""Every mode on real checkpoints, through the command line."""
+
+import html.parser
+import json
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+from test_main import snapshot
+
+import main
+from duet_jax import evaluate, runs, train_state
+from duet_jax.checkpoints import Checkpoints
+from duet_jax.data import load_dataset
+from duet_jax.evaluators import EVALUATORS, page
+from duet_jax.evaluators.base import Table
+from duet_jax.losses import top_k
+from duet_jax.metrics import read_rows
+
+ROOT = pathlib.Path(__file__).parent.parent
+SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
+METHODS = ("duet", "simclr", "essl")
+REPRESENTATIONS = {
+    "duet": {"full": 32, "content": 4, "structure": 8},
+    "simclr": {"full": 32},
+    "essl": {"full": 32},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Compiled programs are kept between the calls, as they are for a user."""
+    global CACHE
+    CACHE = f"--config.compilation_cache={tmp_path_factory.mktemp('cache')}"
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+def train(directory: pathlib.Path, *arguments: str) -> None:
+    assert main.main(["main.py", SMOKE, f"--workdir={directory}", *arguments]) == 0
+
+
+def call(directory: pathlib.Path, mode: str, *arguments: str) -> dict:
+    """Runs a mode and returns what it has stored."""
+    command = ["main.py", f"--workdir={directory}", f"--mode={mode}", *arguments]
+    assert main.main([*command, CACHE]) == 0
+    name = f"{mode}_sgd" if "--protocol=sgd" in arguments else mode
+    return json.loads((directory / "eval" / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict[str, pathlib.Path]:
+    """One smoke run a method, with kNN watched in that of DUET."""
+    directories = {}
+    for method in METHODS:
+        directories[method] = tmp_path_factory.mktemp("runs") / method
+        watched = ["--config.knn.every=1"] if method == "duet" else []
+        train(
+            directories[method],
+            f"--config.method={method}",
+            "--config.tensorboard=False",
+            CACHE,
+            *watched,
+        )
+    return directories
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """The same runs, for tests that write; without results."""
+
+    def copy(method: str) -> pathlib.Path:
+        ignored = shutil.ignore_patterns("eval", "report.html")
+        return shutil.copytree(trained[method], tmp_path / method, ignore=ignored)
+
+    return copy
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", EVALUATORS)
+def test_every_mode_of_every_method(method, mode, trained, capsys, tmp_path):
+    directory = trained[method]
+    before = snapshot(directory)
+    options = {
+        "transfer": ["--datasets=digits"],
+        "features": [f"--out={tmp_path / 'found.npz'}"],
+    }
+    found = call(directory, mode, *options.get(mode, []))
+    assert found["mode"] == mode
+    assert found["step"] == 4
+    assert found["method"] == method
+    assert found["dataset"]["name"] == "digits"
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["seconds"]["total"] > 0
+    printed = capsys.readouterr().out
+    for table in found["tables"]:
+        assert table["title"] in printed
+        assert {len(row) for row in table["rows"]} == {len(table["header"])}
+    for picture in found["pictures"]:
+        with Image.open(directory / "eval" / picture) as image:
+            image.load()
+    # Nothing but results has come into being or changed.
+    for path, content in snapshot(directory).items():
+        if path.parts[0] not in ("eval", "report.html"):
+            assert before.get(path) == content or content is None, path
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_in_the_results(method, trained):
+    directory = trained[method]
+    probe = call(directory, "linear_probe")["results"]["representations"]
+    neighbours = call(directory, "knn")["results"]["representations"]
+    assert set(probe) == set(neighbours) == set(REPRESENTATIONS[method])
+    for scores in (*probe.values(), *neighbours.values()):
+        assert 0.1 < scores["top1"] <= scores["top5"] <= 1
+        assert np.sum(scores["confusion"]) == 355
+        assert np.trace(scores["confusion"]) == round(355 * scores["top1"])
+    # Even a hardly trained encoder keeps what digits look like.
+    assert probe["full"]["top1"] > 0.5
+    assert neighbours["full"]["top1"] > 0.5
+
+
+def test_the_encoder_is_the_one_that_was_trained(trained):
+    """The stored online probe on our features has the accuracy of the training."""
+    directory = trained["duet"]
+    run = runs.load_run(directory)
+    networks = nnx.eval_shape(lambda: run.method.init(nnx.Rngs(0)))
+    _, params, _ = train_state.split(networks)
+    with Checkpoints(directory / "checkpoints", create=False) as saved:
+        only = {"online_probe": params["online_probe"]}
+        probe = saved.restore_model(only, {})[0]["online_probe"]["linear"]
+    test = load_dataset("digits", image_size=16).test
+    logits = run(test.images)["full"] @ probe["kernel"] + probe["bias"][None, :]
+    accuracy = float(top_k(logits, test.labels, 1).mean())
+    rows = [r for r in read_rows(directory / "metrics.jsonl") if r["split"] == "test"]
+    assert accuracy == pytest.approx(rows[-1]["online_top1"], abs=1e-6)
+    # And so is the watch on the neighbours.
+    watched = call(directory, "knn")["results"]["representations"]["full"]["top1"]
+    assert watched == pytest.approx(rows[-1]["knn_top1"], abs=1e-6)
+
+
+def test_the_watch_is_only_in_the_rows_it_is_asked_for(trained):
+    rows = read_rows(trained["simclr"] / "metrics.jsonl")
+    assert not any("knn_top1" in row for row in rows)
+
+
+def test_load_run(trained):
+    run = runs.load_run(trained["duet"], batch_size=32)
+    images = load_dataset("digits", image_size=16).test.images
+    features = run(images)
+    assert {n: x.shape for n, x in features.items()} == {
+        n: (355, d) for n, d in REPRESENTATIONS["duet"].items()
+    }
+    assert all(x.dtype == np.float32 for x in features.values())
+    matrix = features["full"].reshape(355, 8, 4)
+    np.testing.assert_allclose(features["content"], matrix.sum(1), rtol=1e-5, atol=1e-5)
+    logits = matrix.mean(2)
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    weights /= weights.sum(1, keepdims=True)
+    np.testing.assert_allclose(features["structure"], weights, rtol=1e-5)
+    # Padding and the size of a batch leave no trace.
+    np.testing.assert_allclose(run(images[:5])["full"], features["full"][:5], atol=1e-5)
+    with pytest.raises(ValueError, match=r"uint8 \[n, 16, 16, 1\]"):
+        run(images.astype(np.float32))
+    with pytest.raises(ValueError, match=r"not uint8 \[355, 16, 16\]"):
+        run(images[..., 0])
+
+
+def test_steps(trained):
+    assert runs.load_run(trained["duet"], 2).step == 2
+    assert runs.load_run(trained["duet"], "2").step == 2
+    assert runs.load_run(trained["duet"], "best").step in (2, 4)
+    assert call(trained["simclr"], "knn", "--step=2")["step"] == 2
+    first = runs.load_run(trained["duet"], 2)
+    images = load_dataset("digits", image_size=16).test.images[:8]
+    newest = runs.load_run(trained["duet"])
+    assert np.any(first(images)["full"] != newest(images)["full"])
+
+
+def test_nothing_but_the_encoder_is_read(copied):
+    directory = copied("essl")
+    for item in directory.glob("checkpoints/*/train"):
+        shutil.rmtree(item)
+    assert call(directory, "knn")["step"] == 4
+
+
+def test_features(trained, tmp_path):
+    out = tmp_path / "deeper" / "features.npz"
+    call(trained["duet"], "features", f"--out={out}", "--config.batch_size=50")
+    data = load_dataset("digits", image_size=16)
+    run = runs.load_run(trained["duet"])
+    with np.load(out, allow_pickle=False) as found:
+        assert set(found.files) == {"class_names"} | {
+            f"{split}_{name}"
+            for split in ("train", "test")
+            for name in ("full", "content", "structure", "labels", "indices")
+        }
+        assert found["class_names"].tolist() == [str(i) for i in range(10)]
+        for split, own in (("train", data.train), ("test", data.test)):
+            np.testing.assert_array_equal(found[f"{split}_labels"], own.labels)
+            np.testing.assert_array_equal(
+                found[f"{split}_indices"], np.arange(len(own.labels))
+            )
+            for name, rows in run(own.images).items():
+                assert found[f"{split}_{name}"].dtype == np.float32
+                np.testing.assert_allclose(found[f"{split}_{name}"], rows, atol=1e-5)
+    assert [p.name for p in out.parent.iterdir()] == ["features.npz"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> pathlib.Path:
+    """A folder of colour images of another size, in two classes with odd names."""
+    rng = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 12), ("test", 4)):
+        for name, colour in (("<b>dark", 40), ("bright & $x$", 200)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                noise = rng.integers(-30, 30, (20, 30, 3))
+                pixels = np.clip(colour + noise, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+def test_transfer(trained, pictures):
+    names = f"digits,folder:{pictures}"
+    found = call(trained["duet"], "transfer", f"--datasets={names}")["results"]
+    assert list(found) == ["digits", f"folder:{pictures}"]
+    own = call(trained["duet"], "linear_probe")["results"]["representations"]
+    # Its own data set is not another one.
+    assert found["digits"]["representations"]["full"]["top1"] == own["full"]["top1"]
+    other = found[f"folder:{pictures}"]
+    assert (other["classes"], other["train"], other["test"]) == (2, 24, 8)
+    assert other["representations"]["full"]["top1"] == 1
+
+
+def test_a_run_on_a_folder(pictures, tmp_path):
+    """Colour, odd class names, paths in the features, and an encoder fed with grey."""
+    train(
+        tmp_path,
+        "--config.dataset.name=folder",
+        f"--config.dataset.path={pictures}",
+        f"--config.dataset.cache_dir={tmp_path / 'cache'}",
+        "--config.batch_size=8",
+        "--config.tensorboard=False",
+        CACHE,
+    )
+    call(tmp_path, "features")
+    with np.load(tmp_path / "eval" / "features.npz", allow_pickle=False) as found:
+        assert found["test_paths"][0] == "test/<b>dark/0.png"
+        assert len(found["train_paths"]) == 24
+    found = call(tmp_path, "transfer", "--datasets=digits")["results"]
+    assert found["digits"]["representations"]["full"]["top1"] > 0.5
+    call(tmp_path, "report")
+    assert "<b>dark" not in (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;dark" in (tmp_path / "report.html").read_text()
+
+
+def test_the_sgd_protocol(copied):
+    directory = copied("duet")
+    shorter = ["--config.linear_probe.epochs=12", "--config.linear_probe.repeats=2"]
+    kept = call(directory, "linear_probe")
+    # The rate of 30 is for a hundred epochs of thousands of images.
+    shorter.append("--config.linear_probe.learning_rate=1")
+    found = call(directory, "linear_probe", "--protocol=sgd", *shorter)
+    for name, scores in found["results"]["representations"].items():
+        assert len(scores["top1"]) == 2, name
+        assert scores["top1_mean"] == pytest.approx(np.mean(scores["top1"]))
+        assert scores["top1_std"] == pytest.approx(np.std(scores["top1"]))
+    assert found["results"]["representations"]["full"]["top1_mean"] > 0.2
+    again = call(directory, "linear_probe", "--protocol=sgd", *shorter)
+    assert again["results"] == found["results"]
+    stored = (directory / "eval" / "linear_probe.json").read_text()
+    assert json.loads(stored) == kept
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_equivariance(method, trained):
+    codes = ["rot", "ron", "sca", "fli"]
+    found = call(trained[method], "equivariance", f"--codes={','.join(codes)}")
+    found = found["results"]
+    assert list(found) == codes
+    for code, each in found.items():
+        learned = method == "duet" and code == "rot"
+        assert ("marginal" in each) == ("divergence" in each) == learned
+        assert set(each["regression"]) == set(REPRESENTATIONS[method])
+        assert ("shift" in each) == (code != "sca")  # the only line
+        assert code == "sca" or each["shift"]["learned"] == learned
+    # Two epochs of two steps do not tell angles; quarter turns, size and side are seen.
+    angle = found["rot"]["regression"]["full"]
+    assert 0 < angle["error_interval"][0] < angle["error"] < angle["error_interval"][1]
+    assert found["ron"]["regression"]["full"]["accuracy"] > 0.4
+    assert found["sca"]["regression"]["full"]["r_squared"] > 0.2
+    assert found["fli"]["regression"]["full"]["accuracy"] > 0.6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shifts_of_the_bins(method, trained):
+    found = call(trained[method], "equivariance", "--codes=rot,ron,fli")["results"]
+    shifts = {code: list(each["shift"]["by_shift"]) for code, each in found.items()}
+    # Quarter turns are two bins of eight apart; a mirror is half of the circle.
+    assert shifts == {
+        "rot": list(map(str, range(8))),
+        "ron": ["0", "2", "4", "6"],
+        "fli": ["0", "4"],
+    }
+    for each in found.values():
+        assert each["shift"]["bins"] == 8
+        by_shift = each["shift"]["by_shift"]
+        assert set(by_shift["0"]) == set(REPRESENTATIONS[method]) - {"content"}
+        nothing = by_shift["0"]["full"]["relative_error"]
+        assert nothing["shifted"] == pytest.approx(0, abs=1e-5)
+        assert nothing["random"] > 0.1
+        others = [by_shift[shift]["full"] for shift in by_shift if shift != "0"]
+        for measure in ("relative_error", "cosine"):
+            mean = np.mean([other[measure]["shifted"] for other in others])
+            found_mean = each["shift"]["mean"]["full"][measure]["shifted"]
+            assert found_mean == pytest.approx(mean)
+    printed = json.loads((trained[method] / "eval" / "equivariance.json").read_text())[
+        "tables"
+    ]
+    notes = {t["title"]: t["note"] for t in printed if "predicted by" in t["title"]}
+    learned = [title[:3] for title, note in notes.items() if "Control" not in note]
+    assert learned == (["rot"] if method == "duet" else [])
+
+
+def test_a_method_without_learned_code_measures_its_stack(trained):
+    assert set(call(trained["simclr"], "equivariance")["results"]) == {"sca", "rot"}
+
+
+class Outward(html.parser.HTMLParser):
+    """Collects what a page would read from elsewhere, and its structure."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href") and not value.startswith(("#", "data:")):
+                self.sources.append(value)
+
+
+def test_the_report_needs_nothing_else(copied):
+    directory = copied("duet")
+    found = call(directory, "report")
+    assert set(found["results"]["parts"]) == {"linear_probe", "knn", "equivariance"}
+    text = (directory / "report.html").read_text()
+    parser = Outward()
+    parser.feed(text)
+    assert parser.sources == []
+    assert "script" not in parser.tags
+    assert "http" not in re.sub(r'src="data:[^"]*"', "", text).replace("http-equiv", "")
+    # Curves, views, confusion, marginals, turned, polar, shift, readout, map.
+    assert parser.tags.count("img") == 9
+    for part in ("linear probe", "k nearest", "equivariance to rot", "duet.num_bins"):
+        assert part in text
+
+
+def test_a_report_measures_what_is_missing_only(copied):
+    directory = copied("simclr")
+    call(directory, "knn")
+    before = snapshot(directory / "eval")
+    call(directory, "report")
+    after = snapshot(directory / "eval")
+    assert before[pathlib.Path("knn.json")] == after[pathlib.Path("knn.json")]
+    assert pathlib.Path("linear_probe.json") in after
+    # Other settings and other checkpoints are other results.
+    call(directory, "report", "--config.knn.k=3")
+    stored = json.loads((directory / "eval" / "knn.json").read_text())
+    assert stored["results"]["k"] == 3
+    call(directory, "report", "--step=2")
+    stored = json.loads((directory / "eval" / "linear_probe.json").read_text())
+    assert stored["step"] == 2
+
+
+def test_a_page_escapes_everything():
+    evil = '"><script>alert(1)</script>'
+    table = Table(evil, (evil, evil), ((evil, evil),), evil)
+    section = page.Section(evil, (table,), ())
+    text = page.build([section], title=evil, subtitle=evil, headlines=[(evil, evil)])
+    parser = Outward()
+    parser.feed(text)
+    assert "script" not in parser.tags
+
+
+def test_a_table_as_text():
+    table = Table("title", ("a", "long b"), (("xx", "1"), ("y", "22")), "note")
+    assert evaluate.as_text(table).splitlines() == [
+        "title",
+        "a   long b",
+        "--  ------",
+        "xx       1",
+        "y       22",
+        "note",
+    ]
+
+
+# --- what is refused -----------------------------------------------------------------
+
+
+def refusal(capsys, *arguments: str) -> str:
+    assert main.main(["main.py", *arguments, CACHE]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert last.startswith("error: ")
+    return last
+
+
+REFUSED = {
+    "no workdir": (["--mode=knn"], "--mode=knn needs --workdir"),
+    "unknown mode": (
+        ["--mode=linear-prob", "--workdir={run}"],
+        "Did you mean 'linear_probe'?",
+    ),
+    "a configuration as well": (
+        ["--mode=knn", "--workdir={run}", SMOKE],
+        "has no effect with --mode=knn",
+    ),
+    "no run": (["--mode=knn", "--workdir={empty}"], "holds no run"),
+    "no such directory": (["--mode=knn", "--workdir={empty}/x"], "holds no run"),
+    "no such step": (
+        ["--mode=knn", "--workdir={run}", "--step=3"],
+        "--step=3 is not a checkpoint of",
+    ),
+    "no step": (["--mode=knn", "--workdir={run}", "--step=last"], "2, 4, newest, best"),
+    "a step for training": (
+        [SMOKE, "--step=3"],
+        "--step has no effect with --mode=train",
+    ),
+    "a protocol for kNN": (
+        ["--mode=knn", "--workdir={run}", "--protocol=sgd"],
+        "belongs to --mode=linear_probe",
+    ),
+    "unknown protocol": (
+        ["--mode=linear_probe", "--workdir={run}", "--protocol=adam"],
+        "choose one of lbfgs, sgd",
+    ),
+    "another architecture by hand": (
+        ["--mode=knn", "--workdir={run}", "--config.encoder.widths=8,8,16,64"],
+        "was decided by the training",
+    ),
+    "unknown field": (
+        ["--mode=knn", "--workdir={run}", "--config.knn.n=3"],
+        "config.knn.n is not a field",
+    ),
+    "no neighbours": (
+        ["--mode=knn", "--workdir={run}", "--config.knn.k=0"],
+        "config.knn.k=0 must be 1 or more",
+    ),
+    "no data sets": (["--mode=transfer", "--workdir={run}"], "needs --datasets"),
+    "a folder without a path": (
+        ["--mode=transfer", "--workdir={run}", "--datasets=folder"],
+        "names no folder",
+    ),
+    "one missing data set of two": (
+        ["--mode=transfer", "--workdir={run}", "--datasets=digits,folder:{empty}"],
+        "has no folder train",
+    ),
+    "an unknown code": (
+        ["--mode=equivariance", "--workdir={run}", "--codes=rto"],
+        "'rto' is not known",
+    ),
+    "a code without structure": (
+        ["--mode=equivariance", "--workdir={run}", "--codes=jit"],
+        "jit",
+    ),
+    "a code for colours": (
+        ["--mode=equivariance", "--workdir={run}", "--codes=hue"],
+        "3 channels",
+    ),
+    "no code": (["--mode=equivariance", "--workdir={run}", "--codes="], "name some"),
+    "a directory as a file": (
+        ["--mode=features", "--workdir={run}", "--out={file}/x.npz"],
+        "--out: ",
+    ),
+    "an unknown flag": (["--mode=knn", "--workdir={run}", "--kk=3"], "the flags are"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case, trained, tmp_path, capsys):
+    arguments, part = REFUSED[case]
+    places = {"run": trained["duet"], "empty": tmp_path / "e", "file": tmp_path / "f"}
+    places["empty"].mkdir()
+    places["file"].write_text("somebody's")
+    before = snapshot(trained["duet"]), snapshot(tmp_path)
+    arguments = [each.format(**places) for each in arguments]
+    assert part in refusal(capsys, *arguments)
+    assert (snapshot(trained["duet"]), snapshot(tmp_path)) == before
+
+
+def test_a_run_without_checkpoints(copied, capsys):
+    directory = copied("duet")
+    shutil.rmtree(directory / "checkpoints")
+    message = refusal(capsys, "--mode=knn", f"--workdir={directory}")
+    assert "checkpoints does not exist" in message
+    (directory / "checkpoints").mkdir()
+    message = refusal(capsys, "--mode=knn", f"--workdir={directory}")
+    assert "holds no checkpoint" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"encoder": {"widths": [8, 8, 16, 64]}}, "of another architecture"),
+        ({"encoder": {"blocks": [1, 2, 1]}}, "stage2.1"),
+        ({"encoder": {"blocks": [1, 1, 2]}}, "stage3.1"),
+        ({"method": "byol"}, "config.method='byol' is not known"),
+        ({"colour": 3}, "colour is not a field"),
+        ({"batch_size": "many"}, "config.batch_size='many' must be a whole number"),
+    ],
+)
+def test_a_changed_configuration(copied, change, part, capsys):
+    directory = copied("duet")
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    for name, value in change.items():
+        if isinstance(value, dict):
+            config[name] |= value
+        else:
+            config[name] = value
+    path.write_text(json.dumps(config))
+    assert part in refusal(capsys, "--mode=knn", f"--workdir={directory}")
+    assert not (directory / "eval").exists()
+
+
+def test_fewer_blocks_than_were_saved(copied, capsys):
+    """What the checkpoint holds beyond the configuration is noticed, too."""
+    directory = copied("duet")
+    path = directory / "dataset.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"channels": 3}))
+    message = refusal(capsys, "--mode=knn", f"--workdir={directory}")
+    assert "stem.kernel is (3, 3, 1, 8) there and (3, 3, 3, 8)" in message
+
+
+@pytest.mark.parametrize("name", ["config.json", "dataset.json"])
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", "7"])
+def test_damaged_records(copied, name, text, capsys):
+    directory = copied("simclr")
+    (directory / name).write_text(text)
+    message = refusal(capsys, "--mode=knn", f"--workdir={directory}")
+    assert name in message or "another architecture" in message
+
+
+def test_a_damaged_checkpoint(copied, capsys):
+    directory = copied("duet")
+    for path in (directory / "checkpoints" / "4" / "model").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    message = refusal(capsys, "--mode=knn", f"--workdir={directory}")
+    assert "checkpoint 4" in message
+    assert "choose another step of 2, 4" in message
+
+
+def test_other_classes(copied, pictures, capsys):
+    """The data of the run have been replaced."""
+    directory = copied("duet")
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config["dataset"] |= {"name": "folder", "path": str(pictures)}
+    path.write_text(json.dumps(config))
+    message = refusal(capsys, "--mode=linear_probe", f"--workdir={directory}")
+    assert "but" in message
+    assert "was trained with" in message
+
+
+def test_a_place_that_cannot_be_written(copied, capsys):
+    directory = copied("duet")
+    (directory / "eval").write_text("a file of that name")
+    message = refusal(capsys, "--mode=knn", f"--workdir={directory}")
+    assert "is a file" in message
+    assert (directory / "eval").read_text() == "a file of that name"
+
+
+def test_training_again_on_other_data(copied, capsys):
+    """A resumed run notices that the images are not those it has seen."""
+    directory = copied("duet")
+    path = directory / "dataset.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"num_train": 1000}))
+    message = refusal(capsys, SMOKE, f"--workdir={directory}", "--config.knn.every=1")
+    assert "num_train: 1000 -> 1442" in message
+
+
+def test_help_names_every_mode_and_flag(capsys):
+    assert main.main(["main.py", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in (*EVALUATORS, "--step", "--datasets", "--out", "--protocol", "--codes"):
+        assert name in text
