@@ -54,18 +54,51 @@ def read_structure(marginals: np.ndarray, *, circular: bool) -> np.ndarray:
     centres = bin_centres(marginals.shape[1])
     if not circular:
         return marginals @ centres
-    return _direction(marginals @ _unit_vectors(centres))
+    return values_at(marginals @ points(centres, circular=True), circular=True)
 
 
-def _unit_vectors(values: np.ndarray) -> np.ndarray:
-    """Structure values [n] as points of the unit circle, [n, 2]."""
-    angles = 2 * np.pi * np.asarray(values, np.float64)
+def certainty(marginals: np.ndarray) -> np.ndarray:
+    """How far a marginal on the circle is from having no direction.
+
+    Args:
+      marginals: probabilities, [n, G], rows summing to 1.
+
+    Returns:
+      Length of the mean of the points of the unit circle, in [0, 1], [n]: 0 for a
+      uniform marginal.
+    """
+    marginals = np.asarray(marginals, np.float64)
+    centres = bin_centres(marginals.shape[1])
+    return np.linalg.norm(marginals @ points(centres, circular=True), axis=1)
+
+
+def points(values: np.ndarray, *, circular: bool) -> np.ndarray:
+    """Structure values where they can be averaged and regressed.
+
+    Args:
+      values: structure values, [n].
+      circular: as points of the unit circle, [n, 2]; else as they are, [n, 1].
+    """
+    values = np.asarray(values, np.float64)
+    if not circular:
+        return values[:, None]
+    angles = 2 * np.pi * values
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _direction(vectors: np.ndarray) -> np.ndarray:
-    """The inverse of `_unit_vectors`, in [0, 1); the length does not matter."""
-    return _wrapped(np.arctan2(vectors[:, 1], vectors[:, 0]) / (2 * np.pi))
+def values_at(points: np.ndarray, *, circular: bool) -> np.ndarray:
+    """Structure values of points anywhere: the inverse of `points`.
+
+    Args:
+      points: [n, 2] on a circle, where the length does not matter; else [n, 1].
+      circular: as in `points`.
+
+    Returns:
+      [n], on a circle in [0, 1), on a line the nearest value in [0, 1].
+    """
+    if not circular:
+        return np.clip(points[:, 0], 0, 1)
+    return _wrapped(np.arctan2(points[:, 1], points[:, 0]) / (2 * np.pi))
 
 
 def _wrapped(turns: np.ndarray) -> np.ndarray:
@@ -134,34 +167,18 @@ def errors(true: np.ndarray, read: np.ndarray, *, circular: bool) -> np.ndarray:
     return (difference + 0.5) % 1 - 0.5 if circular else difference
 
 
-def r_squared(true: np.ndarray, read: np.ndarray, *, circular: bool) -> float:
-    """Coefficient of determination of structure values.
+def r_squared(true: np.ndarray, predicted: np.ndarray) -> float:
+    """Coefficient of determination, all coordinates together.
 
     Args:
-      true: of what was drawn, [n].
-      read: what a representation says, [n].
-      circular: compare the points of the unit circle that the values stand for. As a
-        reading is always on the circle, one that knows nothing of values spread evenly
-        has -1, not 0.
+      true: `points` of what was drawn, [n, k].
+      predicted: [n, k], anywhere. On a circle whoever knows nothing does best to stay
+        in the middle; a guess on the circle itself has -1.
 
     Returns:
-      1 - (sum of squared errors) / (sum of squared distances of `true` from its mean);
-      at most 1, nan where all true values are the same.
-    """
-    if circular:
-        return r_squared_vectors(_unit_vectors(true), _unit_vectors(read))
-    return r_squared_vectors(np.asarray(true)[:, None], np.asarray(read)[:, None])
-
-
-def r_squared_vectors(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Coefficient of determination of a regression, all outputs together.
-
-    Args:
-      true: [n, k]; k = 2, cosine and sine, for a point of the circle.
-      predicted: [n, k], anywhere.
-
-    Returns:
-      As `r_squared`; the mean of `true` as the prediction has 0.
+      1 - (sum of squared errors) / (sum of squared distances of `true` from its mean):
+      at most 1; 0 if every prediction is the mean of `true`; nan where `true` is the
+      same for all.
     """
     true = np.asarray(true, np.float64)
     # Sums by einsum: a mean over long columns is slow, and a product of matrices, small

@@ -58,6 +58,28 @@ def test_uniform_marginals():
     assert np.isfinite(equivariance.read_structure(uniform, circular=True)).all()
 
 
+def test_certainty():
+    uniform, pointed = np.full((1, 8), 1 / 8), np.eye(8)
+    # Eight bins are not quite evenly spaced: see `bin_centres`.
+    close(equivariance.certainty(uniform), 0, 2e-3)
+    close(equivariance.certainty(pointed), 1, 1e-12)
+    # Two neighbours, 100/799 of a turn apart: the middle of the chord.
+    both = (pointed[:1] + pointed[1:2]) / 2
+    close(equivariance.certainty(both), np.cos(np.pi * 100 / 799), 1e-12)
+
+
+def test_points_and_back():
+    values = drawn(50)
+    circle = equivariance.points(values, circular=True)
+    close(np.linalg.norm(circle, axis=1), 1, 1e-12)
+    back = equivariance.values_at(0.1 * circle, circular=True)
+    close(equivariance.errors(values, back, circular=True), 0, 1e-7)
+    line = equivariance.points(values, circular=False)
+    close(equivariance.values_at(line, circular=False), values, 1e-12)
+    outside = np.array([[-0.2], [1.3]])
+    close(equivariance.values_at(outside, circular=False), [0, 1], 1e-12)
+
+
 def test_reading_turns_with_the_bins():
     marginals = np.random.default_rng(0).dirichlet(np.full(8, 0.5), 20)
     read = equivariance.read_structure(marginals, circular=True)
@@ -162,46 +184,47 @@ def test_errors_go_the_short_way_round():
     close(line, [-0.98, 0.98, 0.2, 0.5], 1e-12)
 
 
+def score(true, read, *, circular):
+    points = (equivariance.points(x, circular=circular) for x in (true, read))
+    return equivariance.r_squared(*points)
+
+
 def test_r_squared_agrees_with_scikit_learn():
     rng = np.random.default_rng(0)
     true, read = rng.uniform(size=(2, 50))
     read = 0.8 * true + 0.2 * read
-    line = equivariance.r_squared(true, read, circular=False)
+    line = score(true, read, circular=False)
     assert line == pytest.approx(r2_score(true, read))
     angles = 2 * np.pi * np.stack([true, read])
     points = np.stack([np.cos(angles), np.sin(angles)], axis=2)
     expected = r2_score(*points, multioutput="variance_weighted")
-    circle = equivariance.r_squared(true, read, circular=True)
-    assert circle == pytest.approx(expected)
-    assert equivariance.r_squared_vectors(*points) == pytest.approx(expected)
+    assert score(true, read, circular=True) == pytest.approx(expected)
     # Far from 0 in float32, as features may be.
     far = (1000 + points).astype(np.float32)
-    assert equivariance.r_squared_vectors(*far) == pytest.approx(expected, abs=1e-3)
+    assert equivariance.r_squared(*far) == pytest.approx(expected, abs=1e-3)
 
 
 def test_r_squared_of_perfect_and_of_ignorant_readings():
     true = (np.arange(80) % 8) / 8
-    assert equivariance.r_squared(true, true, circular=True) == 1
-    assert equivariance.r_squared(true, true + 1, circular=True) == pytest.approx(1)
+    assert score(true, true, circular=True) == 1
+    assert score(true, true + 1, circular=True) == pytest.approx(1)
     # Invariant features: the best regression predicts the mean everywhere.
     mean = np.full_like(true, true.mean())
-    assert equivariance.r_squared(true, mean, circular=False) == pytest.approx(0)
-    angles = 2 * np.pi * true
-    points = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    centre = np.zeros_like(points)
-    assert equivariance.r_squared_vectors(points, centre) == pytest.approx(0)
+    assert score(true, mean, circular=False) == pytest.approx(0)
+    points = equivariance.points(true, circular=True)
+    assert equivariance.r_squared(points, 0 * points) == pytest.approx(0)
     # A reading has to say something: half a turn off on average is -1.
     constant = np.full_like(true, 0.3)
-    assert equivariance.r_squared(true, constant, circular=True) == pytest.approx(-1)
+    assert score(true, constant, circular=True) == pytest.approx(-1)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1.0, 1e6])
 def test_r_squared_of_equal_values_is_undefined(value):
     true, read = np.full(30, value), drawn(30)
-    assert np.isnan(equivariance.r_squared(true, read, circular=False))
-    assert np.isnan(equivariance.r_squared(true % 1, read, circular=True))
+    assert np.isnan(score(true, read, circular=False))
+    assert np.isnan(score(true % 1, read, circular=True))
     ends = np.array([0.0, 1.0])  # one point of the circle
-    assert np.isnan(equivariance.r_squared(ends, ends, circular=True))
+    assert np.isnan(score(ends, ends, circular=True))
 
 
 def test_nearest_level():
@@ -268,12 +291,10 @@ def test_bootstrap_is_deterministic_and_keeps_rows_together():
 
 
 def test_bootstrap_of_what_is_undefined():
-    def score(true, read):
-        return equivariance.r_squared(true, read, circular=False)
-
-    assert np.isnan(equivariance.bootstrap(score, np.ones(5), drawn(5))).all()
+    score, ones = equivariance.r_squared, np.ones((5, 1))
+    assert np.isnan(equivariance.bootstrap(score, ones, drawn(5)[:, None])).all()
     # Half of the resamples of two examples hold one of them twice.
-    two = np.array([0.0, 1.0])
+    two = np.array([[0.0], [1.0]])
     close(equivariance.bootstrap(score, two, two), (1, 1), 1e-12)
 
 

@@ -1,5 +1,6 @@
 """Every mode on real checkpoints, through the command line."""
 
+import dataclasses
 import html.parser
 import json
 import pathlib
@@ -18,10 +19,11 @@ import main
 from duet_jax import evaluate, runs, train_state
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.data import load_dataset
-from duet_jax.evaluators import EVALUATORS, page
+from duet_jax.evaluators import EVALUATORS, Evaluation, page
 from duet_jax.evaluators.base import Table
 from duet_jax.losses import top_k
 from duet_jax.metrics import read_rows
+from duet_jax.targets import von_mises
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
@@ -329,6 +331,72 @@ def test_shifts_of_the_bins(method, trained):
     notes = {t["title"]: t["note"] for t in printed if "predicted by" in t["title"]}
     learned = [title[:3] for title, note in notes.items() if "Control" not in note]
     assert learned == (["rot"] if method == "duet" else [])
+
+
+class Constructed:
+    """Stands in for an encoder: features that follow the angle in a known way."""
+
+    def __init__(self, method, features):
+        self.method, self.features = method, features
+
+    def __call__(self, images, stack=None, draws=None):
+        degrees = np.asarray(draws["rot"]["degrees"], np.float64)
+        content = images.reshape(len(images), -1)[:, 100:104] / 255 + 0.1
+        return self.method.representations(
+            jax.numpy.asarray(self.features(degrees, content), np.float32)
+        )
+
+
+def rotating(degrees, content):
+    """The logarithm of the target, whose bins turn with the angle, in every channel."""
+    values = jax.numpy.asarray((degrees + 180) / 360, np.float32)
+    logits = np.log(von_mises(values, 8, 3.0))
+    return (logits[:, :, None] * np.ones(4)[None, None, :]).reshape(len(degrees), 32)
+
+
+def invariant(degrees, content):
+    return np.tile(content, (1, 8))
+
+
+def measured(trained, features) -> dict:
+    run = runs.load_run(trained["duet"])
+    run = dataclasses.replace(run, encoder=Constructed(run.method, features))
+    evaluation = Evaluation(run, run.directory / "eval", evaluate.stored)
+    return EVALUATORS["equivariance"].measure(evaluation, codes="rot").values["rot"]
+
+
+def test_representations_that_turn_have_no_error(trained):
+    found = measured(trained, rotating)
+    assert found["divergence"]["mean"] == pytest.approx(0, abs=1e-6)
+    for scores in found["marginal"].values():
+        assert scores["error"] < 1  # degrees
+        assert scores["r_squared"] > 0.999
+    regression = found["regression"]
+    for name in ("full", "structure"):
+        assert regression[name]["error"] < 5
+        assert regression[name]["r_squared"] > 0.98
+    for name in ("full", "structure"):
+        means = found["shift"]["mean"][name]
+        # The grid of the targets holds both ends: its bins are not quite even.
+        assert means["relative_error"]["shifted"] < 0.02
+        assert means["cosine"]["shifted"] > 0.9998
+        assert means["relative_error"]["unshifted"] > 0.3
+
+
+def test_representations_that_stay_have_no_angle(trained):
+    found = measured(trained, invariant)
+    for scores in found["marginal"].values():
+        assert scores["error"] == pytest.approx(90, abs=10)
+        assert scores["r_squared"] == pytest.approx(0, abs=0.02)
+    for scores in found["regression"].values():
+        assert scores["error"] == pytest.approx(90, abs=10)
+        assert scores["r_squared"] == pytest.approx(0, abs=0.05)
+    uniform = found["divergence"]["of_a_constant"]
+    assert found["divergence"]["mean"] == pytest.approx(uniform, rel=0.02)
+    means = found["shift"]["mean"]["full"]
+    assert means["relative_error"]["unshifted"] == pytest.approx(0, abs=1e-6)
+    assert means["cosine"]["unshifted"] == pytest.approx(1)
+    assert means["relative_error"]["random"] > 0.1
 
 
 def test_a_method_without_learned_code_measures_its_stack(trained):

@@ -230,29 +230,44 @@ def _divergence(method: Structured, views: Views) -> dict[str, float]:
 def _read_marginal(method: Structured, code: Code, views: Views) -> dict[str, Any]:
     marginals = views.representations["structure"]
     read = measures.read_structure(marginals, circular=method.circular)
-    found = {"mean": _score(code, views.values, read)}
     calibrated = measures.calibrated(
         read, method.targets, num_bins=method.num_bins, circular=method.circular
     )
-    return found | {"calibrated": _score(code, views.values, calibrated)}
+    certainty = np.ones(len(read))
+    if code.circular and method.circular:
+        # A reading is worth as much as its marginal is sharp; a target's is worth 1.
+        targets = np.asarray(method.targets(jnp.asarray(views.values)))
+        certainty = measures.certainty(marginals) / measures.certainty(targets).mean()
+
+    def score(read: np.ndarray) -> dict[str, Any]:
+        points = measures.points(read, circular=code.circular)
+        return _score(code, views.values, read, certainty[:, None] * points)
+
+    return {"mean": score(read), "calibrated": score(calibrated)}
 
 
-def _score(code: Code, true: np.ndarray, read: np.ndarray) -> dict[str, Any]:
-    """Scores of structure values that were read, each with a 95 % interval."""
+def _score(
+    code: Code, true: np.ndarray, read: np.ndarray, points: np.ndarray
+) -> dict[str, Any]:
+    """Scores of a reading, each with a 95 % interval.
+
+    Args:
+      code: the augmentation.
+      true: structure values of what was drawn, [n].
+      read: the values that were read, [n].
+      points: as which R² takes them: on a circle, inside it where they are vague.
+    """
     if code.levels is not None:
         right = measures.nearest_level(true, code.levels, circular=code.circular)
         chosen = measures.nearest_level(read, code.levels, circular=code.circular)
         return _accuracy(chosen == right, right)
     error = np.abs(measures.errors(true, read, circular=code.circular)) * code.span
-
-    def r_squared(true: np.ndarray, read: np.ndarray) -> float:
-        return measures.r_squared(true, read, circular=code.circular)
-
+    drawn = measures.points(true, circular=code.circular)
     return {
         "error": float(error.mean()),
         "error_interval": measures.bootstrap(np.mean, error),
-        "r_squared": r_squared(true, read),
-        "r_squared_interval": measures.bootstrap(r_squared, true, read),
+        "r_squared": measures.r_squared(drawn, points),
+        "r_squared_interval": measures.bootstrap(measures.r_squared, drawn, points),
     }
 
 
@@ -279,11 +294,10 @@ def _regress(
             found[name] = _classify(code, (features, train.values), queries, test)
             reads[name] = test.values
             continue
-        fit = ridge.fit_with_selection(features, _coordinates(code, train.values))
-        outputs = fit.predict(queries)
-        reads[name] = _from_coordinates(code, outputs)
-        scores = _score(code, test.values, reads[name])
-        found[name] = scores | _r_squared(code, test.values, outputs)
+        drawn = measures.points(train.values, circular=code.circular)
+        outputs = ridge.fit_with_selection(features, drawn).predict(queries)
+        reads[name] = measures.values_at(outputs, circular=code.circular)
+        found[name] = _score(code, test.values, reads[name], outputs)
     return found, reads["full"]
 
 
@@ -300,31 +314,6 @@ def _classify(
     )
     chosen = np.argmax(fit.logits(queries), axis=1)
     return _accuracy(chosen == level(test.values), level(test.values))
-
-
-def _coordinates(code: Code, values: np.ndarray) -> np.ndarray:
-    """What is regressed: the point on the circle, or the value, [n, 2 or 1]."""
-    if not code.circular:
-        return values[:, None]
-    angle = 2 * np.pi * values
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
-
-
-def _from_coordinates(code: Code, outputs: np.ndarray) -> np.ndarray:
-    if not code.circular:
-        return np.clip(outputs[:, 0], 0, 1)
-    return np.arctan2(outputs[:, 1], outputs[:, 0]) / (2 * np.pi) % 1
-
-
-def _r_squared(code: Code, values: np.ndarray, outputs: np.ndarray) -> dict[str, Any]:
-    """R² of the regression itself: features that know nothing have 0."""
-    true = _coordinates(code, values)
-    return {
-        "r_squared": measures.r_squared_vectors(true, outputs),
-        "r_squared_interval": measures.bootstrap(
-            measures.r_squared_vectors, true, outputs
-        ),
-    }
 
 
 # (d): shifts of the bins.
@@ -495,13 +484,16 @@ def _range(interval: tuple[float, float], form: str) -> str:
 def _shift_table(code: Code, found: dict[str, Any]) -> Table:
     rows = []
     shifts = found["shift"]
-    for shift, by_name in {**shifts["by_shift"], "mean": shifts["mean"]}.items():
-        for name, means in by_name.items():
-            error, cosine = means["relative_error"], means["cosine"]
+    by_shift = {f"by {s}": each for s, each in shifts["by_shift"].items()}
+    for name in shifts["by_shift"]["0"]:
+        for shift, each in (by_shift | {"mean": shifts["mean"]}).items():
+            if not each:
+                continue  # there is no mean where no shift leads to a parameter
+            error, cosine = each[name]["relative_error"], each[name]["cosine"]
             cells = [f"{x[k]:.3f}" for x in (error, cosine) for k in _COMPARED]
-            rows.append((f"{shift} {name}", *cells))
+            rows.append((f"{name}, {shift}", *cells))
     header = (
-        "shift",
+        "shift of bins",
         *(f"error, {name}" for name in _COMPARED),
         *(f"cosine, {name}" for name in _COMPARED),
     )
