@@ -270,11 +270,14 @@ def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax writes a page a save
     log_to_terminal(logging.INFO)
+    interrupted = "the same command starts again"
     try:
         if {"--help", "-help", "-h"} & set(argv):
             print(help_text(argv))
             return 0
         command = parse(argv)
+        if command.mode == "train":
+            interrupted = "the same command goes on from the newest checkpoint"
         MODES[command.mode](command.config, command.workdir, **command.options)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -293,10 +296,7 @@ def main(argv: Sequence[str]) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print(
-            "stopped; the same command goes on from the newest checkpoint",
-            file=sys.stderr,
-        )
+        print(f"stopped; {interrupted}", file=sys.stderr)
         return 130
     return 0
 

@@ -90,7 +90,8 @@ def _perform(
     result = EVALUATORS[name].measure(evaluation, **options)
     seconds = {**evaluation.seconds, "total": time.perf_counter() - start}
     found = _plain(_record(evaluation, name, options, result, seconds))
-    _write(evaluation.directory, _stem(name, options), found, result)
+    with workdir.writing(evaluation.directory, "--workdir"):
+        _write(evaluation.directory, _stem(name, options), found, result)
     return found
 
 

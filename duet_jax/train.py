@@ -117,16 +117,9 @@ def _run(
         metrics.Progress(plan.total_steps, plan.steps_per_epoch, plan.epochs, start)
     ) as progress:
         record = Record(config, directory, plan, writers, progress)
+        watch = make_neighbours(config, plan, dataset) if config.knn.every else None
         _train_epochs(
-            config,
-            plan,
-            compiled,
-            state,
-            data,
-            checkpoints,
-            record,
-            make_neighbours(config, plan, dataset),
-            start,
+            config, plan, compiled, state, data, checkpoints, record, watch, start
         )
         record.flush()
 
@@ -167,7 +160,7 @@ def _train_epochs(
     data: DeviceData,
     checkpoints: Checkpoints,
     record: Record,
-    neighbours: Callable[[TrainState], dict[str, float]],
+    neighbours: Callable[[TrainState], dict[str, float]] | None,
     start: int,
 ) -> None:
     order_key = train_state.stream(plan.seed, train_state.ORDER)
@@ -185,7 +178,7 @@ def _train_epochs(
         save = last or done % config.checkpoint.every == 0
         # Every checkpoint is evaluated: its accuracy decides which one is the best, and
         # waiting for it means that no state with a broken loss is saved.
-        neighbours_due = config.knn.every and done % config.knn.every == 0
+        neighbours_due = neighbours is not None and done % config.knn.every == 0
         if save or neighbours_due or done % config.evaluate_every == 0:
             measures = [functools.partial(evaluate, plan, compiled, state, data)]
             if neighbours_due:

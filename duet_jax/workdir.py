@@ -1,8 +1,10 @@
 """The directory of a run: whose it is, its configuration and what it was trained on."""
 
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 
 import ml_collections
 
@@ -50,6 +52,18 @@ def check_writable(directory: pathlib.Path, flag: str) -> None:
         raise UsageError(
             f"{flag}: {directory} cannot be written ({error.strerror}); choose another "
             "place."
+        ) from error
+
+
+@contextlib.contextmanager
+def writing(place: pathlib.Path, flag: str) -> Iterator[None]:
+    """Turns what goes wrong while `place` is written into a UsageError for `flag`."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"{flag}: {place} cannot be written ({error.strerror or error}); make "
+            "room, or choose another place."
         ) from error
 
 

@@ -1,8 +1,10 @@
 """Every mode on real checkpoints, through the command line."""
 
 import dataclasses
+import errno
 import html.parser
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -19,7 +21,7 @@ import main
 from duet_jax import evaluate, runs, train_state
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.data import load_dataset
-from duet_jax.evaluators import EVALUATORS, Evaluation, page
+from duet_jax.evaluators import EVALUATORS, Evaluation, features, page, report
 from duet_jax.evaluators.base import Table
 from duet_jax.losses import top_k
 from duet_jax.metrics import read_rows
@@ -650,6 +652,43 @@ def test_a_place_that_cannot_be_written(copied, capsys):
     message = refusal(capsys, "--mode=knn", f"--workdir={directory}")
     assert "is a file" in message
     assert (directory / "eval").read_text() == "a file of that name"
+
+
+def fail_as_full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("mode", "module", "function"),
+    [
+        ("features", features, "_pack"),
+        ("knn", evaluate.os, "replace"),
+        ("linear_probe", evaluate, "save"),
+        ("report", report, "save"),
+    ],
+)
+def test_a_full_disk(mode, module, function, copied, capsys, monkeypatch):
+    directory = copied("simclr")
+    call(directory, mode)
+    before = snapshot(directory)
+    capsys.readouterr()
+    monkeypatch.setattr(module, function, fail_as_full)
+    message = refusal(capsys, f"--mode={mode}", f"--workdir={directory}")
+    assert "cannot be written (No space left on device); make room" in message
+    after = snapshot(directory)
+    assert {path: after[path] for path in before} == before
+    left = {path.name for path in set(after) - set(before)}
+    assert left <= {f".{mode}.json.tmp"}
+
+
+def test_an_interrupted_evaluation(trained, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(main.MODES, "knn", interrupt)
+    command = ["main.py", "--mode=knn", f"--workdir={trained['duet']}"]
+    assert main.main(command) == 130
+    assert capsys.readouterr().err == "stopped; the same command starts again\n"
 
 
 def test_training_again_on_other_data(copied, capsys):

@@ -219,9 +219,7 @@ def test_nothing_is_compiled_or_copied_during_training(small):
     compilations.clear()
     recorder, saved = Recorder(), NoCheckpoints()
     copy = jax.tree.map(lambda x: jax.device_put(np.array(x)), state)
-    train._train_epochs(
-        config, run, compiled, copy, data, saved, recorder, pytest.fail, 0
-    )
+    train._train_epochs(config, run, compiled, copy, data, saved, recorder, None, 0)
     assert compilations == []
     assert [step for step, _ in recorder.calls] == list(range(1, 16))
     assert int(saved.state.step) == 15

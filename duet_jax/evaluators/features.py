@@ -1,9 +1,11 @@
 """Representations of both splits in one `.npz` file."""
 
+import contextlib
 import pathlib
 import shutil
 import tempfile
 import zipfile
+from typing import BinaryIO
 
 import numpy as np
 
@@ -34,44 +36,54 @@ def measure(evaluation: Evaluation, out: str | None = None) -> Result:
     if path.is_dir():
         workdir.check_writable(path / "file", "--out")
     evaluation.dataset  # noqa: B018  whatever is wrong with it comes before any file
+    with workdir.writing(path, "--out"):
+        forms = _write(evaluation, path)
+    rows = tuple(forms.items())
+    table = Table(f"arrays in {path}", ("array", "shape and type"), rows)
+    return Result({"file": str(path), "arrays": forms}, (table,), {})
+
+
+def _write(evaluation: Evaluation, path: pathlib.Path) -> dict[str, str]:
+    """Writes the file; returns the form of every array in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Array by array in files of their own, since a zip file takes one at a time. Beside
     # the result: what is large enough for it is large enough for them.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".features-") as place:
         parts = pathlib.Path(place)
-        shapes = {}
+        forms = {}
         for split in ("train", "test"):
-            shapes |= _encode(evaluation, split, parts)
-            shapes |= _describe(evaluation, split, parts)
-        shapes["class_names"] = _save(
-            parts, "class_names", np.array(evaluation.dataset.class_names)
-        )
+            forms |= _encode(evaluation, split, parts)
+            forms |= _describe(evaluation, split, parts)
+        class_names = np.array(evaluation.dataset.class_names)
+        forms["class_names"] = _save(parts, "class_names", class_names)
         _pack(parts, path)
-    rows = tuple((name, text) for name, text in shapes.items())
-    table = Table(f"arrays in {path}", ("array", "shape and type"), rows)
-    return Result({"file": str(path), "arrays": shapes}, (table,), {})
+    return forms
 
 
 def _encode(evaluation: Evaluation, split: str, parts: pathlib.Path) -> dict[str, str]:
     """Streams the representations of a split to files, one batch in memory."""
     images = evaluation.split(split).images
-    arrays: dict[str, np.memmap] = {}
-    start = 0
-    with evaluation.timed("encoding"):
+    forms: dict[str, str] = {}
+    with contextlib.ExitStack() as stack, evaluation.timed("encoding"):
+        files: dict[str, BinaryIO] = {}
         for batch in evaluation.run.encoder.batches(images):
             for name, rows in batch.items():
-                if name not in arrays:
-                    arrays[name] = np.lib.format.open_memmap(
-                        parts / f"{split}_{name}.npy",
-                        mode="w+",
-                        dtype=rows.dtype,
-                        shape=(len(images), *rows.shape[1:]),
-                    )
-                arrays[name][start : start + len(rows)] = rows
-            start += len(rows)
-    for array in arrays.values():
-        array.flush()
-    return {f"{split}_{name}": _form(array) for name, array in arrays.items()}
+                key = f"{split}_{name}"
+                if name not in files:
+                    shape = (len(images), *rows.shape[1:])
+                    files[name] = stack.enter_context((parts / f"{key}.npy").open("wb"))
+                    _begin(files[name], shape, rows.dtype)
+                    forms[key] = _form(shape, rows.dtype)
+                files[name].write(np.ascontiguousarray(rows).data)
+    return forms
+
+
+def _begin(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Writes the head of a .npy file whose rows follow."""
+    # Not a memory map: there a full disk ends the process instead of being an error.
+    descr = np.lib.format.dtype_to_descr(dtype)
+    head = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, head)
 
 
 def _describe(
@@ -91,11 +103,11 @@ def _describe(
 
 def _save(parts: pathlib.Path, name: str, array: np.ndarray) -> str:
     np.save(parts / f"{name}.npy", array, allow_pickle=False)
-    return _form(array)
+    return _form(array.shape, array.dtype)
 
 
-def _form(array: np.ndarray) -> str:
-    return f"[{', '.join(map(str, array.shape))}] {array.dtype}"
+def _form(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    return f"[{', '.join(map(str, shape))}] {dtype}"
 
 
 def _pack(parts: pathlib.Path, path: pathlib.Path) -> None:

@@ -39,15 +39,16 @@ def measure(evaluation: Evaluation) -> Result:
     names = [name for name in _MEASURED if codes or name != "equivariance"]
     found = {name: evaluation.stored(name) for name in names}
     found |= {name: each for name in _SHOWN if (each := _if_current(evaluation, name))}
-    evaluation.directory.mkdir(parents=True, exist_ok=True)
     evaluation.split("test")
     with evaluation.timed("map"):
         picture = _map(evaluation, codes[0] if codes else None)
-    save(evaluation.directory / "report_map.png", picture)
-    text = page.build(_sections(evaluation, found), **_head(evaluation, found))
-    temporary = path.with_name(".report.html.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with workdir.writing(path, "--workdir"):
+        evaluation.directory.mkdir(parents=True, exist_ok=True)
+        save(evaluation.directory / "report_map.png", picture)
+        text = page.build(_sections(evaluation, found), **_head(evaluation, found))
+        temporary = path.with_name(".report.html.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
     rows = ((str(path), f"{path.stat().st_size / 1e6:.1f} MB"),)
     table = Table("report", ("page", "size"), rows)
     return Result({"page": str(path), "parts": [*found]}, (table,), {})
