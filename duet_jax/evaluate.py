@@ -13,7 +13,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,22 +63,23 @@ def evaluate(
     _log.info("results in   %s", directory / "eval" / f"{_stem(name, options)}.json")
 
 
-def stored(evaluation: Evaluation, name: str) -> dict[str, Any]:
-    """Returns the stored result of an evaluator without options; see `Evaluation`."""
+def stored(
+    evaluation: Evaluation, name: str, parts: Sequence[str] = (), **options: str
+) -> dict[str, Any]:
+    """Returns what `eval/<name>.json` holds; see `Evaluation.stored`."""
     path = evaluation.directory / f"{name}.json"
     try:
         found = json.loads(path.read_text())
-        current = (found["step"], found["settings"]) == (
-            evaluation.run.step,
-            _plain(_settings(evaluation, name)),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        expected = evaluation.run.step, _plain(_settings(evaluation, name))
+        current = (found["step"], found["settings"]) == expected
+        current &= found["results"].keys() >= set(parts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         current = False
     if current:
         _log.info("%-12s taken from %s", name, path)
         return found
     _log.info("%-12s measuring ...", name)
-    return _perform(evaluation, name, {})
+    return _perform(evaluation, name, options)
 
 
 def _perform(

@@ -452,6 +452,17 @@ def test_a_report_measures_what_is_missing_only(copied):
     assert stored["step"] == 2
 
 
+def test_a_report_adds_to_the_codes_that_were_measured(copied):
+    directory = copied("duet")
+    call(directory, "equivariance", "--codes=fli")
+    call(directory, "report")
+    found = json.loads((directory / "eval" / "equivariance.json").read_text())
+    assert set(found["results"]) == {"rot", "fli"}
+    text = (directory / "report.html").read_text()
+    assert "equivariance to rot" in text
+    assert "equivariance to fli" in text
+
+
 def test_a_page_escapes_everything():
     evil = '"><script>alert(1)</script>'
     table = Table(evil, (evil, evil), ((evil, evil),), evil)

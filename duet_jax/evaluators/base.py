@@ -9,7 +9,7 @@ import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -80,15 +80,15 @@ class Evaluation:
         self,
         run: Run,
         directory: pathlib.Path,
-        stored: Callable[["Evaluation", str], dict[str, Any]],
+        stored: Callable[..., dict[str, Any]],
     ):
         """Reads nothing yet.
 
         Args:
           run: restored.
           directory: receives the results.
-          stored: returns the stored result of another evaluator, which it runs first if
-            there is none of the same checkpoint and settings.
+          stored: (this, name, parts, options by flag) -> the stored result of another
+            evaluator, which is run first if need be.
         """
         self.run = run
         self.directory = directory
@@ -119,9 +119,15 @@ class Evaluation:
                 self._features[split] = self.run(images)
         return self._features[split]
 
-    def stored(self, name: str) -> dict[str, Any]:
-        """Returns what `eval/<name>.json` holds, measured anew if it is out of date."""
-        return self._stored(self, name)
+    def stored(
+        self, name: str, parts: Sequence[str] = (), **options: str
+    ) -> dict[str, Any]:
+        """Returns what `eval/<name>.json` holds.
+
+        It is measured first, with `options`, where it is of another checkpoint or of
+        other settings, or has not all `parts` among its results.
+        """
+        return self._stored(self, name, parts, **options)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:

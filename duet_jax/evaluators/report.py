@@ -18,8 +18,9 @@ from duet_jax.figures.style import save
 
 # Images on the map: t-SNE takes seconds for these and minutes for ten times as many.
 _MAPPED_IMAGES = 2000
-# What a report measures if it has not been measured, and what it shows if it has.
-_MEASURED = ("linear_probe", "knn", "equivariance")
+# What a report measures if it has not been measured, besides the equivariance, and what
+# it only shows if it has.
+_MEASURED = ("linear_probe", "knn")
 _SHOWN = ("linear_probe_sgd", "transfer")
 
 
@@ -36,8 +37,9 @@ def measure(evaluation: Evaluation) -> Result:
     path = evaluation.run.directory / "report.html"
     workdir.check_writable(path.parent, "--workdir")
     codes = _codes(evaluation)
-    names = [name for name in _MEASURED if codes or name != "equivariance"]
-    found = {name: evaluation.stored(name) for name in names}
+    found = {name: evaluation.stored(name) for name in _MEASURED}
+    if codes:
+        found["equivariance"] = _equivariance(evaluation, codes)
     found |= {name: each for name in _SHOWN if (each := _if_current(evaluation, name))}
     evaluation.split("test")
     with evaluation.timed("map"):
@@ -60,6 +62,13 @@ def _codes(evaluation: Evaluation) -> list[str]:
     learned = run.config.get("learned")
     stack = run.method.two_views.stack.codes
     return [learned] if learned else [code for code in stack if code in LEARNABLE]
+
+
+def _equivariance(evaluation: Evaluation, codes: list[str]) -> dict[str, Any]:
+    """Returns the equivariance to `codes`, and to what else has been measured."""
+    found = _if_current(evaluation, "equivariance") or {"results": {}}
+    names = dict.fromkeys([*codes, *found["results"]])
+    return evaluation.stored("equivariance", codes, codes=",".join(names))
 
 
 def _if_current(evaluation: Evaluation, name: str) -> dict[str, Any] | None:
