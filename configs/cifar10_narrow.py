@@ -6,23 +6,16 @@ with --config.dataset.path=<images>, a directory of train/<class>/ and test/<cla
 The baselines on the same views: --config.method=simclr, --config.method=essl.
 """
 
-from configs import base
+from configs import digits_duet_rot
 
 
 def get_config():
-    config = base.get_config()
+    config = digits_duet_rot.get_config()
     config.dataset.name = "folder"
-    config.dataset.image_size = 16
     config.epochs = 10
     config.warmup_epochs = 1
     config.batch_size = 128
-    config.encoder.name = "Cifar10_ResNet"
-    config.encoder.blocks = (1, 1, 1)
-    config.encoder.widths = (16, 16, 32, 128)
-    config.projector.hidden = 256
-    config.projector.output = 64
-    config.essl.hidden = 256
-    config.duet.structure_weight = 100.0
+    config.augmentation.crop_area = (0.2, 1.0)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "step"
     config.evaluate_every = 1

@@ -12,7 +12,6 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from duet_jax import figures
 from duet_jax.figures import (
     build_confusion,
     build_embedding,
@@ -317,7 +316,7 @@ def test_every_step_has_its_image_and_its_marginal(channels, steps, columns):
 
 def test_turned_images_are_pixel_exact(tmp_path):
     case = turned_case(2, side=32)
-    figures.draw_turned(tmp_path / "turned.png", *case)
+    style.save(tmp_path / "turned.png", build_turned(*case))
     picture = np.asarray(Image.open(tmp_path / "turned.png").convert("RGB"))
     left, top = 78, 48 + 18
     cut = picture[top : top + 128, left : left + 128] / 255

@@ -1,27 +1,16 @@
 """Pictures: what a run trains on, how it goes, and what its representations tell.
 
-Each `draw_*` writes what its `build_*` returns. Files appear whole or not at all, so a
-viewer that reloads them never meets half of one. No window system is touched.
+Each `build_*` returns a figure, and the two that a training redraws have a `draw_*` that
+writes it. Files appear whole or not at all, so a viewer that reloads them never meets
+half of one. No window system is touched.
 """
 
 from duet_jax.figures.canvas import COLUMNS
-from duet_jax.figures.circle import (
-    build_polar,
-    build_turned,
-    draw_polar,
-    draw_turned,
-)
-from duet_jax.figures.confusion import build_confusion, draw_confusion
+from duet_jax.figures.circle import build_polar, build_turned
+from duet_jax.figures.confusion import build_confusion
 from duet_jax.figures.curves import build_curves, draw_curves
-from duet_jax.figures.embedding import build_embedding, draw_embedding
-from duet_jax.figures.structure import (
-    build_marginals,
-    build_readout,
-    build_shift,
-    draw_marginals,
-    draw_readout,
-    draw_shift,
-)
+from duet_jax.figures.embedding import build_embedding
+from duet_jax.figures.structure import build_marginals, build_readout, build_shift
 from duet_jax.figures.views import build_views, draw_views
 
 __all__ = [
@@ -35,13 +24,6 @@ __all__ = [
     "build_shift",
     "build_turned",
     "build_views",
-    "draw_confusion",
     "draw_curves",
-    "draw_embedding",
-    "draw_marginals",
-    "draw_polar",
-    "draw_readout",
-    "draw_shift",
-    "draw_turned",
     "draw_views",
 ]

@@ -1,6 +1,5 @@
 """Parameters that come round again: errors by angle, and one image turned through."""
 
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -29,7 +28,6 @@ from duet_jax.figures.style import (
     ORANGE,
     grid,
     legend,
-    save,
     styled,
     titled,
 )
@@ -219,17 +217,6 @@ def _draw_errors(
     )
 
 
-def draw_polar(
-    path: str | os.PathLike,
-    true: np.ndarray,
-    predicted: np.ndarray,
-    *,
-    title: str = "",
-) -> None:
-    """Writes the picture that `build_polar` describes to `path`."""
-    save(path, build_polar(true, predicted, title=title))
-
-
 _LABEL, _BARS, _BELOW = 18, 64, 34  # pixels
 
 
@@ -294,16 +281,3 @@ def _draw_bars(
     axes.stairs(target, np.arange(bins + 1) - 0.5, color=ORANGE, lw=1.4)
     axes.axhline(0, color=MUTED, lw=0.8)
     axes.set(xlim=(-0.5, bins - 0.5), ylim=(0, 1.03 * top))
-
-
-def draw_turned(
-    path: str | os.PathLike,
-    images: np.ndarray,
-    marginals: np.ndarray,
-    targets: np.ndarray,
-    labels: Sequence[str],
-    *,
-    title: str = "",
-) -> None:
-    """Writes the picture that `build_turned` describes to `path`."""
-    save(path, build_turned(images, marginals, targets, labels, title=title))

@@ -1,6 +1,5 @@
 """Which classes a classifier takes for which."""
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,6 @@ from duet_jax.figures.style import (
     INK,
     MUTED,
     SHARES,
-    save,
     shorten,
     styled,
     titled,
@@ -116,14 +114,3 @@ def _write_percentages(
         text = f"{share:.0f}" if share >= 0.5 else "<1"
         colour = "white" if share > 35 else INK if share >= 0.5 else MUTED
         axes.text(column, row, text, ha="center", va="center", size=size, color=colour)
-
-
-def draw_confusion(
-    path: str | os.PathLike,
-    matrix: np.ndarray,
-    class_names: Sequence[str],
-    *,
-    title: str = "",
-) -> None:
-    """Writes the picture that `build_confusion` describes to `path`."""
-    save(path, build_confusion(matrix, class_names, title=title))

@@ -1,6 +1,5 @@
 """Representations in the plane, coloured by what they might tell."""
 
-import os
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -16,7 +15,6 @@ from duet_jax.figures.style import (
     SERIES,
     legend,
     locator,
-    save,
     shorten,
     styled,
     titled,
@@ -166,31 +164,3 @@ def _add_bar(axes: Axes, drawn: PathCollection, label: str, unit: str) -> None:
     bar.solids.set_alpha(1)
     bar.outline.set_visible(False)
     bar.set_label(label)
-
-
-def draw_embedding(
-    path: str | os.PathLike,
-    points: Mapping[str, np.ndarray],
-    *,
-    classes: np.ndarray,
-    class_names: Sequence[str],
-    values: np.ndarray | None = None,
-    name: str = "",
-    unit: str = "",
-    circular: bool = False,
-    limits: tuple[float, float] | None = None,
-    title: str = "",
-) -> None:
-    """Writes the picture that `build_embedding` describes to `path`."""
-    figure = build_embedding(
-        points,
-        classes=classes,
-        class_names=class_names,
-        values=values,
-        name=name,
-        unit=unit,
-        circular=circular,
-        limits=limits,
-        title=title,
-    )
-    save(path, figure)

@@ -1,6 +1,5 @@
 """How well the structure tells the parameter of the augmentation that was applied."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -18,7 +17,6 @@ from duet_jax.figures.style import (
     grid,
     legend,
     locator,
-    save,
     styled,
     titled,
 )
@@ -197,32 +195,6 @@ def _mark_parameter(axes: Axes, columns: _Columns, unit: str) -> None:
         axes.set_xticks(columns.centres, names)
 
 
-def draw_marginals(
-    path: str | os.PathLike,
-    parameters: np.ndarray,
-    marginals: np.ndarray,
-    targets: np.ndarray,
-    *,
-    unit: str,
-    topology: Topology,
-    title: str = "",
-    limits: tuple[float, float] | None = None,
-    levels: Sequence[float] | None = None,
-) -> None:
-    """Writes the picture that `build_marginals` describes to `path`."""
-    figure = build_marginals(
-        parameters,
-        marginals,
-        targets,
-        unit=unit,
-        topology=topology,
-        title=title,
-        limits=limits,
-        levels=levels,
-    )
-    save(path, figure)
-
-
 @styled
 def build_readout(
     true: np.ndarray,
@@ -333,30 +305,6 @@ def _draw_identity(axes: Axes, low: float, high: float, topology: Topology) -> N
     legend(axes, handles, names, ncols=2, **options)
 
 
-def draw_readout(
-    path: str | os.PathLike,
-    true: np.ndarray,
-    predicted: np.ndarray,
-    *,
-    unit: str,
-    topology: Topology,
-    title: str = "",
-    limits: tuple[float, float],
-    levels: Sequence[float] | None = None,
-) -> None:
-    """Writes the picture that `build_readout` describes to `path`."""
-    figure = build_readout(
-        true,
-        predicted,
-        unit=unit,
-        topology=topology,
-        title=title,
-        limits=limits,
-        levels=levels,
-    )
-    save(path, figure)
-
-
 _STROKES = ("-", "--", "-.", ":")
 _MARKS = ("o", "s", "^", "D")
 
@@ -405,15 +353,3 @@ def build_shift(
     below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0}
     legend(axes, lines, list(curves), ncols=len(lines), **below)
     return figure
-
-
-def draw_shift(
-    path: str | os.PathLike,
-    shifts: np.ndarray,
-    curves: Mapping[str, np.ndarray],
-    *,
-    ylabel: str,
-    title: str = "",
-) -> None:
-    """Writes the picture that `build_shift` describes to `path`."""
-    save(path, build_shift(shifts, curves, ylabel=ylabel, title=title))
