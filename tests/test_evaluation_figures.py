@@ -476,27 +476,37 @@ def test_degenerate_input_is_drawn(tmp_path, case):
 
 
 DRAWN = {
-    "confusion": (([[5]], ["a"]), {}),
-    "marginals": ((ONE[0], ONE, ONE), {"unit": "a", "topology": "line"}),
-    "readout": (([0], [1]), {"unit": "a", "topology": "line", "limits": (0, 1)}),
-    "polar": (([0.0], [0.0]), {}),
-    "turned": ((np.zeros((1, 8, 8, 1)), ONE, ONE, ["a"]), {}),
-    "shift": (([0], {"a": [1.0]}), {"ylabel": "b"}),
-    "embedding": ((points(2),), {"classes": [0, 1], "class_names": ["a", "b"]}),
+    "confusion": (build_confusion, ([[5]], ["a"]), {}),
+    "marginals": (
+        build_marginals,
+        (ONE[0], ONE, ONE),
+        {"unit": "a", "topology": "line"},
+    ),
+    "readout": (
+        build_readout,
+        ([0], [1]),
+        {"unit": "a", "topology": "line", "limits": (0, 1)},
+    ),
+    "polar": (build_polar, ([0.0], [0.0]), {}),
+    "turned": (build_turned, (np.zeros((1, 8, 8, 1)), ONE, ONE, ["a"]), {}),
+    "shift": (build_shift, ([0], {"a": [1.0]}), {"ylabel": "b"}),
+    "embedding": (
+        build_embedding,
+        (points(2),),
+        {"classes": [0, 1], "class_names": ["a", "b"]},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_what_is_drawn_is_what_is_built(tmp_path, name, monkeypatch):
-    """And it is there at once: until it is whole, the old file stays."""
-    positional, options = DRAWN[name]
-    before = dict(matplotlib.rcParams)
-    path, built = tmp_path / "new" / "drawn.png", tmp_path / "built.png"
-    getattr(figures, f"draw_{name}")(path, *positional, title=ODD, **options)
-    figure = getattr(figures, f"build_{name}")(*positional, title=ODD, **options)
-    style.save(built, figure)
-    assert path.read_bytes() == built.read_bytes()
+def test_a_picture_is_whole_or_not_there(tmp_path, name, monkeypatch):
+    """Until the new one is whole the old file stays, and no setting has changed."""
+    build, positional, options = DRAWN[name]
+    before, path = dict(matplotlib.rcParams), tmp_path / "new" / "drawn.png"
+    style.save(path, build(*positional, title=ODD, **options))
     assert dict(matplotlib.rcParams) == before
+    with Image.open(path) as picture:
+        picture.load()
 
     def fail(*_):
         raise OSError("disk full")
@@ -504,16 +514,14 @@ def test_what_is_drawn_is_what_is_built(tmp_path, name, monkeypatch):
     monkeypatch.setattr(style.os, "replace", fail)
     whole = path.read_bytes()
     with pytest.raises(OSError, match="disk full"):
-        getattr(figures, f"draw_{name}")(
-            path, *positional, title="other", **DRAWN[name][1]
-        )
+        style.save(path, build(*positional, title="other", **options))
     assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_dollars_are_dollars(name):
-    positional, options = DRAWN[name]
-    figure = getattr(figures, f"build_{name}")(*positional, title=ODD, **options)
+    build, positional, options = DRAWN[name]
+    figure = build(*positional, title=ODD, **options)
     odd = [text for text in figure.findobj(Text) if ODD in text.get_text()]
     assert odd
     assert not any(text.get_parse_math() for text in odd)

@@ -1,6 +1,6 @@
 """Pictures: what a run trains on, how it goes, and what its representations tell.
 
-Each `build_*` returns a figure, and the two that a training redraws have a `draw_*` that
+Each `build_*` returns a figure; the two that a training redraws have a `draw_*` that
 writes it. Files appear whole or not at all, so a viewer that reloads them never meets
 half of one. No window system is touched.
 """
