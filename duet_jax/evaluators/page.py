@@ -45,13 +45,14 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: 1rem 0; }
 a { color: var(--blue); text-decoration: none; }
 a:hover { text-decoration: underline; }
 .headlines { display: grid; gap: 10px; padding: 0; margin: 0; list-style: none;
-  grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(175px, 1fr)); }
 .headlines li { border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; }
 .headlines b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
 .headlines span { color: var(--muted); font-size: .85rem; }
 .scroll { overflow-x: auto; margin: .8rem 0 .2rem; }
 table { border-collapse: collapse; font-size: .9rem; }
-caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
+caption { text-align: left; font-weight: 600; padding-bottom: .3rem;
+  white-space: nowrap; }
 th, td { padding: .28rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; font-variant-numeric: tabular-nums; }
 th { color: var(--muted); font-weight: 600; }
