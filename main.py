@@ -97,7 +97,7 @@ def parse(argv: Sequence[str]) -> Command:
     names = [match[1] for match in map(_OVERRIDE.match, arguments) if match]
     settings.check_names(defaults, names)
     if evaluating:
-        settings.check_evaluation(names)
+        settings.check_evaluation(names, EVALUATORS[program.mode].fields)
     known = dict(settings.fields(defaults))
     arguments = [argv[0], *(_with_commas(each, known) for each in arguments)]
     values = _flags(defaults, arguments)
@@ -270,7 +270,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax writes a page a save
     log_to_terminal(logging.INFO)
-    interrupted = "the same command starts again"
+    interrupted, remedy = "the same command starts again", "lower config.batch_size"
     try:
         if {"--help", "-help", "-h"} & set(argv):
             print(help_text(argv))
@@ -278,6 +278,10 @@ def main(argv: Sequence[str]) -> int:
         command = parse(argv)
         if command.mode == "train":
             interrupted = "the same command goes on from the newest checkpoint"
+            remedy += (
+                " or config.encoder.width_multiplier, or use "
+                "config.compute_dtype=bfloat16"
+            )
         MODES[command.mode](command.config, command.workdir, **command.options)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -289,9 +293,7 @@ def main(argv: Sequence[str]) -> int:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         print(
-            "error: the device has too little memory for this run; lower "
-            "config.batch_size or config.encoder.width_multiplier, or use "
-            "config.compute_dtype=bfloat16.",
+            f"error: the device has too little memory for this run; {remedy}.",
             file=sys.stderr,
         )
         return 1

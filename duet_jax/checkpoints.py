@@ -93,7 +93,13 @@ class Checkpoints:
         if step in (None, "newest"):
             return steps[-1]
         if step == "best":
-            return self.best_step()
+            best = self.best_step()
+            if best is None:
+                raise UsageError(
+                    f"--step=best: no checkpoint of {self._directory} has an accuracy; "
+                    f"choose one of {_listed(steps)}, newest."
+                )
+            return best
         if not str(step).isdecimal() or int(step) not in steps:
             raise UsageError(
                 f"--step={step} is not a checkpoint of {self._directory}; choose one "
@@ -182,10 +188,10 @@ class Checkpoints:
             raise
         except Exception as error:  # Orbax has no common type for damaged files
             reason = " ".join(str(error).split())[:200]
+            others = _listed([each for each in self.all_steps() if each != step])
             raise UsageError(
                 f"checkpoint {step} in {self._directory} cannot be read "
-                f"({type(error).__name__}: {reason}); choose another step of "
-                f"{_listed(self.all_steps())}."
+                f"({type(error).__name__}: {reason}); choose another step: {others}."
             ) from error
         model = restored.model
         return model.get("params", {}), model.get("batch_stats", {})

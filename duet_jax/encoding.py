@@ -5,6 +5,7 @@ Everything that is measured of a checkpoint is measured on what comes out here.
 
 import collections
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -63,6 +64,14 @@ class FrozenEncoder:
         """Takes the encoder's parameters and running statistics; returns itself."""
         self._state = params, batch_stats
         return self
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the parameters and running statistics in use."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self._state):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
 
     def __call__(
         self,

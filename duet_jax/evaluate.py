@@ -4,7 +4,6 @@ Restores the encoder, lets an evaluator measure it, and leaves the result in `ev
 the work directory: `<name>.json`, its pictures, and a table on the terminal.
 """
 
-import functools
 import importlib.metadata
 import json
 import logging
@@ -13,7 +12,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ import numpy as np
 from duet_jax import devices, runs, workdir
 from duet_jax.evaluators import EVALUATORS, Evaluation, Result, Table
 from duet_jax.figures.style import save
+from duet_jax.settings import fields
 
 _log = logging.getLogger(__name__)
 
@@ -55,41 +55,42 @@ def evaluate(
     run = runs.restore(config, directory, step)
     _log.info("devices      %s", devices.describe())
     _log.info("checkpoint   step %d of %s, %s", run.step, directory, config.method)
-    evaluation = Evaluation(run, directory / "eval", stored)
-    found = _perform(evaluation, name, options)
+    evaluation = Evaluation(run, directory / "eval", valid, perform)
+    found = perform(evaluation, name, options)
     for table in found["tables"]:
         print(as_text(Table(**table)))
         print()
     _log.info("results in   %s", directory / "eval" / f"{_stem(name, options)}.json")
 
 
-def stored(
-    evaluation: Evaluation, name: str, parts: Sequence[str] = (), **options: str
-) -> dict[str, Any]:
-    """Returns what `eval/<name>.json` holds; see `Evaluation.stored`."""
-    path = evaluation.directory / f"{name}.json"
+def valid(evaluation: Evaluation, stem: str) -> dict[str, Any] | None:
+    """Returns what `eval/<stem>.json` holds if it is of this checkpoint and settings.
+
+    None where it is not, or is no result at all.
+    """
     try:
-        found = json.loads(path.read_text())
-        expected = evaluation.run.step, _plain(_settings(evaluation, name))
-        current = (found["step"], found["settings"]) == expected
-        current &= found["results"].keys() >= set(parts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        current = False
-    if current:
-        _log.info("%-12s taken from %s", name, path)
-        return found
-    _log.info("%-12s measuring ...", name)
-    return _perform(evaluation, name, options)
+        found = json.loads((evaluation.directory / f"{stem}.json").read_text())
+        name = found["mode"]
+        of = _plain(_origin(evaluation, name))
+        same = all(found[key] == value for key, value in of.items())
+        whole = (
+            isinstance(found["results"], dict)
+            and bool([Table(**table) for table in found["tables"]])
+            and all(isinstance(picture, str) for picture in found["pictures"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if same and whole else None
 
 
-def _perform(
+def perform(
     evaluation: Evaluation, name: str, options: Mapping[str, str]
 ) -> dict[str, Any]:
     """Runs an evaluator, writes its files and returns what its .json holds."""
-    evaluation.seconds.clear()
     start = time.perf_counter()
-    result = EVALUATORS[name].measure(evaluation, **options)
-    seconds = {**evaluation.seconds, "total": time.perf_counter() - start}
+    with evaluation.own_seconds() as parts:
+        result = EVALUATORS[name].measure(evaluation, **options)
+    seconds = {**parts, "total": time.perf_counter() - start}
     found = _plain(_record(evaluation, name, options, result, seconds))
     with workdir.writing(evaluation.directory, "--workdir"):
         _write(evaluation.directory, _stem(name, options), found, result)
@@ -102,13 +103,13 @@ def _stem(name: str, options: Mapping[str, str]) -> str:
     return name if protocol == "lbfgs" else f"{name}_{protocol}"
 
 
-def _settings(evaluation: Evaluation, name: str) -> dict[str, Any]:
-    """The fields of the configuration that a result depends on."""
-    config = evaluation.run.config
-    return {
-        field: functools.reduce(lambda part, key: part[key], field.split("."), config)
-        for field in EVALUATORS[name].fields
-    }
+def _origin(evaluation: Evaluation, name: str) -> dict[str, Any]:
+    """What a result is of: weights, and the fields of the configuration it needs."""
+    run = evaluation.run
+    known = dict(fields(run.config))
+    names = ("dataset.path", *EVALUATORS[name].fields)
+    settings = {field: known[field] for field in names}
+    return {"step": run.step, "weights": run.fingerprint, "settings": settings}
 
 
 def _record(
@@ -122,10 +123,9 @@ def _record(
     return {
         "mode": name,
         "options": options,
-        "settings": _settings(evaluation, name),
-        "step": run.step,
+        **_origin(evaluation, name),
         "method": run.config.method,
-        "dataset": run.facts._asdict(),
+        "dataset": evaluation.facts._asdict(),
         "results": result.values,
         "tables": [table._asdict() for table in result.tables],
         "pictures": [f"{_stem(name, options)}_{each}.png" for each in result.figures],
@@ -143,11 +143,23 @@ def _write(
 ) -> None:
     """Writes pictures and then the numbers, each file whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
+    old = _pictures(directory / f"{stem}.json")
     for each, figure in result.figures.items():
         save(directory / f"{stem}_{each}.png", figure)
     temporary = directory / f".{stem}.json.tmp"
     temporary.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
     os.replace(temporary, directory / f"{stem}.json")
+    for name in old - set(found["pictures"]):
+        (directory / name).unlink(missing_ok=True)
+
+
+def _pictures(path: pathlib.Path) -> set[str]:
+    """Returns the names of the pictures of a stored result."""
+    try:
+        names = json.loads(path.read_text())["pictures"]
+        return {name for name in names if pathlib.PurePath(name).name == name}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _plain(value: Any) -> Any:

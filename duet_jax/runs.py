@@ -8,6 +8,7 @@ features["full"]                               # float32 [n, 512]
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 
@@ -44,6 +45,11 @@ class Run:
     method: Method
     encoder: FrozenEncoder
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the encoder's parameters and running statistics, shortened."""
+        return self.encoder.fingerprint()
+
     def __call__(self, images: np.ndarray) -> Representations:
         """Returns the representations of images as they are.
 
@@ -76,6 +82,8 @@ def load_run(
     Raises:
       UsageError: no such run or checkpoint, or the two do not go together.
     """
+    if batch_size < 0:
+        raise UsageError(f"batch_size={batch_size} must be 1 or more, or 0.")
     directory = pathlib.Path(directory)
     config = workdir.load_config(directory)
     if batch_size:

@@ -119,21 +119,10 @@ CHANGEABLE = frozenset(
     }
 )
 
-# Fields that may be set when a run is evaluated: where its data are and how it is
-# computed and measured, not what was trained.
+# Fields that may be set when a run is evaluated, besides those that say how: where its
+# data are and how it is computed, not what was trained.
 EVALUATION = frozenset(
-    {
-        "dataset.path",
-        "dataset.cache_dir",
-        "batch_size",
-        "device",
-        "compilation_cache",
-        "knn.k",
-        "knn.temperature",
-        "linear_probe.epochs",
-        "linear_probe.repeats",
-        "linear_probe.learning_rate",
-    }
+    {"dataset.path", "dataset.cache_dir", "batch_size", "device", "compilation_cache"}
 )
 
 
@@ -307,13 +296,19 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     return unread
 
 
-def check_evaluation(names: Iterable[str]) -> None:
-    """Raises a UsageError where the user sets a field that says what was trained."""
+def check_evaluation(names: Iterable[str], measured: Iterable[str]) -> None:
+    """Raises a UsageError where the user sets what an evaluation does not read.
+
+    Args:
+      names: dotted, of the fields that the user sets.
+      measured: those that say how this evaluation measures.
+    """
+    allowed = sorted(EVALUATION | set(measured))
     for name in names:
-        if name not in EVALUATION:
+        if name not in allowed:
             raise UsageError(
-                f"config.{name} was decided by the training and cannot be changed in "
-                f"its evaluation; only {', '.join(sorted(EVALUATION))} can."
+                f"config.{name} cannot be set here: it was decided by the training, or "
+                f"this evaluation does not read it; only {', '.join(allowed)} can."
             )
 
 
@@ -335,14 +330,22 @@ def completed(
     for name, value in fields(saved):
         if name not in known:
             raise UsageError(
-                f"config.json: {name} is not a field{suggestion(name, known)}; give "
+                f"config.json: {name} is not a field.{suggestion(name, known)} Give "
                 "back the file the run was trained with."
             )
-        try:
-            config.update_from_flattened_dict({name: value})
-        except (TypeError, ValueError) as error:
-            raise bad_value(name, value, known[name]) from error
+        if not _is_like(value, known[name]):
+            raise bad_value(name, value, known[name])
+        config.update_from_flattened_dict({name: value})
     return config
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value that comes from a file has the type of its default."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_is_like(x, default[0]) for x in value)
+    if isinstance(default, float):
+        return type(value) in (int, float)
+    return type(value) is type(default)
 
 
 def check_unused(config: ml_collections.ConfigDict, names: Iterable[str]) -> None:

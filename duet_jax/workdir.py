@@ -44,10 +44,18 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         )
 
 
-def check_writable(directory: pathlib.Path, flag: str) -> None:
-    """Raises a UsageError that names `flag` if files cannot be made in `directory`."""
+def check_writable(directory: pathlib.Path, flag: str, name: str = "") -> None:
+    """Raises a UsageError that names `flag` if files cannot be made in `directory`.
+
+    Args:
+      directory: that is to hold the files; it need not exist.
+      flag: of the command line that chose it.
+      name: of the file to be written, if there is but one.
+    """
     try:
         _check_place(directory)
+        if name and (directory / name).is_dir():
+            raise IsADirectoryError(0, f"{name} in it is a directory")
     except OSError as error:
         raise UsageError(
             f"{flag}: {directory} cannot be written ({error.strerror}); choose another "
@@ -108,7 +116,10 @@ def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     missing = [name for name in _SECTIONS if name not in config]
     if missing:
         raise _damaged(workdir / "config.json", f"it has no {', '.join(missing)}")
-    return ml_collections.ConfigDict(_with_tuples(config))
+    try:
+        return ml_collections.ConfigDict(_with_tuples(config))
+    except ValueError as error:
+        raise _damaged(workdir / "config.json", error) from error
 
 
 def load_facts(workdir: pathlib.Path) -> DatasetFacts:
@@ -144,14 +155,25 @@ def _read_facts(workdir: pathlib.Path) -> DatasetFacts | None:
         return None
     if set(values) != set(DatasetFacts._fields):
         raise _damaged(path, f"its entries are {', '.join(values)}")
-    return DatasetFacts(**_with_tuples(values))
+    facts = DatasetFacts(**_with_tuples(values))
+    for name, kind in DatasetFacts.__annotations__.items():
+        value = getattr(facts, name)
+        # The only tuple is that of the class names.
+        parts, kind = (value, str) if isinstance(value, tuple) else ((value,), kind)
+        if not all(type(part) is kind for part in parts):
+            raise _damaged(path, f"{name} is {value!r}")
+    return facts
 
 
 def _read_json(path: pathlib.Path) -> dict | None:
-    if not path.exists():
-        return None
     try:
         return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}); choose another --workdir."
+        ) from error
     except (ValueError, TypeError) as error:
         raise _damaged(path, error) from error
 

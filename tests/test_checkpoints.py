@@ -53,6 +53,15 @@ def test_every_array_comes_back(tmp_path):
         np.testing.assert_array_equal(stats["encoder"]["mean"], -2)
 
 
+def test_the_best_of_none(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        save_all(checkpoints, [0.1])
+        assert checkpoints.find("best") == 1
+        monkeypatch.setattr(checkpoints, "best_step", lambda: None)
+        with pytest.raises(UsageError, match="no checkpoint of .* has an accuracy"):
+            checkpoints.find("best")
+
+
 def test_a_remainder_of_a_killed_save_is_ignored(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         save_all(checkpoints, [0.1])

@@ -21,6 +21,7 @@ import main
 from duet_jax import evaluate, runs, train_state
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.data import load_dataset
+from duet_jax.errors import UsageError
 from duet_jax.evaluators import EVALUATORS, Evaluation, features, page, report
 from duet_jax.evaluators.base import Table
 from duet_jax.losses import top_k
@@ -171,6 +172,8 @@ def test_load_run(trained):
     np.testing.assert_allclose(features["structure"], weights, rtol=1e-5)
     # Padding and the size of a batch leave no trace.
     np.testing.assert_allclose(run(images[:5])["full"], features["full"][:5], atol=1e-5)
+    with pytest.raises(UsageError, match="batch_size=-3 must be"):
+        runs.load_run(trained["duet"], batch_size=-3)
     with pytest.raises(ValueError, match=r"uint8 \[n, 16, 16, 1\]"):
         run(images.astype(np.float32))
     with pytest.raises(ValueError, match=r"not uint8 \[355, 16, 16\]"):
@@ -265,6 +268,28 @@ def test_a_run_on_a_folder(pictures, tmp_path):
     call(tmp_path, "report")
     assert "<b>dark" not in (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;dark" in (tmp_path / "report.html").read_text()
+
+
+def test_a_single_test_image(pictures, tmp_path):
+    """No pairs of images, and no map; everything else is there."""
+    data = shutil.copytree(pictures, tmp_path / "data")
+    images = sorted((data / "test").rglob("*.png"))
+    for image in images[1:]:
+        image.unlink()
+    train(
+        tmp_path / "run",
+        "--config.dataset.name=folder",
+        f"--config.dataset.path={data}",
+        f"--config.dataset.cache_dir={tmp_path / 'cache'}",
+        "--config.batch_size=8",
+        "--config.tensorboard=False",
+        CACHE,
+    )
+    call(tmp_path / "run", "report")
+    found = call(tmp_path / "run", "equivariance")["results"]["rot"]
+    assert "shift" not in found
+    assert "marginal" in found
+    assert not (tmp_path / "run" / "eval" / "report_map.png").exists()
 
 
 def test_the_sgd_protocol(copied):
@@ -363,7 +388,8 @@ def invariant(degrees, content):
 def measured(trained, features) -> dict:
     run = runs.load_run(trained["duet"])
     run = dataclasses.replace(run, encoder=Constructed(run.method, features))
-    evaluation = Evaluation(run, run.directory / "eval", evaluate.stored)
+    directory = run.directory / "eval"
+    evaluation = Evaluation(run, directory, evaluate.valid, evaluate.perform)
     return EVALUATORS["equivariance"].measure(evaluation, codes="rot").values["rot"]
 
 
@@ -450,6 +476,39 @@ def test_a_report_measures_what_is_missing_only(copied):
     call(directory, "report", "--step=2")
     stored = json.loads((directory / "eval" / "linear_probe.json").read_text())
     assert stored["step"] == 2
+
+
+def test_a_report_does_not_take_what_is_of_other_weights(copied):
+    """Not even where step and settings are the same."""
+    directory = copied("simclr")
+    call(directory, "knn")
+    path = directory / "eval" / "knn.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"weights": "0" * 16, "results": {"no": 1}}))
+    (directory / "eval" / "transfer.json").write_text('{"step": 4}')
+    call(directory, "report")
+    again = json.loads(path.read_text())
+    assert again["results"] == found["results"]
+    assert again["weights"] == found["weights"]
+
+
+def test_a_part_of_the_circle(copied):
+    """Nothing is said of angles that are never drawn."""
+    directory = copied("duet")
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config["augmentation"]["rotation_degrees"] = 100.0
+    path.write_text(json.dumps(config))
+    found = call(directory, "equivariance")["results"]["rot"]
+    assert list(found["shift"]["by_shift"]) == ["0", "1", "2", "6", "7"]
+
+
+def test_pictures_of_the_last_result_do_not_stay(copied):
+    directory = copied("duet")
+    before = call(directory, "equivariance", "--codes=rot")["pictures"]
+    after = call(directory, "equivariance", "--codes=sca")["pictures"]
+    there = {path.name for path in (directory / "eval").glob("*.png")}
+    assert there == set(after) != set(before)
 
 
 def test_a_report_adds_to_the_codes_that_were_measured(copied):
@@ -560,7 +619,32 @@ REFUSED = {
         ["--mode=equivariance", "--workdir={run}", "--codes=hue"],
         "3 channels",
     ),
-    "no code": (["--mode=equivariance", "--workdir={run}", "--codes="], "name some"),
+    "no code": (
+        ["--mode=equivariance", "--workdir={run}", "--codes="],
+        "names no augmentation; choose some of sca",
+    ),
+    "no file": (["--mode=features", "--workdir={run}", "--out="], "must name a file"),
+    "up": (["--mode=features", "--workdir={run}", "--out=.."], "must name a file"),
+    "a directory": (
+        ["--mode=features", "--workdir={run}", "--out={empty}.npz/"],
+        "must name a file",
+    ),
+    "a directory of that name": (
+        ["--mode=features", "--workdir={run}", "--out={npz}"],
+        "x.npz in it is a directory",
+    ),
+    "a name that is too long": (
+        ["--mode=features", "--workdir={run}", f"--out={'x' * 300}.npz"],
+        "File name too long",
+    ),
+    "a workdir that is too long": (
+        ["--mode=knn", f"--workdir={'x' * 300}"],
+        "cannot be read (File name too long)",
+    ),
+    "a field of another evaluation": (
+        ["--mode=equivariance", "--workdir={run}", "--config.knn.k=3"],
+        "this evaluation does not read it",
+    ),
     "a directory as a file": (
         ["--mode=features", "--workdir={run}", "--out={file}/x.npz"],
         "--out: ",
@@ -573,7 +657,9 @@ REFUSED = {
 def test_refused(case, trained, tmp_path, capsys):
     arguments, part = REFUSED[case]
     places = {"run": trained["duet"], "empty": tmp_path / "e", "file": tmp_path / "f"}
-    places["empty"].mkdir()
+    places["npz"] = tmp_path / "x.npz"
+    for name in ("empty", "npz"):
+        places[name].mkdir()
     places["file"].write_text("somebody's")
     before = snapshot(trained["duet"]), snapshot(tmp_path)
     arguments = [each.format(**places) for each in arguments]
@@ -600,6 +686,10 @@ def test_a_run_without_checkpoints(copied, capsys):
         ({"method": "byol"}, "config.method='byol' is not known"),
         ({"colour": 3}, "colour is not a field"),
         ({"batch_size": "many"}, "config.batch_size='many' must be a whole number"),
+        ({"batch_size": None}, "config.batch_size=None must be a whole number"),
+        ({"augmentation": {"stack": [["rot"]]}}, "config.augmentation.stack="),
+        ({"augmentation": {"crop_area": ["a", "b"]}}, "must be numbers separated"),
+        ({"a.b": 1}, "config.json is damaged"),
     ],
 )
 def test_a_changed_configuration(copied, change, part, capsys):
@@ -626,6 +716,17 @@ def test_fewer_blocks_than_were_saved(copied, capsys):
     assert "stem.kernel is (3, 3, 1, 8) there and (3, 3, 3, 8)" in message
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("class_names", 5), ("class_names", None), ("num_train", "many"), ("side", 16.5)],
+)
+def test_damaged_facts(field, value, copied, capsys):
+    path = copied("simclr") / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    message = refusal(capsys, "--mode=knn", f"--workdir={path.parent}")
+    assert f"dataset.json is damaged ({field} is {value!r})" in message
+
+
 @pytest.mark.parametrize("name", ["config.json", "dataset.json"])
 @pytest.mark.parametrize("text", ["{", "[1]", "{}", "7"])
 def test_damaged_records(copied, name, text, capsys):
@@ -642,7 +743,7 @@ def test_a_damaged_checkpoint(copied, capsys):
             path.write_bytes(path.read_bytes()[:10])
     message = refusal(capsys, "--mode=knn", f"--workdir={directory}")
     assert "checkpoint 4" in message
-    assert "choose another step of 2, 4" in message
+    assert message.endswith("choose another step: 2.")
 
 
 def test_other_classes(copied, pictures, capsys):

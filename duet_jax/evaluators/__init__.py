@@ -30,5 +30,5 @@ EVALUATORS: dict[str, Evaluator] = {
     "equivariance": Evaluator(equivariance.measure, flags=("codes",)),
     "transfer": Evaluator(transfer.measure, flags=("datasets",)),
     "features": Evaluator(features.measure, flags=("out",)),
-    "report": Evaluator(report.measure),
+    "report": Evaluator(report.measure, fields=("knn.k", "knn.temperature")),
 }

@@ -7,9 +7,10 @@ through `methods.base`.
 
 import contextlib
 import functools
+import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -17,7 +18,9 @@ from matplotlib.figure import Figure
 from duet_jax.data import load_dataset
 from duet_jax.encoding import Representations
 from duet_jax.runs import Run, check_dataset
-from duet_jax.types import Dataset, Split
+from duet_jax.types import Dataset, DatasetFacts, Split
+
+_log = logging.getLogger(__name__)
 
 # Name, in the run's configuration, of each section's field, such as "knn.k".
 Fields = tuple[str, ...]
@@ -80,20 +83,24 @@ class Evaluation:
         self,
         run: Run,
         directory: pathlib.Path,
-        stored: Callable[..., dict[str, Any]],
+        valid: Callable[["Evaluation", str], dict[str, Any] | None],
+        perform: Callable[["Evaluation", str, Mapping[str, str]], dict[str, Any]],
     ):
         """Reads nothing yet.
 
         Args:
           run: restored.
           directory: receives the results.
-          stored: (this, name, parts, options by flag) -> the stored result of another
-            evaluator, which is run first if need be.
+          valid: (this, name of a file) -> what `eval/<name>.json` holds if it is of
+            this checkpoint and these settings, else None.
+          perform: (this, evaluator, options by flag) -> its result, measured and
+            stored.
         """
         self.run = run
         self.directory = directory
         self.seconds: dict[str, float] = {}
-        self._stored = stored
+        self._valid = valid
+        self._perform = perform
         self._features: dict[str, Representations] = {}
 
     @functools.cached_property
@@ -127,7 +134,30 @@ class Evaluation:
         It is measured first, with `options`, where it is of another checkpoint or of
         other settings, or has not all `parts` among its results.
         """
-        return self._stored(self, name, parts, **options)
+        found = self.valid(name)
+        if found is not None and found["results"].keys() >= set(parts):
+            _log.info("%-12s taken from %s", name, self.directory / f"{name}.json")
+            return found
+        _log.info("%-12s measuring ...", name)
+        return self._perform(self, name, options)
+
+    def valid(self, name: str) -> dict[str, Any] | None:
+        """Returns what `eval/<name>.json` holds of this checkpoint, None if nothing."""
+        return self._valid(self, name)
+
+    @property
+    def facts(self) -> DatasetFacts:
+        """What was measured on, or where that was not looked at, trained on."""
+        return self.dataset.facts if "dataset" in vars(self) else self.run.facts
+
+    @contextlib.contextmanager
+    def own_seconds(self) -> Iterator[dict[str, float]]:
+        """Counts the seconds of what is done inside by themselves."""
+        outer, self.seconds = self.seconds, {}
+        try:
+            yield self.seconds
+        finally:
+            self.seconds = outer
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:

@@ -11,6 +11,7 @@ One augmentation at a time, alone, on images that are otherwise left as they are
 """
 
 import math
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,9 @@ from duet_jax.types import Array
 # Images whose representations are shifted: each is encoded once for every bin.
 _SHIFTED_IMAGES = 2000
 _TURNED_STEPS = 12
+# Parameters that are drawn to see which there are, and how near one must come to one
+# that is asked for, in structure values.
+_DRAWS, _REACHED = 4096, 0.01
 # As which features without bins are read, if that divides them: the default of
 # `duet.num_bins`.
 _CONTROL_BINS = 8
@@ -132,19 +136,25 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
 
 
 def _names(evaluation: Evaluation, codes: str | None) -> list[str]:
-    method = evaluation.run.method
     if codes is not None:
-        names = [name.strip() for name in codes.split(",") if name.strip()]
+        names = [name for name in re.split(r"[,\s]+", codes) if name]
+        problem = f"--codes={codes!r} names no augmentation; choose some"
     else:
-        learned = evaluation.run.config.get("learned")
-        names = [learned] if learned else list(method.two_views.stack.codes)
-        names = [name for name in names if name in LEARNABLE]
-    if not names:
-        raise UsageError(
+        names = default_codes(evaluation.run.method)
+        problem = (
             "--mode=equivariance finds no augmentation with a parameter in this run; "
-            f"name some with --codes, of {' '.join(LEARNABLE)}."
+            "name some with --codes,"
         )
+    if not names:
+        raise UsageError(f"{problem} of {' '.join(LEARNABLE)}.")
     return list(dict.fromkeys(names))
+
+
+def default_codes(method: Method) -> list[str]:
+    """Returns what is measured if nothing is named, the most interesting first."""
+    learned = getattr(method, "learned", None)
+    names = [learned] if learned else method.two_views.stack.codes
+    return [name for name in names if name in LEARNABLE]
 
 
 def make_code(evaluation: Evaluation, name: str) -> Code:
@@ -183,7 +193,7 @@ def _measure_one(
         found["marginal"] = _read_marginal(method, code, test)
         pictures |= _draw_marginal(evaluation, method, code, test)
     bins = _bins(method, test.representations["full"].shape[1])
-    if code.circular and bins > 1:
+    if code.circular and bins > 1 and len(test.values) > 1:
         with evaluation.timed("shifts"):
             found["shift"] = _shifts(evaluation, code, bins)
         pictures["shift"] = _draw_shifts(code, found["shift"])
@@ -295,9 +305,11 @@ def _regress(
             reads[name] = test.values
             continue
         drawn = measures.points(train.values, circular=code.circular)
-        outputs = ridge.fit_with_selection(features, drawn).predict(queries)
+        fit = ridge.fit_with_selection(features, drawn)
+        outputs = fit.predict(queries)
         reads[name] = measures.values_at(outputs, circular=code.circular)
-        found[name] = _score(code, test.values, reads[name], outputs)
+        scores = _score(code, test.values, reads[name], outputs)
+        found[name] = scores | {"l2": fit.l2}
     return found, reads["full"]
 
 
@@ -322,16 +334,19 @@ def _classify(
 def _shifts(evaluation: Evaluation, code: Code, bins: int) -> dict[str, Any]:
     """Compares shifted representations with those of the transformed images.
 
-    For every shift s, the parameter s/G of the circle further on; where the parameter
-    has few levels, for those shifts that lead to one. "mean" is over all but shift 0.
+    For every shift s, the parameter s/G of the circle further on, if that is ever
+    drawn: where the parameter has few levels or covers a part of the circle, not all
+    are. "mean" is over all but shift 0.
     """
+    drawn = code.stack.structure(code.stack.draw(jax.random.key(0), _DRAWS))[code.name]
     images = spaced(evaluation.split("test").images, _SHIFTED_IMAGES)
     start = code.identity()
     original = _matrices(evaluation, code, bins, images, start)
     by_shift: dict[str, Any] = {}
     for shift in range(bins):
         value = (start + shift / bins) % 1
-        if code.levels is not None and not np.isclose(value, code.levels).any():
+        distance = np.abs(measures.errors(value, drawn, circular=True)).min()
+        if distance > _REACHED:
             continue
         moved = _matrices(evaluation, code, bins, images, value)
         by_shift[str(shift)] = {
@@ -393,6 +408,7 @@ def _draw_marginal(
     }
     if code.circular:
         drawn["turned"] = _draw_turned(evaluation, method, code)
+    if code.circular and not code.record.two_point:
         read = measures.read_structure(marginals, circular=method.circular)
         drawn["polar"] = figures.build_polar(
             2 * np.pi * (views.values - code.identity()),

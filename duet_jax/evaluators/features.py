@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from duet_jax import workdir
+from duet_jax.errors import UsageError
 from duet_jax.evaluators.base import Evaluation, Result, Table
 
 
@@ -29,18 +30,25 @@ def measure(evaluation: Evaluation, out: str | None = None) -> Result:
     Raises:
       UsageError: the file cannot be written.
     """
-    path = pathlib.Path(out) if out else evaluation.directory / "features.npz"
+    path = _file(out) if out is not None else evaluation.directory / "features.npz"
     if path.suffix != ".npz":
         path = path.with_name(f"{path.name}.npz")  # as numpy.savez does
-    workdir.check_writable(path.parent, "--out")
-    if path.is_dir():
-        workdir.check_writable(path / "file", "--out")
+    workdir.check_writable(path.parent, "--out", path.name)
     evaluation.dataset  # noqa: B018  whatever is wrong with it comes before any file
     with workdir.writing(path, "--out"):
         forms = _write(evaluation, path)
     rows = tuple(forms.items())
     table = Table(f"arrays in {path}", ("array", "shape and type"), rows)
     return Result({"file": str(path), "arrays": forms}, (table,), {})
+
+
+def _file(out: str) -> pathlib.Path:
+    path = pathlib.Path(out).expanduser()
+    if out.endswith("/") or path.name in ("", ".."):
+        raise UsageError(
+            f"--out={out!r} must name a file; write --out=features.npz, say."
+        )
+    return path
 
 
 def _write(evaluation: Evaluation, path: pathlib.Path) -> dict[str, str]:

@@ -97,7 +97,7 @@ def solve(
         **scores,
         "l2": solution.l2,
         "held_out": {f"{l2:g}": top1 for l2, top1 in fit.held_out.items()},
-        "converged": bool(solution.converged),
+        "converged": bool(solution.converged and fit.all_converged),
         "iterations": int(solution.iterations),
         "gradient_norm": float(solution.gradient_norm),
     }

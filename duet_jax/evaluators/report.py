@@ -1,6 +1,5 @@
 """Everything that is known of a run on one page that needs no network."""
 
-import json
 import os
 import pathlib
 from typing import Any
@@ -11,17 +10,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from duet_jax import figures, workdir
-from duet_jax.augmentations import LEARNABLE
 from duet_jax.evaluators import equivariance, page
 from duet_jax.evaluators.base import Evaluation, Result, Table, percent
 from duet_jax.figures.style import save
 
 # Images on the map: t-SNE takes seconds for these and minutes for ten times as many.
 _MAPPED_IMAGES = 2000
-# What a report measures if it has not been measured, besides the equivariance, and what
-# it only shows if it has.
+_FEWEST_MAPPED = 3
+# What a report measures if it has not been measured, besides the equivariance.
 _MEASURED = ("linear_probe", "knn")
-_SHOWN = ("linear_probe_sgd", "transfer")
+# What it does not show of what else there is in eval/.
+_LEFT_OUT = ("features", "report")
 
 
 def measure(evaluation: Evaluation) -> Result:
@@ -36,17 +35,21 @@ def measure(evaluation: Evaluation) -> Result:
     """
     path = evaluation.run.directory / "report.html"
     workdir.check_writable(path.parent, "--workdir")
-    codes = _codes(evaluation)
+    codes = equivariance.default_codes(evaluation.run.method)
     found = {name: evaluation.stored(name) for name in _MEASURED}
     if codes:
         found["equivariance"] = _equivariance(evaluation, codes)
-    found |= {name: each for name in _SHOWN if (each := _if_current(evaluation, name))}
-    evaluation.split("test")
-    with evaluation.timed("map"):
-        picture = _map(evaluation, codes[0] if codes else None)
+    for name in sorted(file.stem for file in evaluation.directory.glob("*.json")):
+        if name not in _LEFT_OUT and (other := evaluation.valid(name)):
+            found.setdefault(name, other)
+    picture = None
+    if len(evaluation.split("test").labels) >= _FEWEST_MAPPED:
+        with evaluation.timed("map"):
+            picture = _map(evaluation, codes[0] if codes else None)
     with workdir.writing(path, "--workdir"):
         evaluation.directory.mkdir(parents=True, exist_ok=True)
-        save(evaluation.directory / "report_map.png", picture)
+        if picture is not None:
+            save(evaluation.directory / "report_map.png", picture)
         text = page.build(_sections(evaluation, found), **_head(evaluation, found))
         temporary = path.with_name(".report.html.tmp")
         temporary.write_text(text, encoding="utf-8")
@@ -56,28 +59,11 @@ def measure(evaluation: Evaluation) -> Result:
     return Result({"page": str(path), "parts": [*found]}, (table,), {})
 
 
-def _codes(evaluation: Evaluation) -> list[str]:
-    """The augmentations whose equivariance is of interest, the first for the map."""
-    run = evaluation.run
-    learned = run.config.get("learned")
-    stack = run.method.two_views.stack.codes
-    return [learned] if learned else [code for code in stack if code in LEARNABLE]
-
-
 def _equivariance(evaluation: Evaluation, codes: list[str]) -> dict[str, Any]:
     """Returns the equivariance to `codes`, and to what else has been measured."""
-    found = _if_current(evaluation, "equivariance") or {"results": {}}
+    found = evaluation.valid("equivariance") or {"results": {}}
     names = dict.fromkeys([*codes, *found["results"]])
     return evaluation.stored("equivariance", codes, codes=",".join(names))
-
-
-def _if_current(evaluation: Evaluation, name: str) -> dict[str, Any] | None:
-    """Returns a stored result of this checkpoint; it is not measured for a report."""
-    try:
-        found = json.loads((evaluation.directory / f"{name}.json").read_text())
-        return found if found["step"] == evaluation.run.step else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _map(evaluation: Evaluation, code: str | None) -> Figure:
@@ -124,7 +110,7 @@ def _projections(features: np.ndarray) -> dict[str, np.ndarray]:
 
 def _head(evaluation: Evaluation, found: dict[str, Any]) -> dict[str, Any]:
     run = evaluation.run
-    learned = run.config.get("learned")
+    learned = getattr(run.method, "learned", None)
     about = f"{run.config.method}{f', {learned}' if learned else ''}"
     return {
         "title": run.directory.absolute().name,
@@ -164,11 +150,11 @@ def _sections(evaluation: Evaluation, found: dict[str, Any]) -> list[page.Sectio
         "equivariance": "Equivariance",
         "transfer": "Transfer",
     }
-    for name, title in titles.items():
-        if name in found:
-            tables = tuple(Table(**each) for each in found[name]["tables"])
-            pictures = _existing(evaluation.directory, found[name]["pictures"])
-            sections.append(page.Section(title, tables, pictures))
+    for name in sorted(found, key=lambda name: [*titles, name].index(name)):
+        tables = tuple(Table(**each) for each in found[name]["tables"])
+        pictures = _existing(evaluation.directory, found[name]["pictures"])
+        title = titles.get(name, name.replace("_", " ").capitalize())
+        sections.append(page.Section(title, tables, pictures))
     picture = _existing(evaluation.directory, ("report_map.png",))
     sections.append(page.Section("Map of the test features", (), picture))
     sections.append(page.Section("Configuration", (_configuration(evaluation),), ()))

@@ -34,7 +34,7 @@ def measure(evaluation: Evaluation, datasets: str | None = None) -> Result:
             "--mode=transfer needs --datasets, such as "
             "--datasets=mnist,digits,folder:<path>."
         )
-    found = {name: _load(evaluation, name) for name in dict.fromkeys(names)}
+    found = {name: _read(evaluation, name) for name in dict.fromkeys(names)}
     values, rows = {}, []
     for name, dataset in found.items():
         values[name] = _probe(evaluation, dataset)
@@ -52,14 +52,21 @@ def measure(evaluation: Evaluation, datasets: str | None = None) -> Result:
     return Result(values, (table,), {})
 
 
+def _read(evaluation: Evaluation, name: str) -> Dataset:
+    try:
+        return _load(evaluation, name)
+    except UsageError as error:
+        raise UsageError(f"--datasets={name}: {error}") from error
+
+
 def _load(evaluation: Evaluation, name: str) -> Dataset:
     """Reads a data set in the size and the channels of the run's images."""
     run = evaluation.run
     kind, _, path = name.partition(":")
     if kind == "folder":
         if not path:
-            raise UsageError(f"--datasets={name} names no folder; write folder:<path>.")
-        dataset = load(run, "folder", path)
+            raise UsageError("it names no folder; write folder:<path>.")
+        dataset = load(run, "folder", path.strip())
     else:
         # The run's own directory is TFDS's only where the run's data are of TFDS.
         tfds = run.config.dataset.name not in SOURCES

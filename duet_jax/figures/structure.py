@@ -346,7 +346,6 @@ def build_shift(
     axes.set_xlabel("shift [bins]")
     axes.set_title(ylabel, loc="left")
     axes.xaxis.set_major_locator(locator("bins", 8))
-    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.axhline(0, color=INK, lw=0.6, zorder=0)
     grid(axes)

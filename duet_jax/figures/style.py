@@ -85,7 +85,10 @@ def shorten(name: str, length: int) -> str:
 
 
 def locator(unit: str, most: int = 6) -> MaxNLocator:
-    """Returns round ticks, at most about `most`; degrees go in parts of a circle."""
+    """Returns round ticks, at most about `most`.
+
+    Degrees go in parts of a circle, bins are whole.
+    """
     degrees = unit == "degrees"
     steps = [1, 1.5, 3, 4.5, 9, 10] if degrees else [1, 2, 2.5, 5, 10]
-    return MaxNLocator(most, steps=steps)
+    return MaxNLocator(most, steps=steps, integer=unit == "bins")

@@ -143,6 +143,8 @@ class Method(Protocol):
 class Structured(Protocol):
     """What a method adds whose features hold the structure of a transformation.
 
+    Its `representations` include "structure": distributions, [batch, num_bins].
+
     Attributes:
       learned: code of the augmentation whose parameter is the structure.
       num_bins: G.

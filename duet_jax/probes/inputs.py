@@ -114,6 +114,6 @@ def held_out_tenth(labels: np.ndarray) -> np.ndarray:
     if not held_out.any():
         raise UsageError(
             f"labels={labels.shape} have no class with two examples, so none can be "
-            "held out to choose l2; use more examples, or `fit` with a given l2."
+            "held out to choose the penalty; use more training examples."
         )
     return held_out

@@ -78,51 +78,6 @@ def _vote(nearest: _Nearest, num_classes: int, temperature: Array) -> Array:
     return jax.lax.scan(add, zero, (weights.T, labels.T))[0]
 
 
-def vote(
-    bank: Array,
-    bank_labels: Array,
-    queries: Array,
-    *,
-    num_classes: int,
-    k: int = NEIGHBOURS,
-    temperature: float | Array = TEMPERATURE,
-    bank_block: int = 8192,
-) -> Array:
-    """Votes for every class, for a bank that is on the device; for use inside `jit`.
-
-    Args:
-      bank: float32 [m, d], any lengths.
-      bank_labels: int [m], from 0 to `num_classes` - 1.
-      queries: float32 [q, d], any lengths; q times `bank_block` similarities are held.
-      num_classes: of the labels.
-      k: neighbours that vote; the whole bank where it is smaller.
-      temperature: positive.
-      bank_block: rows of the bank that are compared at a time.
-
-    Returns:
-      Weights of the votes for each class relative to that of the nearest neighbour,
-      float32 [q, classes], not negative.
-    """
-    size = len(bank)
-    block = min(bank_block, size)
-    count = -(-size // block)
-    padding = count * block - size
-    bank = jnp.pad(bank, ((0, padding), (0, 0))).reshape(count, block, -1)
-    bank_labels = jnp.pad(bank_labels, (0, padding)).reshape(count, block)
-    queries = _unit_rows(queries)
-
-    def add(nearest, numbered):
-        index, rows, labels = numbered
-        return _merge(nearest, queries, rows, labels, size - index * block), None
-
-    nearest, _ = jax.lax.scan(
-        add,
-        _none_yet(len(queries), min(k, size)),
-        (jnp.arange(count), bank, bank_labels.astype(jnp.int32)),
-    )
-    return _vote(nearest, num_classes, temperature)
-
-
 _units_jit = jax.jit(_unit_rows)
 _merge_jit = jax.jit(_merge, donate_argnums=0)
 _vote_jit = jax.jit(_vote, static_argnames="num_classes")

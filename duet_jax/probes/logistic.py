@@ -12,7 +12,6 @@ its own line search, whose trials all go into one evaluation.
 """
 
 import functools
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -104,13 +103,11 @@ class LogisticFit(NamedTuple):
       solution: fitted on all examples with the selected strength.
       held_out: top-1 accuracy on the held-out tenth by strength, in [0, 1].
       all_converged: whether the fits that were compared converged as well.
-      seconds: wall time, compilation included.
     """
 
     solution: Solution
     held_out: dict[float, float]
     all_converged: bool
-    seconds: float
 
     def logits(self, features) -> Array:
         """Logits [n, classes] of raw `features` [n, d]."""
@@ -511,7 +508,6 @@ def fit_with_selection(
     Raises:
       UsageError: as `fit`, or no class has two examples.
     """
-    began = time.perf_counter()
     features, labels = inputs.examples(features, labels, num_classes)
     held_out = inputs.held_out_tenth(labels)
     search = functools.partial(
@@ -532,7 +528,6 @@ def fit_with_selection(
         solution=solution,
         held_out=accuracies,
         all_converged=all(candidate.converged for candidate in candidates),
-        seconds=time.perf_counter() - began,
     )
 
 
