@@ -58,7 +58,7 @@ def test_the_best_of_none(tmp_path, monkeypatch):
         save_all(checkpoints, [0.1])
         assert checkpoints.find("best") == 1
         monkeypatch.setattr(checkpoints, "best_step", lambda: None)
-        with pytest.raises(UsageError, match="no checkpoint of .* has an accuracy"):
+        with pytest.raises(UsageError, match=r"no checkpoint of .* has an accuracy"):
             checkpoints.find("best")
 
 
