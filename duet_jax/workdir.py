@@ -171,9 +171,7 @@ def _read_json(path: pathlib.Path) -> dict | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror}); choose another --workdir."
-        ) from error
+        raise _unusable(path.parent, error) from error
     except (ValueError, TypeError) as error:
         raise _damaged(path, error) from error
 

@@ -638,7 +638,7 @@ REFUSED = {
     ),
     "a workdir that is too long": (
         ["--mode=knn", f"--workdir={'x' * 300}"],
-        "cannot be read (File name too long)",
+        "cannot be used (File name too long)",
     ),
     "a field of another evaluation": (
         ["--mode=equivariance", "--workdir={run}", "--config.knn.k=3"],
