@@ -75,6 +75,7 @@ def valid(evaluation: Evaluation, stem: str) -> dict[str, Any] | None:
         same = all(found[key] == value for key, value in of.items())
         whole = (
             isinstance(found["results"], dict)
+            and bool(found["results"])
             and bool([Table(**table) for table in found["tables"]])
             and all(isinstance(picture, str) for picture in found["pictures"])
         )
