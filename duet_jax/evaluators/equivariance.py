@@ -199,7 +199,7 @@ def _measure_one(
         pictures["shift"] = _draw_shifts(code, found["shift"])
     with evaluation.timed("regression"):
         found["regression"], read = _regress(code, train, test)
-    if code.levels is None:
+    if read is not None:
         pictures["readout"] = figures.build_readout(
             code.parameter(test.values),
             code.parameter(read),
@@ -295,14 +295,16 @@ def _accuracy(hits: np.ndarray, levels: np.ndarray) -> dict[str, Any]:
 
 def _regress(
     code: Code, train: Views, test: Views
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Fits on the training split; scores by representation, and what "full" reads."""
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Fits on the training split; scores by representation, and what "full" reads.
+
+    That is None where the parameter has few levels, which are classified.
+    """
     found, reads = {}, {}
     for name, features in train.representations.items():
         queries = test.representations[name]
         if code.levels is not None:
             found[name] = _classify(code, (features, train.values), queries, test)
-            reads[name] = test.values
             continue
         drawn = measures.points(train.values, circular=code.circular)
         fit = ridge.fit_with_selection(features, drawn)
@@ -310,7 +312,7 @@ def _regress(
         reads[name] = measures.values_at(outputs, circular=code.circular)
         scores = _score(code, test.values, reads[name], outputs)
         found[name] = scores | {"l2": fit.l2}
-    return found, reads["full"]
+    return found, reads.get("full")
 
 
 def _classify(

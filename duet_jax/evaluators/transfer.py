@@ -2,14 +2,12 @@
 
 import numpy as np
 
+from duet_jax.augmentations.photometric import luma
 from duet_jax.data import SOURCES
 from duet_jax.errors import UsageError
 from duet_jax.evaluators import linear_probe
 from duet_jax.evaluators.base import Evaluation, Result, Table, load, percent
 from duet_jax.types import Dataset, Split
-
-# Of red, green and blue in the grey value (ITU-R BT.601), as Pillow has it.
-_LUMA = (0.299, 0.587, 0.114)
 
 
 def measure(evaluation: Evaluation, datasets: str | None = None) -> Result:
@@ -87,8 +85,8 @@ def _match(split: Split, channels: int) -> Split:
         return split._replace(images=np.repeat(images, 3, axis=-1))
     grey = np.empty((*images.shape[:-1], 1), np.uint8)
     for i in range(0, len(images), 1024):  # in parts: the products are not bytes
-        part = images[i : i + 1024] @ np.array(_LUMA, np.float32)
-        grey[i : i + 1024, ..., 0] = np.rint(part)
+        part = images[i : i + 1024].astype(np.float32)
+        grey[i : i + 1024] = np.rint(luma(part))
     return split._replace(images=grey)
 
 
