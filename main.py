@@ -16,12 +16,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import ml_collections
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from duet_jax import settings, workdir
+from duet_jax import processes, settings, workdir
+from duet_jax.benchmark import benchmark
 from duet_jax.errors import TrainingError, UsageError
 from duet_jax.evaluate import evaluate
 from duet_jax.evaluators import EVALUATORS
@@ -37,6 +39,7 @@ _BASE = str(_HERE / "configs" / "base.py")
 # the flags that are given of those it takes.
 MODES: dict[str, Callable[..., None]] = {
     "train": train,
+    "benchmark": benchmark,
     **{name: functools.partial(evaluate, name) for name in EVALUATORS},
 }
 
@@ -55,10 +58,28 @@ _FLAGS: dict[str, tuple[str | None, str]] = {
         "that was learnt, or all of the stack.",
     ),
     "datasets": (None, "Of transfer: mnist,digits,folder:<path> ..."),
-    "out": (None, "Of features: the .npz file; default eval/features.npz of the run."),
+    "out": (
+        None,
+        "File to write. Of features: .npz, default eval/features.npz of the run; of "
+        "benchmark: .json, default benchmark.json in the workdir.",
+    ),
+    "images": (
+        None,
+        "Of benchmark: noise or real; default noise, which needs no data.",
+    ),
+    "coordinator_address": (
+        None,
+        "Of train and benchmark, with several processes: host:port at which the first "
+        "one listens. srun and mpirun need none of these three.",
+    ),
+    "num_processes": (None, "Likewise: processes of the job; 1 for this one alone."),
+    "process_id": (None, "Likewise: which of them this is, from 0."),
 }
 # Those that every mode takes.
 _COMMON = ("workdir", "mode")
+# Those of the modes that take a configuration, and not a run.
+_CLUSTER = ("coordinator_address", "num_processes", "process_id")
+_BEFORE_A_RUN = {"train": _CLUSTER, "benchmark": ("images", "out", *_CLUSTER)}
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 _BAD_VALUE = re.compile(r"flag --config\.([\w.]+)=(.*?): ", re.DOTALL)
@@ -88,7 +109,7 @@ def parse(argv: Sequence[str]) -> Command:
     """
     path, arguments = _split(argv[1:])
     program = _program_flags(argv[:1] + arguments)
-    evaluating = program.mode != "train"
+    evaluating = program.mode not in _BEFORE_A_RUN
     if evaluating:
         defaults = _of_the_run(path, program)
     else:
@@ -140,8 +161,8 @@ def _program_flags(arguments: Sequence[str]) -> flags.FlagValues:
 
 def _taken(mode: str) -> tuple[str, ...]:
     """Returns the names of the flags that are of use in a mode."""
-    if mode == "train":
-        return _COMMON
+    if mode in _BEFORE_A_RUN:
+        return (*_COMMON, *_BEFORE_A_RUN[mode])
     return (*_COMMON, "step", *EVALUATORS[mode].flags)
 
 
@@ -278,9 +299,10 @@ def main(argv: Sequence[str]) -> int:
         command = parse(argv)
         if command.mode == "train":
             interrupted = "the same command goes on from the newest checkpoint"
+        if command.mode in _BEFORE_A_RUN:
             remedy += (
                 " or config.encoder.width_multiplier, or use "
-                "config.compute_dtype=bfloat16"
+                "config.compute_dtype=bfloat16 or config.encoder.remat=true"
             )
         MODES[command.mode](command.config, command.workdir, **command.options)
     except UsageError as error:
@@ -290,12 +312,16 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" in str(error):
+            reason = f"the device has too little memory for this run; {remedy}"
+        elif processes.are_several() and isinstance(error, jax.errors.JaxRuntimeError):
+            reason = (
+                "another process of this job is gone "
+                f"({' '.join(str(error).split())[:160]}); {interrupted}"
+            )
+        else:
             raise
-        print(
-            f"error: the device has too little memory for this run; {remedy}.",
-            file=sys.stderr,
-        )
+        print(f"error: {reason}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"stopped; {interrupted}", file=sys.stderr)
@@ -304,4 +330,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    processes.leave(main(sys.argv))

@@ -34,7 +34,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Updates in an epoch; 0: as many full batches as the training split holds.
     # [--debug-steps]
     config.steps_per_epoch = 0
-    config.batch_size = 1024  # [--batch-size]
+    # Images in a batch, over all devices of all processes. [--batch-size]
+    config.batch_size = 1024
     # Updates that one call of the compiled step makes, rounded to a divisor of the
     # steps in an epoch; 0: 50 on a GPU, 1 on a CPU, where XLA's convolutions are about
     # 20 times slower inside a loop.
@@ -57,6 +58,13 @@ def get_config() -> ml_collections.ConfigDict:
     dataset.center_crop = False
     # Classes that the data must have; 0: whatever they have. [--num-classes]
     dataset.num_classes = 0
+    # Where the images are while training. device: all of them, decoded, in the memory
+    # of every device. host: outside, read and decoded batch by batch by worker
+    # processes, for sets that do not fit; the batches are the same. auto: device if
+    # they fill at most a quarter of its memory.
+    dataset.placement = "auto"
+    # host only: processes that read and decode; 0: one for each core of this process.
+    dataset.workers = 0
     # Where decoded images are kept; empty: duet_jax in the user's cache directory.
     dataset.cache_dir = ""
 
@@ -87,6 +95,9 @@ def get_config() -> ml_collections.ConfigDict:
     encoder.name = "cifar10_resnet32"
     # Factor on all widths, for small machines; widths stay multiples of 8.
     encoder.width_multiplier = 1.0
+    # Keep only the input of each block for the backward pass and compute the rest
+    # again: a third more arithmetic, a fraction of the memory.
+    encoder.remat = False
     encoder.blocks = (3, 3, 3)  # Cifar10_ResNet only: of the three stages
     encoder.widths = (64, 128, 256, 512)  # likewise: channels of stem and stages
 
@@ -122,6 +133,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.evaluate_every = 10
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every = 10  # epochs; the last epoch is always saved
+    # Further checkpoints within each epoch, evenly spaced; for epochs that take hours.
+    checkpoint.within_epoch = 0
     checkpoint.keep = 2  # newest ones; the best online top-1 is kept besides
 
     config.knn = knn = ml_collections.ConfigDict()

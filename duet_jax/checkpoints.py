@@ -139,11 +139,12 @@ class Checkpoints:
         """Returns the state saved at `step`, by default the newest.
 
         Args:
-          like: shapes and types (arrays or `jax.ShapeDtypeStruct`).
+          like: shapes and types (arrays or `jax.ShapeDtypeStruct`), and the shardings
+            to restore to; without any, this process's first device.
           step: one of `all_steps()`.
         """
         step = self.latest_step() if step is None else step
-        like = _on_this_device(like)
+        like = _somewhere(like)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -177,7 +178,7 @@ class Checkpoints:
         step = self.latest_step() if step is None else step
         # Orbax takes an empty dict for something else than one with no entries.
         parts = {"params": params, "batch_stats": batch_stats}
-        like = _on_this_device({name: part for name, part in parts.items() if part})
+        like = _somewhere({name: part for name, part in parts.items() if part})
         try:
             self._check_arrays(like, step)
             restored = self._manager.restore(
@@ -250,9 +251,15 @@ def _restore_as(like, *, partial: bool = False) -> ocp.args.PyTreeRestore:
     )
 
 
-def _on_this_device(tree):
-    """The tree's shapes on the default device, wherever it was saved."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+def _somewhere(tree):
+    """The tree's shapes where they are wanted, or else on this process's first device.
+
+    Orbax would go back to the devices it was saved from, which may not be here.
+    """
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def placed(x) -> jax.ShapeDtypeStruct:
+        sharding = getattr(x, "sharding", None) or here
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, tree)

@@ -68,7 +68,23 @@ def enable_compilation_cache(directory: str) -> None:
 
 
 def describe() -> str:
-    """Returns the device in words: its kind and platform, and how many stand idle."""
-    used, *idle = jax.local_devices()
-    rest = f"; {len(idle)} more not used" if idle else ""
-    return f"{used.device_kind} ({used.platform}){rest}"
+    """Returns the devices in words: how many of which kind, in how many processes."""
+    devices = jax.devices()
+    count = f"{len(devices)} x " if len(devices) > 1 else ""
+    several = jax.process_count()
+    processes = f" in {several} processes" if several > 1 else ""
+    return f"{count}{devices[0].device_kind} ({devices[0].platform}){processes}"
+
+
+def memory() -> int:
+    """Returns the bytes that a device of this process has; on a CPU, the machine."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit", pages)
+
+
+def count_cores() -> int:
+    """Returns the processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

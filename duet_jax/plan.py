@@ -8,20 +8,23 @@ import ml_collections
 import optax
 from flax import nnx
 
-from duet_jax import optim, train_state
+from duet_jax import mesh, optim, train_state
 from duet_jax.errors import UsageError
 from duet_jax.methods import METHODS, DataSpec, Method
-from duet_jax.types import Dataset
+from duet_jax.types import DatasetFacts
 
 # Updates per compiled call on a GPU: enough to hide the host, few enough for a live
 # bar.
 _GPU_STEPS_PER_CALL = 50
+# Images that are put on a device for one call; two calls' worth is there at a time.
+_BYTES_PER_CALL = 2**28
 
 
 class Plan(NamedTuple):
     """What is decided before anything is compiled.
 
     Attributes:
+      mesh: the devices.
       method: makes views and scores the networks.
       graphdef: structure of its networks.
       optimizer: of all parameters.
@@ -29,12 +32,15 @@ class Plan(NamedTuple):
       seed: of everything random.
       epochs: of the whole run.
       batch_size: examples in a training batch.
-      test_batch_size: likewise in evaluation.
+      test_batch_size: likewise in evaluation; the last one may be padded.
       steps_per_epoch: updates in an epoch.
       steps_per_call: updates in a compiled call; divides steps_per_epoch.
       unroll: write the updates of a call out instead of looping.
+      rows_per_epoch: rows of training metrics in an epoch; a checkpoint goes with each
+        but the last, which has a rhythm of its own.
     """
 
+    mesh: jax.sharding.Mesh
     method: Method
     graphdef: nnx.GraphDef
     optimizer: optax.GradientTransformation
@@ -46,24 +52,44 @@ class Plan(NamedTuple):
     steps_per_epoch: int
     steps_per_call: int
     unroll: bool
+    rows_per_epoch: int
 
     @property
     def total_steps(self) -> int:
         """Updates in the whole run."""
         return self.epochs * self.steps_per_epoch
 
+    def test_batches(self, num_test: int) -> int:
+        """Returns the batches of an evaluation on `num_test` images."""
+        return -(-num_test // self.test_batch_size)
 
-def make_plan(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
-    """Returns the plan of the run that `config` describes on `dataset`.
+    def ends_row(self, step: int) -> bool:
+        """Whether a row of training metrics ends at `step`, the end of a call."""
+        calls = self.steps_per_epoch // self.steps_per_call
+        done = -(-(step % self.steps_per_epoch) // self.steps_per_call)
+        return done in {
+            round(calls * row / self.rows_per_epoch)
+            for row in range(self.rows_per_epoch)
+        }
+
+
+def make_plan(
+    config: ml_collections.ConfigDict, facts: DatasetFacts, *, streamed: bool = False
+) -> Plan:
+    """Returns the plan of the run that `config` describes on the devices at hand.
+
+    Args:
+      config: resolved.
+      facts: of the images.
+      streamed: whether they come from the host, call by call.
 
     Raises:
-      UsageError: the two do not go together.
+      UsageError: configuration, images and devices do not go together.
     """
-    data = DataSpec(
-        dataset.name, dataset.side, dataset.channels, len(dataset.class_names)
-    )
+    mesh.check_batch_size(config.batch_size)
+    data = DataSpec(facts.name, facts.side, facts.channels, len(facts.class_names))
     method = METHODS[config.method].from_config(config, data)
-    steps_per_epoch = _steps_per_epoch(config, len(dataset.train.labels))
+    steps_per_epoch = _steps_per_epoch(config, facts.num_train)
     rate = optim.learning_rate(
         config.optimizer.learning_rate,
         epochs=config.epochs,
@@ -72,8 +98,9 @@ def make_plan(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
         schedule=config.optimizer.schedule,
     )
     on_cpu = jax.default_backend() == "cpu"
-    wanted = config.steps_per_call or (1 if on_cpu else _GPU_STEPS_PER_CALL)
+    steps_per_call = _steps_per_call(config, facts, steps_per_epoch, streamed=streamed)
     return Plan(
+        mesh=mesh.make_mesh(),
         method=method,
         graphdef=train_state.graph_definition(method),
         optimizer=optim.adamw(
@@ -87,13 +114,47 @@ def make_plan(config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
         seed=config.seed,
         epochs=config.epochs,
         batch_size=config.batch_size,
-        test_batch_size=min(config.batch_size, len(dataset.test.labels)),
+        test_batch_size=_test_batch_size(config.batch_size, facts.num_test),
         steps_per_epoch=steps_per_epoch,
-        steps_per_call=nearest_divisor(
-            steps_per_epoch, wanted, steps_per_epoch if not on_cpu else wanted
-        ),
+        steps_per_call=steps_per_call,
         unroll=on_cpu,
+        rows_per_epoch=config.checkpoint.within_epoch + 1,
     )
+
+
+def _steps_per_call(
+    config: ml_collections.ConfigDict,
+    facts: DatasetFacts,
+    steps_per_epoch: int,
+    *,
+    streamed: bool,
+) -> int:
+    """Returns a divisor of `steps_per_epoch` near to what is asked for, or is best."""
+    on_cpu = jax.default_backend() == "cpu"
+    wanted = config.steps_per_call or (1 if on_cpu else _GPU_STEPS_PER_CALL)
+    most = wanted if on_cpu else steps_per_epoch
+    if streamed and not config.steps_per_call:
+        share = config.batch_size // jax.device_count()
+        batch_bytes = share * facts.side**2 * facts.channels
+        most = max(1, min(most, _BYTES_PER_CALL // batch_bytes))
+        wanted = min(wanted, most)
+    return nearest_divisor(steps_per_epoch, wanted, most)
+
+
+def _test_batch_size(batch_size: int, num_test: int) -> int:
+    """Returns a batch no larger than needed that the devices can share."""
+    count = jax.device_count()
+    return min(batch_size, -(-num_test // count) * count)
+
+
+def check_start(plan: Plan, step: int) -> None:
+    """Raises a UsageError unless a compiled call can begin at `step`."""
+    if step % plan.steps_per_call:
+        raise UsageError(
+            f"the checkpoint of step {step} lies within an epoch, between two compiled "
+            f"calls of {plan.steps_per_call} updates; set "
+            f"config.steps_per_call={math.gcd(step, plan.steps_per_epoch)}."
+        )
 
 
 def _steps_per_epoch(config: ml_collections.ConfigDict, examples: int) -> int:

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from duet_jax import figures, metrics
+from duet_jax import figures, metrics, processes
 from duet_jax.errors import TrainingError
 from duet_jax.plan import Plan
 from duet_jax.types import Array
@@ -36,14 +36,26 @@ class Record:
         self._writers = writers
         self._progress = progress
         self._waiting: collections.deque = collections.deque()
-        self._epoch_scores: list[Mapping[str, np.ndarray]] = []
-        self._epoch_seconds = 0.0
+        self._row_scores: list[Mapping[str, np.ndarray]] = []
+        self._row_seconds = 0.0
+        self._waited: float | None = None
+        self._waited_before = 0.0
         self._learning_rate = 0.0
         self._clock = time.monotonic()
         self.newest_test: Mapping[str, float] = {}
 
-    def train_call(self, step: int, scores: Mapping[str, Array]) -> None:
-        """Takes the metrics of the call that ended at `step`, each [steps]."""
+    def train_call(
+        self, step: int, scores: Mapping[str, Array], waited: float | None = None
+    ) -> None:
+        """Takes the report of a call.
+
+        Args:
+          step: at which it ended.
+          scores: its metrics, each [steps].
+          waited: seconds that were spent waiting for images so far; None where they
+            are on the device.
+        """
+        self._waited = waited
         self._waiting.append((step, scores))
         if len(self._waiting) > 1:
             self._pop()
@@ -89,26 +101,30 @@ class Record:
 
     def _write_train(self, step: int, scores: Mapping, seconds: float) -> None:
         self._check_finite(step, scores)
-        self._epoch_scores.append(scores)
+        self._row_scores.append(scores)
         self._learning_rate = float(scores["learning_rate"][-1])
-        self._epoch_seconds += seconds
+        self._row_seconds += seconds
         images = self._plan.steps_per_call * self._plan.batch_size
         means = {name: float(np.mean(values)) for name, values in scores.items()}
         self._progress.update(step, means, images / seconds)
-        if step % self._plan.steps_per_epoch == 0:
-            self._end_epoch(step)
+        if self._plan.ends_row(step):
+            self._end_row(step)
 
-    def _end_epoch(self, step: int) -> None:
+    def _end_row(self, step: int) -> None:
         plan = self._plan
         means = {
-            name: float(np.mean([scores[name] for scores in self._epoch_scores]))
-            for name in self._epoch_scores[0]
+            name: float(np.mean([scores[name] for scores in self._row_scores]))
+            for name in self._row_scores[0]
         }
-        images = len(self._epoch_scores) * plan.steps_per_call * plan.batch_size
-        means["images_per_second"] = images / self._epoch_seconds
+        images = len(self._row_scores) * plan.steps_per_call * plan.batch_size
+        means["images_per_second"] = images / self._row_seconds
+        if self._waited is not None:
+            seconds = self._waited - self._waited_before
+            means["data_wait"] = seconds / self._row_seconds
+            self._waited_before = self._waited
         self._writers.write(self._row(step, "train", means))
-        self._epoch_scores, self._epoch_seconds = [], 0.0
-        if step // plan.steps_per_epoch % self._config.figures_every == 0:
+        self._row_scores, self._row_seconds = [], 0.0
+        if step % (self._config.figures_every * plan.steps_per_epoch) == 0:
             draw_curves(self._workdir, self._plan, self._writers, step)
             self.restart_clock()
 
@@ -140,7 +156,12 @@ class Record:
 def draw_curves(
     workdir: pathlib.Path, plan: Plan, writers: metrics.Writers, step: int
 ) -> None:
-    """Draws figures/curves.png from metrics.jsonl, if there are any rows yet."""
+    """Draws figures/curves.png from metrics.jsonl, if there are any rows yet.
+
+    The first process alone writes rows and pictures.
+    """
+    if not processes.is_first():
+        return
     rows = metrics.read_rows(workdir / "metrics.jsonl")
     if rows:
         path = workdir / "figures" / "curves.png"

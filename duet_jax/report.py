@@ -12,7 +12,7 @@ from flax import nnx
 from duet_jax import devices, metrics, train_state
 from duet_jax.checkpoints import BEST_METRIC
 from duet_jax.plan import Plan
-from duet_jax.types import Dataset
+from duet_jax.types import DatasetFacts
 
 _log = logging.getLogger(__name__)
 
@@ -20,19 +20,22 @@ _log = logging.getLogger(__name__)
 def start_lines(
     config: ml_collections.ConfigDict,
     plan: Plan,
-    dataset: Dataset,
+    facts: DatasetFacts,
     workdir: pathlib.Path,
     start: int,
+    *,
+    streamed: bool = False,
 ) -> None:
     """Says on what, with what and from where the run starts."""
     _log.info("devices      %s", devices.describe())
     _log.info(
-        "data         %s: %d training and %d test images, %d px, %d classes",
-        dataset.name,
-        len(dataset.train.labels),
-        len(dataset.test.labels),
-        dataset.side,
-        len(dataset.class_names),
+        "data         %s: %d training and %d test images, %d px, %d classes, %s",
+        facts.name,
+        facts.num_train,
+        facts.num_test,
+        facts.side,
+        len(facts.class_names),
+        "read batch by batch" if streamed else "on the device",
     )
     _log.info("views        %s", _describe_stack(config, plan))
     _log.info("parameters   %s", _describe_parameters(plan))

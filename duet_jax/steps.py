@@ -1,6 +1,6 @@
 """The compiled functions of a run.
 
-The data set lies on the device as uint8. A call gathers its batches there, so that
+Batches are taken from what lies on the devices, or was put there for the call, so that
 nothing but the call itself passes between host and device.
 """
 
@@ -12,60 +12,37 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from duet_jax import train_state
+from duet_jax import mesh, train_state
+from duet_jax.feeds import Feed
 from duet_jax.methods import Method, Metrics
 from duet_jax.plan import Plan
 from duet_jax.train_state import Update
-from duet_jax.types import Array, Dataset, Split, TrainState
+from duet_jax.types import Array, Split, TrainState
+
+TrainCall = Callable[..., tuple[TrainState, Metrics]]
 
 
-def epoch_order(
-    key: Array, epoch: Array, *, num_examples: int, steps: int, batch_size: int
-) -> Array:
-    """Returns the examples of every batch of an epoch.
-
-    Args:
-      key: of the run's order.
-      epoch: int32 scalar; each has a permutation of its own.
-      num_examples: in the training split.
-      steps: batches in the epoch; steps * batch_size <= num_examples.
-      batch_size: examples in a batch.
-
-    Returns:
-      Indices, int32 [steps, batch_size], without repetition. What is left of the
-      permutation is dropped.
-    """
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
-    return order[: steps * batch_size].reshape(steps, batch_size).astype(jnp.int32)
-
-
-TrainCall = Callable[[TrainState, Array, Array, Array, Array], tuple]
-
-
-def make_train_call(update: Update, steps: int, *, unroll: bool) -> TrainCall:
-    """Returns `call(state, key, images, labels, order) -> (state, metrics)`.
+def make_train_call(
+    update: Update, pick: Callable[..., Split], steps: int, *, unroll: bool
+) -> TrainCall:
+    """Returns `call(state, key, *arguments) -> (state, metrics)`.
 
     Args:
       update: one update, from `make_update`.
+      pick: finds the batch of a step in the arguments, `Feed.pick_train`.
       steps: updates in a call.
       unroll: write the updates out instead of looping. XLA for CPU runs convolutions
         inside a loop about 20 times slower than outside.
 
     Returns:
-      A function to compile, best with its first argument donated. `images` [examples,
-      side, side, channels] uint8 and `labels` [examples] are the training split,
-      `order` [steps in the epoch, batch] comes from `epoch_order`. The metrics are
+      A function to compile, best with its first argument donated. The metrics are
       [steps].
     """
 
-    def one(state: TrainState, key: Array, images, labels, order):
-        rows = order[state.step % len(order)]
-        step_key = jax.random.fold_in(key, state.step)
-        return update(state, step_key, images[rows], labels[rows])
-
-    def call(state: TrainState, key: Array, images: Array, labels: Array, order: Array):
+    def call(state: TrainState, key: Array, *arguments: Array):
         def body(state, _):
-            return one(state, key, images, labels, order)
+            step_key = jax.random.fold_in(key, state.step)
+            return update(state, step_key, *pick(state.step, *arguments))
 
         if not unroll:
             return jax.lax.scan(body, state, length=steps)
@@ -80,15 +57,21 @@ def make_train_call(update: Update, steps: int, *, unroll: bool) -> TrainCall:
 
 
 def make_evaluate_call(
-    method: Method, graphdef: nnx.GraphDef, *, num_examples: int, batch_size: int
-) -> Callable[[dict, dict, Array, Array, Array, Array], Metrics]:
-    """Returns `call(params, batch_stats, key, images, labels, batch) -> sums`.
+    method: Method,
+    graphdef: nnx.GraphDef,
+    pick: Callable[..., Split],
+    *,
+    num_examples: int,
+    batch_size: int,
+) -> Callable[..., Metrics]:
+    """Returns `call(params, batch_stats, key, batch, *arguments) -> sums`.
 
     Args:
       method: scores the networks, with running statistics.
       graphdef: structure of its networks.
+      pick: finds batch number `batch` in the arguments, `Feed.pick_test`.
       num_examples: real examples in the split; what follows them is padding.
-      batch_size: examples in a batch; divides the padded split.
+      batch_size: examples in a batch.
 
     Returns:
       A function to compile. It returns every metric of batch number `batch` multiplied
@@ -96,115 +79,137 @@ def make_evaluate_call(
       batches divided by the sum of "examples" count every example once.
     """
 
-    def call(params, batch_stats, key, images, labels, batch):
+    def call(params, batch_stats, key, batch, *arguments):
         networks = nnx.merge(graphdef, params, batch_stats)
-        rows = batch * batch_size + jnp.arange(batch_size)
-        mask = rows < num_examples
+        mask = batch * batch_size + jnp.arange(batch_size) < num_examples
+        images, labels = pick(batch, *arguments)
         # A fixed key per batch: test losses can be compared between epochs and runs.
-        views = method.make_views(
-            jax.random.fold_in(key, batch), images[rows], train=False
-        )
-        _, metrics = method.loss(networks, views, labels[rows], mask, train=False)
+        views = method.make_views(jax.random.fold_in(key, batch), images, train=False)
+        _, metrics = method.loss(networks, views, labels, mask, train=False)
         examples = jnp.sum(mask)
         return {k: v * examples for k, v in metrics.items()} | {"examples": examples}
 
     return call
 
 
-class Compiled(NamedTuple):
-    """The compiled functions of a run."""
+class Keys(NamedTuple):
+    """Random keys of a run, on every device."""
 
-    order: Callable
-    train: Callable
-    evaluate: Callable
+    training: Array
+    evaluation: Array
 
 
-def compile_functions(plan: Plan, state: TrainState, data: Dataset) -> Compiled:
-    """Compiles what a run calls, once, for the shapes it will have.
+def make_keys(plan: Plan) -> Keys:
+    """Returns the keys that the compiled functions are called with."""
 
-    Args:
-      plan: of the run.
-      state: its arrays, or their shapes.
-      data: on the device, the test split padded by `pad`.
-    """
-    key = train_state.stream(plan.seed, train_state.ORDER)
-    number = jnp.zeros((), jnp.int32)
-
-    def order(key, epoch):
-        return epoch_order(
-            key,
-            epoch,
-            num_examples=len(data.train.labels),
-            steps=plan.steps_per_epoch,
-            batch_size=plan.batch_size,
+    def keys(seed):
+        return Keys(
+            train_state.stream(seed, train_state.TRAINING),
+            train_state.stream(seed, train_state.EVALUATION),
         )
 
+    # Made by a compiled function: typed keys cannot be put on devices of others.
+    seed = np.uint32(plan.seed)
+    return jax.jit(keys, out_shardings=mesh.whole(plan.mesh))(seed)
+
+
+def initial_shapes(plan: Plan) -> TrainState:
+    """Returns the shapes of the state, with where its arrays lie."""
+    return mesh.shapes(
+        jax.eval_shape(_initial_state(plan), np.uint32(0)), mesh.whole(plan.mesh)
+    )
+
+
+def initial_state(plan: Plan) -> TrainState:
+    """Returns the state before the first update, on every device."""
+    begin = jax.jit(_initial_state(plan), out_shardings=mesh.whole(plan.mesh))
+    return begin(np.uint32(plan.seed))
+
+
+def _initial_state(plan: Plan) -> Callable[[Array], TrainState]:
+    def begin(seed):
+        key = train_state.initial_key(seed)
+        return train_state.initial_state(plan.method, plan.optimizer, key)
+
+    return begin
+
+
+class Compiled(NamedTuple):
+    """What a run calls.
+
+    Attributes:
+      train: from `make_train_call`.
+      evaluate: from `make_evaluate_call`.
+      keys: that they are called with.
+    """
+
+    train: Callable
+    evaluate: Callable
+    keys: Keys
+
+
+def compile_functions(plan: Plan, feed: Feed) -> Compiled:
+    """Compiles what a run calls, once, for the shapes it will have.
+
+    From shapes alone: a restored state finds the same program in the cache.
+    """
+    return Compiled(
+        train=lower_train(plan, feed).compile(),
+        evaluate=_lower_test(plan, feed).compile(),
+        keys=make_keys(plan),
+    )
+
+
+def lower_train(plan: Plan, feed: Feed) -> jax.stages.Lowered:
+    """Returns the training call, traced for the devices of the plan."""
     update = train_state.make_update(
         plan.method, plan.graphdef, plan.optimizer, plan.rate
     )
-    call = make_train_call(update, plan.steps_per_call, unroll=plan.unroll)
-    evaluate = make_evaluate_call(
+    call = make_train_call(
+        update, feed.pick_train, plan.steps_per_call, unroll=plan.unroll
+    )
+    compiled = jax.jit(call, donate_argnums=0, out_shardings=mesh.whole(plan.mesh))
+    with jax.set_mesh(plan.mesh):  # the losses ask what the batch is split over
+        return compiled.lower(initial_shapes(plan), _key(plan), *feed.train_shapes)
+
+
+def _lower_test(plan: Plan, feed: Feed) -> jax.stages.Lowered:
+    call = make_evaluate_call(
         plan.method,
         plan.graphdef,
-        num_examples=data.num_test,
+        feed.pick_test,
+        num_examples=feed.num_test,
         batch_size=plan.test_batch_size,
     )
-    return Compiled(
-        order=jax.jit(order).lower(key, number).compile(),
-        train=jax.jit(call, donate_argnums=0)
-        .lower(state, key, *data.train, jax.eval_shape(order, key, number))
-        .compile(),
-        evaluate=jax.jit(evaluate)
-        .lower(state.params, state.batch_stats, key, *data.test, number)
-        .compile(),
-    )
+    state = initial_shapes(plan)
+    number = jax.ShapeDtypeStruct((), np.int32, sharding=mesh.whole(plan.mesh))
+    with jax.set_mesh(plan.mesh):
+        return jax.jit(call, out_shardings=mesh.whole(plan.mesh)).lower(
+            state.params, state.batch_stats, _key(plan), number, *feed.test_shapes
+        )
 
 
-class DeviceData(NamedTuple):
-    """The data set on the device.
-
-    Attributes:
-      train: the training split.
-      test: the test split, padded to whole batches.
-      num_test: real examples in it.
-    """
-
-    train: Split
-    test: Split
-    num_test: int
-
-
-def place(dataset: Dataset, test_batch_size: int) -> DeviceData:
-    """Returns `dataset` on the default device."""
-    padding = -len(dataset.test.labels) % test_batch_size
-    test = Split(
-        *(np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)) for x in dataset.test)
-    )
-    return DeviceData(
-        jax.device_put(dataset.train), jax.device_put(test), len(dataset.test.labels)
-    )
+def _key(plan: Plan) -> jax.ShapeDtypeStruct:
+    return mesh.shapes(jax.eval_shape(lambda: jax.random.key(0)), mesh.whole(plan.mesh))
 
 
 def evaluate(
-    plan: Plan, compiled: Compiled, state: TrainState, data: DeviceData
+    plan: Plan, compiled: Compiled, state: TrainState, feed: Feed
 ) -> dict[str, float]:
     """Returns every metric's mean over the test split, and "examples", their number."""
-    key = train_state.stream(plan.seed, train_state.EVALUATION)
-    batches = len(data.test.labels) // plan.test_batch_size
     parts = jax.device_get(
         [
             compiled.evaluate(
-                state.params, state.batch_stats, key, *data.test, scalar(batch)
+                state.params,
+                state.batch_stats,
+                compiled.keys.evaluation,
+                mesh.copy_to_all(np.int32(batch), plan.mesh),
+                *arguments,
             )
-            for batch in range(batches)
+            for batch, arguments in enumerate(feed.testing())
         ]
     )
     sums = {name: sum(float(part[name]) for part in parts) for name in parts[0]}
     examples = sums.pop("examples")
     means = {name: value / examples for name, value in sums.items()}
     return {**means, "examples": int(examples)}
-
-
-def scalar(number: int) -> Array:
-    """Returns `number` as an int32 scalar on the device."""
-    return jax.device_put(np.int32(number))

@@ -15,16 +15,17 @@ from flax import nnx
 from duet_jax.methods import Method, Metrics, Networks
 from duet_jax.types import Array, TrainState
 
-# Independent streams of random numbers, each derived from the seed alone.
-ORDER, TRAINING, EVALUATION = range(3)
+# Independent streams of random numbers, each derived from the seed alone. The order of
+# the images is not among them: it is drawn on the host (`data.order`).
+TRAINING, EVALUATION = 1, 2
 
 
-def stream(seed: int, which: int) -> Array:
+def stream(seed: int | Array, which: int) -> Array:
     """Returns the key of one of the streams above."""
     return jax.random.fold_in(jax.random.key(seed), which)
 
 
-def initial_key(seed: int) -> Array:
+def initial_key(seed: int | Array) -> Array:
     """Returns the key of the initial parameters.
 
     Of another generator than the streams: XLA takes minutes to compile JAX's default

@@ -10,7 +10,7 @@ import ml_collections
 
 from duet_jax import settings
 from duet_jax.errors import UsageError
-from duet_jax.types import Dataset, DatasetFacts
+from duet_jax.types import DatasetFacts
 
 # What every config.json has, whatever the method.
 _SECTIONS = ("method", "dataset", "augmentation", "encoder", "projector", "batch_size")
@@ -84,14 +84,14 @@ def _check_place(workdir: pathlib.Path) -> None:
         raise PermissionError(0, f"{nearest} is not writable")
 
 
-def check_dataset(dataset: Dataset, workdir: pathlib.Path) -> None:
+def check_dataset(facts: DatasetFacts, workdir: pathlib.Path) -> None:
     """Raises a UsageError where `workdir` holds a run on other images."""
     old = _read_facts(workdir)
     if old is None or not any((workdir / "checkpoints").glob("[0-9]*")):
         return
     changed = [
         f"{name}: {getattr(old, name)} -> {value}"
-        for name, value in dataset.facts._asdict().items()
+        for name, value in facts._asdict().items()
         if getattr(old, name) != value
     ]
     if changed:
@@ -187,7 +187,7 @@ def _unusable(workdir: pathlib.Path, error: OSError) -> UsageError:
 
 
 def write_run(
-    config: ml_collections.ConfigDict, dataset: Dataset, workdir: pathlib.Path
+    config: ml_collections.ConfigDict, facts: DatasetFacts, workdir: pathlib.Path
 ) -> None:
     """Makes the directory and writes `config.json` and `dataset.json`.
 
@@ -195,18 +195,17 @@ def write_run(
 
     Args:
       config: resolved.
-      dataset: what the run is trained on.
+      facts: of the images it is trained on.
       workdir: of the run.
 
     Raises:
       UsageError: the directory or a file cannot be made.
     """
-    facts = json.dumps(dataset.facts._asdict(), indent=2)
     try:
         (workdir / "figures").mkdir(parents=True, exist_ok=True)
         for name, text in (
             ("config.json", config.to_json(indent=2)),
-            ("dataset.json", facts),
+            ("dataset.json", json.dumps(facts._asdict(), indent=2)),
         ):
             temporary = workdir / f"{name}.tmp"
             temporary.write_text(text + "\n")

@@ -14,7 +14,15 @@ PACKAGE = ROOT / "duet_jax"
 # A unit, a module or a whole subpackage, imports units of earlier rows only.
 LAYERS = (
     ("errors", "types"),
-    ("registry", "devices", "terminal", "checkpoints", "figures"),
+    (
+        "registry",
+        "devices",
+        "mesh",
+        "processes",
+        "terminal",
+        "checkpoints",
+        "figures",
+    ),
     (
         "augmentations",
         "data",
@@ -30,9 +38,9 @@ LAYERS = (
     ("methods",),
     ("settings", "train_state"),
     ("encoding", "plan", "workdir"),
-    ("record", "report", "runs", "steps"),
-    ("evaluators", "train"),
-    ("evaluate",),
+    ("feeds", "record", "report", "runs"),
+    ("evaluators", "steps"),
+    ("benchmark", "evaluate", "train"),
     ("main",),
 )
 LEVELS = {unit: level for level, units in enumerate(LAYERS) for unit in units}
@@ -186,8 +194,8 @@ def test_tests_need_little_more():
 
 
 def test_requirements_have_both_bounds():
-    for file in ("requirements.txt", "requirements-test.txt"):
-        for line in (ROOT / file).read_text().splitlines():
+    for file in [ROOT / "requirements.txt", *ROOT.glob("requirements-*.txt")]:
+        for line in file.read_text().splitlines():
             bare = line.partition("#")[0].partition(";")[0].strip()
             if bare:
                 assert re.fullmatch(r"[\w\[\].-]+>=[\d.]+,<[\d.]+", bare), line
@@ -201,5 +209,8 @@ def test_pyproject_reads_the_same_requirements():
     }
     assert project["tool"]["setuptools"]["dynamic"] == {
         "dependencies": {"file": ["requirements.txt"]},
-        "optional-dependencies": {"test": {"file": ["requirements-test.txt"]}},
+        "optional-dependencies": {
+            extra: {"file": [f"requirements-{extra}.txt"]}
+            for extra in ("test", "benchmark")
+        },
     }

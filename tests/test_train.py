@@ -1,5 +1,6 @@
 """Whole runs: what they leave, how they go on, and what happens inside a step."""
 
+import contextlib
 import functools
 import json
 import logging
@@ -12,7 +13,7 @@ import tiny
 from flax import nnx
 from PIL import Image
 
-from duet_jax import metrics, plan, steps, train, train_state
+from duet_jax import feeds, metrics, plan, steps, train, train_state
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.errors import TrainingError, UsageError
 
@@ -52,13 +53,9 @@ def finished(settings, tmp_path_factory):
 
 def final_state(directory, config):
     """The newest checkpoint, as it comes without knowing any shapes."""
-    run = plan.make_plan(config, tiny.digits(config))
-    like = jax.eval_shape(
-        lambda key: train_state.initial_state(run.method, run.optimizer, key),
-        train_state.initial_key(0),
-    )
+    run = plan.make_plan(config, tiny.digits(config).facts)
     with Checkpoints(directory / "checkpoints") as saved:
-        return saved.restore(like)
+        return saved.restore(steps.initial_shapes(run))
 
 
 def comparable(row):
@@ -171,7 +168,8 @@ class Recorder:
         self.calls = []
         self.newest_test = {"online_top1": 0.0}
 
-    def train_call(self, step, scores):
+    def train_call(self, step, scores, waited):
+        assert waited is None
         self.calls.append((step, scores))
 
     def test(self, step, measures):
@@ -189,12 +187,14 @@ class NoCheckpoints:
 
 def prepared(config, data):
     """Plan, state, data on the device and compiled functions."""
-    run = plan.make_plan(config, data)
-    state = jax.jit(
-        lambda key: train_state.initial_state(run.method, run.optimizer, key)
-    )(train_state.initial_key(0))
-    placed = steps.place(data, run.test_batch_size)
-    return run, state, placed, steps.compile_functions(run, state, placed)
+    run = plan.make_plan(config, data.facts)
+    feed = feeds.ResidentFeed(run, data)
+    return run, steps.initial_state(run), feed, steps.compile_functions(run, feed)
+
+
+def copied(state):
+    """A state to be donated."""
+    return jax.tree.map(lambda x: jax.device_put(np.array(x), x.sharding), state)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def small():
 
 
 def test_nothing_is_compiled_or_copied_during_training(small):
-    config, run, state, data, compiled = small
+    config, run, state, feed, compiled = small
     compilations = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: (
@@ -218,28 +218,36 @@ def test_nothing_is_compiled_or_copied_during_training(small):
     assert compilations  # the listener does hear
     compilations.clear()
     recorder, saved = Recorder(), NoCheckpoints()
-    copy = jax.tree.map(lambda x: jax.device_put(np.array(x)), state)
-    train._train_epochs(config, run, compiled, copy, data, saved, recorder, None, 0)
+    train._train_epochs(
+        config, run, compiled, copied(state), feed, saved, recorder, None, 0
+    )
     assert compilations == []
     assert [step for step, _ in recorder.calls] == list(range(1, 16))
     assert int(saved.state.step) == 15
 
 
+def first_arguments(feed):
+    """The arguments of the run's first training call."""
+    with contextlib.closing(feed.training(0)) as calls:
+        return next(calls)
+
+
 def test_a_hidden_copy_in_the_step_would_be_refused(small):
-    *_, state, data, compiled = small
-    order = compiled.order(train_state.stream(0, 0), steps.scalar(0))
+    *_, state, feed, compiled = small
+    *data, order = first_arguments(feed)
     with (
         jax.transfer_guard("disallow"),
         pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device"),
     ):
-        compiled.train(state, train_state.stream(0, 1), *data.train, np.asarray(order))
+        compiled.train(state, compiled.keys.training, *data, np.asarray(order))
 
 
 def test_every_test_example_counts_once(small):
-    _, run, state, data, compiled = small
+    _, run, state, feed, compiled = small
     assert run.test_batch_size == 4
-    assert len(data.test.labels) == 8
-    result = steps.evaluate(run, compiled, state, data)
+    images, labels = next(feed.testing())
+    assert len(labels) == 8
+    result = steps.evaluate(run, compiled, state, feed)
     assert result["examples"] == 7
 
     @jax.jit
@@ -249,37 +257,30 @@ def test_every_test_example_counts_once(small):
         features = networks.encoder(views.first.images, train=False)
         return networks.online_probe(features).argmax(1)
 
-    predicted = predict(data.test.images[:7])
-    right = float((predicted == data.test.labels[:7]).mean())
+    right = float((predict(images[:7]) == labels[:7]).mean())
     np.testing.assert_allclose(result["online_top1"], right, rtol=1e-6)
-    again = steps.evaluate(run, compiled, state, data)
+    again = steps.evaluate(run, compiled, state, feed)
     assert again == result
 
 
-def test_evaluation_does_not_see_the_padding(small):
-    _, run, state, data, compiled = small
-    result = steps.evaluate(run, compiled, state, data)
-    noisy = data._replace(
-        test=data.test._replace(
-            images=data.test.images.at[7:].set(255),
-            labels=data.test.labels.at[7:].set(2),
-        )
-    )
-    other = steps.evaluate(run, compiled, state, noisy)
+def test_evaluation_does_not_see_the_padding(small, monkeypatch):
+    _, run, state, feed, compiled = small
+    result = steps.evaluate(run, compiled, state, feed)
+    images, labels = next(feed.testing())
+    noisy = images.at[7:].set(255), labels.at[7:].set(2)
+    monkeypatch.setattr(feed, "testing", lambda: [noisy] * 2)
+    other = steps.evaluate(run, compiled, state, feed)
     for name, value in result.items():
         np.testing.assert_allclose(other[name], value, rtol=1e-6, err_msg=name)
 
 
 def test_a_step_is_what_its_parts_say(small):
     """The first call, against the method by hand on the batch that the keys name."""
-    _, run, state, data, compiled = small
+    _, run, state, feed, compiled = small
     key = train_state.stream(run.seed, train_state.TRAINING)
-    order = compiled.order(
-        train_state.stream(run.seed, train_state.ORDER), steps.scalar(0)
-    )
-    copy = jax.tree.map(lambda x: jax.device_put(np.array(x)), state)
-    after, scores = compiled.train(copy, key, *data.train, order)
-    images, labels = (x[order[0]] for x in data.train)
+    *data, order = first_arguments(feed)
+    after, scores = compiled.train(copied(state), key, *data, order)
+    images, labels = (x[order[0]] for x in data)
     views = run.method.make_views(jax.random.fold_in(key, 0), images, train=True)
 
     def loss(params):
@@ -319,8 +320,13 @@ def test_two_updates_in_a_call_are_two_calls(unroll):
     images, labels = jnp.arange(6.0), jnp.zeros(6, jnp.int32)
     order = jnp.array([[0, 1], [2, 3], [4, 5]])
     key = jax.random.key(0)
-    one = steps.make_train_call(update, 1, unroll=unroll)
-    three = steps.make_train_call(update, 3, unroll=unroll)
+
+    def pick(step, images, labels, order):
+        rows = order[step % len(order)]
+        return images[rows], labels[rows]
+
+    one = steps.make_train_call(update, pick, 1, unroll=unroll)
+    three = steps.make_train_call(update, pick, 3, unroll=unroll)
     state, scores = begin, []
     for _ in range(6):  # two epochs
         state, metrics_of_step = one(state, key, images, labels, order)
@@ -329,20 +335,6 @@ def test_two_updates_in_a_call_are_two_calls(unroll):
     walked, second = three(walked, key, images, labels, order)
     np.testing.assert_allclose([*first["loss"], *second["loss"]], scores, rtol=1e-6)
     assert int(walked.step) == int(state.step) == 6
-
-
-def test_an_epoch_shows_every_image_at_most_once():
-    draw = functools.partial(steps.epoch_order, num_examples=10, steps=3, batch_size=3)
-    key = train_state.stream(0, train_state.ORDER)
-    epochs = [np.asarray(draw(key, epoch)) for epoch in range(60)]
-    for order in epochs:
-        assert order.shape == (3, 3)
-        assert len(np.unique(order)) == 9
-    np.testing.assert_array_equal(draw(key, 7), epochs[7])
-    # The remainder that is dropped is another one each epoch: all images are shown.
-    shown = np.bincount(np.concatenate(epochs).ravel(), minlength=10)
-    assert shown.min() >= 45
-    assert len({order.tobytes() for order in epochs}) == 60
 
 
 @pytest.mark.parametrize(
@@ -368,39 +360,35 @@ def test_bfloat16_computes_in_16_bits_and_keeps_32(method):
     wide = tiny.config(**common)
     narrow = tiny.config(**common, compute_dtype="bfloat16")
     data = tiny.dataset(12, 4)
-    losses = {}
+    jaxprs = {}
     for config in (wide, narrow):
-        run = plan.make_plan(config, data)
-        state = jax.eval_shape(
-            lambda key, run=run: train_state.initial_state(
-                run.method, run.optimizer, key
-            ),
-            train_state.initial_key(0),
-        )
+        run = plan.make_plan(config, data.facts)
+        state = steps.initial_shapes(run)
         update = train_state.make_update(
             run.method, run.graphdef, run.optimizer, run.rate
         )
-        args = (
-            state,
-            jax.random.key(0),
+        batch = (
             jax.ShapeDtypeStruct((12, 16, 16, 1), jnp.uint8),
             jax.ShapeDtypeStruct((12,), jnp.int32),
         )
-        after, scores = jax.eval_shape(update, *args)
+        after, scores = jax.eval_shape(update, state, jax.random.key(0), *batch)
         # As a loop, which is how a GPU runs it: types and shapes must not change.
-        call = steps.make_train_call(update, 2, unroll=False)
-        order = jax.ShapeDtypeStruct((2, 12), jnp.int32)
-        looped, _ = jax.eval_shape(call, *args, order)
+        call = steps.make_train_call(
+            update, lambda step, *batch: batch, 2, unroll=False
+        )
+        looped, _ = jax.eval_shape(call, state, jax.random.key(0), *batch)
         assert looped == jax.eval_shape(lambda state: state, state)
         for leaf in jax.tree.leaves((after.params, after.batch_stats)):
             assert leaf.dtype == jnp.float32
         for leaf in jax.tree.leaves(scores):
             assert leaf.dtype == jnp.float32
-        losses[config.compute_dtype] = str(jax.make_jaxpr(update)(*args))
+        jaxprs[config.compute_dtype] = str(
+            jax.make_jaxpr(update)(state, jax.random.key(0), *batch)
+        )
     # The convolutions of the one are float32, those of the other are not.
     convolutions = {
         name: [line for line in text.splitlines() if "conv_general_dilated[" in line]
-        for name, text in losses.items()
+        for name, text in jaxprs.items()
     }
     assert not any("bf16" in line for line in convolutions["float32"])
     assert convolutions["bfloat16"]

@@ -138,15 +138,16 @@ class Prediction:
     """How ESSL has an augmentation predicted from a transformed image.
 
     The transform either makes every member of a small group of each image, k = 2 or
-    4, with the members one after the other (all images in their first state, then all
-    in their second, ...), or draws one parameter for each image, k = 1.
+    4, the members of one image in a row (reference: all images in their first state,
+    then all in their second, ...; a batch that is split over devices would have to be
+    dealt out anew), or draws one parameter for each image, k = 1.
 
     Attributes:
       num_outputs: outputs of the predictor: the classes, or 1 for a regression.
       classification: True for cross-entropy, False for squared error.
-      draw: (key, batch) -> params with k * batch rows. A group ignores the key.
-      transform: (images [batch, H, W, C] in [0, 1], params) -> [k * batch, H, W, C].
-      targets: params -> [k * batch], int32 classes or float32 values.
+      draw: (key, batch) -> params with batch * k rows. A group ignores the key.
+      transform: (images [batch, H, W, C] in [0, 1], params) -> [batch * k, H, W, C].
+      targets: params -> [batch * k], int32 classes or float32 values.
     """
 
     num_outputs: int
@@ -163,7 +164,8 @@ class Prediction:
           images: [batch, H, W, C] in [0, 1].
 
         Returns:
-          Images [k * batch, H, W, C] in [0, 1]; targets [k * batch].
+          Images [batch * k, H, W, C] in [0, 1], k for each image in turn; targets
+          [batch * k].
         """
         params = self.draw(key, images.shape[0])
         return self.transform(images, params), self.targets(params)
@@ -180,17 +182,18 @@ def orbit(
       transform: (images [batch, H, W, C], values [batch]) -> images.
 
     Returns:
-      The prediction; images and targets come class by class.
+      The prediction; images and targets come image by image: where a batch is split
+      over devices, each keeps its own.
     """
 
     def transform_all(images: Array, params: Params) -> Array:
         copies = params[name].shape[0] // images.shape[0]
-        return transform(jnp.tile(images, (copies, 1, 1, 1)), params[name])
+        return transform(jnp.repeat(images, copies, axis=0), params[name])
 
     return Prediction(
         num_outputs=len(members),
         classification=True,
-        draw=lambda key, n: {name: jnp.repeat(jnp.array(members), n)},
+        draw=lambda key, n: {name: jnp.tile(jnp.array(members), n)},
         transform=transform_all,
         targets=lambda params: params[name].astype(jnp.int32),
     )

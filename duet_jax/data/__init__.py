@@ -1,36 +1,51 @@
-"""Labelled image sets as whole uint8 arrays, decoded once and cached on disk.
+"""Labelled image sets: as whole uint8 arrays, cached on disk, or streamed in batches.
 
-A source finds a set and says what is in it; decoding, preprocessing and caching are the
-same for all of them. To add a source, write a `find` function that returns a `Source`
-and give it a name in `SOURCES`, at the end of this file.
+A source finds a set and says what is in it; decoding, preprocessing, caching and
+streaming are the same for all of them. To add a source, write a `find` function that
+returns a `Source` and give it a name in `SOURCES`, at the end of this file.
 """
 
 import logging
 import time
+from typing import Any
 
 import numpy as np
 
 from duet_jax.data import cache, digits, folder, tfds
 from duet_jax.data.decoding import pack, preprocessed_side
-from duet_jax.data.source import Source
+from duet_jax.data.order import EvaluationRows, TrainingRows, epoch_order
+from duet_jax.data.source import FoundDataset, Source, without_labels
+from duet_jax.data.streaming import StreamedDataset, batches, stream
 from duet_jax.errors import UsageError
 from duet_jax.types import Dataset, Split
 
-__all__ = ["SOURCES", "load_dataset"]
+__all__ = [
+    "SOURCES",
+    "EvaluationRows",
+    "FoundDataset",
+    "StreamedDataset",
+    "TrainingRows",
+    "batches",
+    "decode_dataset",
+    "epoch_order",
+    "find_dataset",
+    "load_dataset",
+    "stream",
+    "stream_dataset",
+]
 
 logger = logging.getLogger(__name__)
 
 
-def load_dataset(
+def find_dataset(
     name: str,
     *,
     path: str = "",
     image_size: int = 32,
     center_crop: bool = False,
-    cache_dir: str = "",
     num_classes: int | None = None,
-) -> Dataset:
-    """Returns a data set, decoded, resized and cut to squares.
+) -> FoundDataset:
+    """Finds a data set without decoding it.
 
     Args:
       name: `digits` (8x8 digits that come with scikit-learn), `folder` (images in
@@ -41,9 +56,51 @@ def load_dataset(
       image_size: side of the views in pixels.
       center_crop: keep a margin around the views: the images are stored with side
         `floor(image_size * 256 / 224)`, and the views are cut from them.
+      num_classes: number of classes the data must have; `None` or 0 accepts any.
+
+    Raises:
+      UsageError: the data are missing, incomplete or not an image classification set.
+    """
+    side = preprocessed_side(image_size, center_crop)
+    source = SOURCES.get(name, tfds.find)(name, path)
+    _check(source, name, num_classes)
+    return FoundDataset(name, source, side)
+
+
+def load_dataset(name: str, *, cache_dir: str = "", **options: Any) -> Dataset:
+    """Returns a data set, decoded, resized and cut to squares.
+
+    Args:
+      name: as in `find_dataset`.
+      cache_dir: as in `decode_dataset`.
+      **options: as in `find_dataset`.
+
+    Raises:
+      UsageError: as in `find_dataset` and `decode_dataset`.
+    """
+    return decode_dataset(find_dataset(name, **options), cache_dir)
+
+
+def stream_dataset(name: str, **options: Any) -> StreamedDataset:
+    """Returns a data set to take batches of, without decoding it.
+
+    Args:
+      name: as in `find_dataset`.
+      **options: as in `find_dataset`.
+
+    Raises:
+      UsageError: as in `find_dataset` and `stream`.
+    """
+    return stream(find_dataset(name, **options))
+
+
+def decode_dataset(found: FoundDataset, cache_dir: str = "") -> Dataset:
+    """Decodes a whole data set, or takes it from the cache.
+
+    Args:
+      found: the data set.
       cache_dir: where decoded arrays are kept; `duet_jax` in the user's cache
         directory (`$XDG_CACHE_HOME` or `~/.cache`) when empty.
-      num_classes: number of classes the data must have; `None` or 0 accepts any.
 
     Returns:
       Images uint8, [examples, side, side, channels], C-contiguous; one channel when all
@@ -51,15 +108,12 @@ def load_dataset(
       every example once, in the order of the source.
 
     Raises:
-      UsageError: the data are missing, incomplete, damaged or not an image
-        classification set.
+      UsageError: images are damaged or without a label, or memory does not suffice.
 
     Source: reference: resize of the shorter side and central square, once, on uint8.
     """
     started = time.perf_counter()
-    side = preprocessed_side(image_size, center_crop)
-    source = SOURCES.get(name, tfds.find)(name, path)
-    _check(source, name, num_classes)
+    name, source, side = found.name, found.source, found.side
     entry = cache.entry(cache_dir, name, source, side)
     dataset = cache.load(entry, name, source, side)
     origin = f"the cache {entry}, made from {source.location}"
@@ -109,10 +163,7 @@ def _decode(source: Source, name: str, side: int) -> Dataset:
         source.examples(), source.num_train + source.num_test, side, name
     )
     if labels.min() < 0 or labels.max() >= len(source.class_names):
-        raise UsageError(
-            f"config.dataset.name={name!r} has images without a valid label "
-            f"({source.location}); choose a data set whose splits are all labelled."
-        )
+        raise without_labels(name, source.location)
     train, test = (
         Split(*parts)
         for parts in zip(

@@ -53,13 +53,27 @@ def decode(file: str | BinaryIO) -> tuple[Image.Image, str]:
     return _to_grey_or_rgb(image)
 
 
+def is_grey(file: str | BinaryIO) -> bool:
+    """Returns whether `decode` makes a grey image of a file; reads its header only.
+
+    Raises:
+      Exception: whatever Pillow raises for a file that is not a PNG, JPEG or BMP.
+    """
+    with Image.open(file, formats=_FORMATS) as image:
+        return _is_grey(image)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    return image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+
+
 def _to_grey_or_rgb(image: Image.Image) -> tuple[Image.Image, str]:
     """Returns the image in mode L or RGB and the name of the conversion."""
     if image.mode.startswith("I"):  # 16-bit grey; "I" in older versions of Pillow
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8)), "16-bit"
     if image.has_transparency_data:
-        grey = image.mode in ("1", "L", "LA")
+        grey = _is_grey(image)
         layered = image.convert("LA" if grey else "RGBA")
         opaque = layered.convert("L" if grey else "RGB")
         black = Image.new(opaque.mode, opaque.size)

@@ -1,11 +1,11 @@
 """The 1,797 handwritten digits of 8x8 pixels that come with scikit-learn."""
 
-from collections.abc import Iterator
+import dataclasses
 
 import numpy as np
 from PIL import Image
 
-from duet_jax.data.source import Example, Source
+from duet_jax.data.source import Example, Reader, Source
 from duet_jax.errors import UsageError
 
 
@@ -36,19 +36,28 @@ def find(name: str, path: str) -> Source:
     labels = digits.target
     is_test = _rank_within_class(labels) % 5 == 4
     order = np.argsort(is_test, kind="stable")
-
-    def examples() -> Iterator[Example]:
-        for index in order:
-            yield Image.fromarray(pixels[index]), int(labels[index])
-
+    reader = _Digits(pixels[order], labels[order])
     return Source(
         class_names=tuple(str(digit) for digit in digits.target_names),
         num_train=int(np.sum(~is_test)),
         num_test=int(np.sum(is_test)),
-        examples=examples,
+        examples=lambda: reader.read(range(len(order))),
         location="scikit-learn",
         identity=None,
+        reader=reader,
+        channels=lambda: 1,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Digits(Reader):
+    """The digits in memory; they are smaller than the code that reads others."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+
+    def __getitem__(self, index: int) -> Example:
+        return Image.fromarray(self.pixels[index]), int(self.labels[index])
 
 
 def _rank_within_class(labels: np.ndarray) -> np.ndarray:

@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from duet_jax.data.decoding import decode
-from duet_jax.data.source import Example, Source
+import numpy as np
+
+from duet_jax.data.decoding import decode, is_grey
+from duet_jax.data.source import Example, Reader, Source
 from duet_jax.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -31,8 +33,9 @@ def find(name: str, path: str) -> Source:
 
     Class names are the folder names in alphabetical order. Extensions may be in upper
     case. Hidden entries, other files and folders below the classes are left out; links
-    are followed, but never deeper than one class folder. Decoding is single-process:
-    Pillow's threads wait for each other, and a process pool would gain seconds, once.
+    are followed, but never deeper than one class folder. To decode all takes a single
+    process: Pillow's threads wait for each other, and a process pool would gain
+    seconds, once.
 
     Args:
       name: as in the configuration.
@@ -40,7 +43,8 @@ def find(name: str, path: str) -> Source:
 
     Raises:
       UsageError: the folder, a split or a class has no images, or the test split has a
-        class that the training split lacks; from `examples`, damaged images.
+        class that the training split lacks; from `examples` and `reader`, damaged
+        images.
     """
     del name
     root = os.path.abspath(os.path.expanduser(path))
@@ -53,14 +57,17 @@ def find(name: str, path: str) -> Source:
             f"config.dataset.path={path!r}: test has classes that train lacks: "
             f"{_enumerate(unknown)}; give both splits the same class folders."
         )
+    files = train + test
     return Source(
         class_names=class_names,
         num_train=len(train),
         num_test=len(test),
-        examples=lambda: _examples(path, root, train + test, class_names),
+        examples=lambda: _examples(path, root, files, class_names),
         location=root,
-        identity={"folder": os.path.realpath(root), "files": train + test},
-        files=tuple(file.relative for file in train + test),
+        identity={"folder": os.path.realpath(root), "files": files},
+        files=tuple(file.relative for file in files),
+        reader=_Files(path, root, files, class_names),
+        channels=lambda: _channels(path, root, files),
     )
 
 
@@ -142,7 +149,7 @@ def _examples(
         try:
             image, conversion = decode(os.path.join(root, file.relative))
         except Exception as error:  # Pillow has no common type for damaged files
-            reason = reason or " ".join((str(error) or repr(error)).split())
+            reason = reason or _reason(error)
             damaged.append(file.relative)
             continue
         conversions[conversion] += 1
@@ -163,6 +170,53 @@ def _examples(
             len(files),
             kinds,
         )
+
+
+class _Files(Reader):
+    """Opens the images by number; 50 bytes for each, since every worker has a copy."""
+
+    def __init__(
+        self, path: str, root: str, files: Sequence[_File], class_names: Sequence[str]
+    ):
+        labels = {name: label for label, name in enumerate(class_names)}
+        names = [os.fsencode(file.relative) for file in files]
+        self._path = path
+        self._root = root
+        self._names = b"".join(names)
+        self._starts = np.cumsum([0, *map(len, names)])
+        self._labels = np.array([labels[file.class_name] for file in files], np.int32)
+
+    def __getitem__(self, index: int) -> Example:
+        start, stop = self._starts[index], self._starts[index + 1]
+        relative = os.fsdecode(self._names[start:stop])
+        try:
+            image, _ = decode(os.path.join(self._root, relative))
+        except Exception as error:  # Pillow has no common type for damaged files
+            raise _damaged(self._path, relative, error) from error
+        return image, int(self._labels[index])
+
+
+def _channels(path: str, root: str, files: Sequence[_File]) -> int:
+    """Returns 3 at the first image with colour, from the headers; 1 if none has any."""
+    for file in files:
+        try:
+            grey = is_grey(os.path.join(root, file.relative))
+        except Exception as error:  # Pillow has no common type for damaged files
+            raise _damaged(path, file.relative, error) from error
+        if not grey:
+            return 3
+    return 1
+
+
+def _damaged(path: str, relative: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"config.dataset.path={path!r}: {_enumerate([relative])} cannot be read "
+        f"({_reason(error)}); replace or delete it."
+    )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join((str(error) or repr(error)).split())
 
 
 def _enumerate(names: Sequence[str]) -> str:

@@ -1,12 +1,39 @@
 """What a source tells about a data set before anything is decoded."""
 
-from collections.abc import Callable, Iterator
+import abc
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image
 
+from duet_jax.errors import UsageError
+from duet_jax.types import DatasetFacts
+
 # A grey (mode L) or colour (mode RGB) image of any size, and its label.
 Example = tuple[Image.Image, int]
+
+
+class Reader(abc.ABC):
+    """Random access to the examples, from any process.
+
+    It is pickled once per process and therefore holds little: no images, no open files,
+    and no object per example.
+    """
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Example:
+        """Returns one example, counted as `Source.examples` yields them.
+
+        Raises:
+          UsageError: it is damaged; the message says which.
+        """
+
+    def read(self, rows: Sequence[int]) -> Iterator[Example]:
+        """Yields several examples in the order of `rows`; for whom that is cheaper."""
+        return (self[int(row)] for row in rows)
 
 
 class Source(NamedTuple):
@@ -22,6 +49,9 @@ class Source(NamedTuple):
         has a changed identity. None when decoding is too fast to be worth a cache.
       files: where each example comes from, in the same order, relative to the location;
         empty if examples are not files of their own.
+      reader: random access to the same examples; None where there is none.
+      channels: 1 if all images of both splits are grey and 3 otherwise, found without
+        decoding them; None where decoding is the only way.
     """
 
     class_names: tuple[str, ...]
@@ -31,3 +61,69 @@ class Source(NamedTuple):
     location: str
     identity: dict[str, Any] | None
     files: tuple[str, ...] = ()
+    reader: Reader | None = None
+    channels: Callable[[], int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundDataset:
+    """A data set that can be decoded or streamed, and of which the size is asked.
+
+    Attributes:
+      name: how messages call it.
+      source: where it is.
+      side: of the square images to be made of it, in pixels.
+    """
+
+    name: str
+    source: Source
+    side: int
+
+    @functools.cached_property
+    def channels(self) -> int:
+        """1 if all images of both splits are grey, otherwise 3.
+
+        Looking takes long only where all are grey: a file is opened for each.
+        """
+        with warnings.catch_warnings():
+            # Pillow warns, file by file, of odd metadata that do not touch the pixels.
+            warnings.simplefilter("ignore")
+            if self.source.channels is not None:
+                return self.source.channels()
+            modes = (image.mode for image, _ in self.source.examples())
+            return 3 if any(mode == "RGB" for mode in modes) else 1
+
+    @property
+    def facts(self) -> DatasetFacts:
+        """What is known without the images."""
+        return DatasetFacts(
+            self.name,
+            self.side,
+            self.channels,
+            self.source.class_names,
+            self.source.num_train,
+            self.source.num_test,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Size of both splits when decoded, in bytes."""
+        return self._num_pixels * self.channels
+
+    def fits(self, limit: int) -> bool:
+        """Returns whether `nbytes` is at most `limit`; rarely has to look at images."""
+        if self._num_pixels * 3 <= limit:
+            return True
+        return self._num_pixels <= limit and self.nbytes <= limit
+
+    @property
+    def _num_pixels(self) -> int:
+        return (self.source.num_train + self.source.num_test) * self.side**2
+
+
+def without_labels(name: str, location: str) -> UsageError:
+    """Returns the error of a set of which some labels are withheld."""
+    return UsageError(
+        f"config.dataset.name={name!r} has images without a valid label "
+        f"({location}); choose a data set whose splits are all labelled."
+    )

@@ -8,6 +8,7 @@ of `tfds.load`, are read; only preparing a set needs TensorFlow.
 import contextlib
 import importlib.util
 import io
+import itertools
 import logging
 import os
 import queue
@@ -18,8 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from duet_jax.data.decoding import decode
-from duet_jax.data.source import Example, Source
+from duet_jax.data.decoding import decode, is_grey
+from duet_jax.data.source import Example, Reader, Source
 from duet_jax.errors import UsageError
 from duet_jax.registry import suggestion
 
@@ -44,7 +45,7 @@ def find(name: str, path: str) -> Source:
 
     Raises:
       UsageError: unknown name, no image classification set, data that are neither
-        there nor to be had; from `examples`, damaged files.
+        there nor to be had; from `examples` and `reader`, damaged files.
     """
     with _quiet():
         builder = _builder(name, path)
@@ -65,6 +66,8 @@ def find(name: str, path: str) -> Source:
                 "format": info.file_format.value,
                 "splits": {split: _fingerprint(info.splits[split]) for split in splits},
             },
+            reader=_reader(name, builder, splits, image_key, label_key),
+            channels=lambda: _channels(name, builder, splits, image_key),
         )
 
 
@@ -155,7 +158,7 @@ def _examples(
     name: str, builder: Any, splits: Sequence[str], image_key: str, label_key: str
 ) -> Iterator[Example]:
     """Yields the examples of the splits, decoded by Pillow."""
-    try:
+    with _damage_told(name, builder.data_path):
         for split in splits:
             found, expected = 0, builder.info.splits[split].num_examples
             for example in _read(builder, split, image_key):
@@ -164,26 +167,43 @@ def _examples(
                 found += 1
             if found != expected:
                 raise ValueError(f"{found} of {expected} {split} examples found")
+
+
+@contextlib.contextmanager
+def _damage_told(name: str, directory: os.PathLike | str) -> Iterator[None]:
+    """Turns whatever is raised while examples are read into a UsageError."""
+    try:
+        yield
     except Exception as error:  # from array_record, protobuf, TFDS or Pillow
         raise UsageError(
-            f"config.dataset.name={name!r} cannot be read from {builder.data_path}: "
+            f"config.dataset.name={name!r} cannot be read from {directory}: "
             f"{_one_line(error)}; delete that directory and prepare it again."
         ) from error
 
 
+def _channels(name: str, builder: Any, splits: Sequence[str], image_key: str) -> int:
+    """Returns 3 at the first image with colour, from the headers; 1 if none has any.
+
+    A set that is declared grey is taken at its word.
+    """
+    if builder.info.features[image_key].shape[-1] == 1:
+        return 1
+    with _damage_told(name, builder.data_path):
+        for split in splits:
+            for example in _read(builder, split, image_key):
+                if not is_grey(io.BytesIO(example[image_key])):
+                    return 3
+    return 1
+
+
 def _read(builder: Any, split: str, image_key: str) -> Iterator[dict[str, Any]]:
     """Yields the examples of a split; images still encoded, in bytes."""
-    import tensorflow_datasets as tfds
-
-    # Pillow decodes the bytes, so that all sources treat grey, alpha and depth alike.
-    decoders = {image_key: tfds.decode.SkipDecoding()}
     file_format = builder.info.file_format.value
     if file_format == "array_record":
-        source = builder.as_data_source(split, decoders=decoders)
-        for start in range(0, len(source), _CHUNK):
-            stop = min(start + _CHUNK, len(source))
-            yield from source.__getitems__(range(start, stop))
+        records = _array_records(builder, split, image_key)
+        yield from _in_chunks(records, range(len(records)))
     elif file_format == "tfrecord":
+        decoders = _decoders(image_key)
         for file in builder.info.splits[split].filepaths:
             with file.open("rb") as stream:
                 for record in _tfrecords(stream):
@@ -192,6 +212,91 @@ def _read(builder: Any, split: str, image_key: str) -> Iterator[dict[str, Any]]:
                     )
     else:
         raise ValueError(f"the format {file_format} is not array_record or tfrecord")
+
+
+def _decoders(image_key: str) -> dict[str, Any]:
+    """Returns what keeps TFDS from decoding images.
+
+    Pillow does, so that all sources treat grey, alpha and depth alike.
+    """
+    import tensorflow_datasets as tfds
+
+    return {image_key: tfds.decode.SkipDecoding()}
+
+
+def _array_records(builder: Any, split: str, image_key: str) -> Any:
+    """Returns the examples of a split, to be read by number."""
+    return builder.as_data_source(split, decoders=_decoders(image_key))
+
+
+def _in_chunks(records: Any, positions: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yields the examples at some positions; one by one they would take longer."""
+    for start in range(0, len(positions), _CHUNK):
+        yield from records.__getitems__(positions[start : start + _CHUNK])
+
+
+def _reader(
+    name: str, builder: Any, splits: tuple[str, str], image_key: str, label_key: str
+) -> Reader | None:
+    """Returns random access to the examples, which only ArrayRecord has."""
+    if builder.info.file_format.value != "array_record":
+        return None
+    num_train = builder.info.splits[splits[0]].num_examples
+    return _Records(
+        name, str(builder.data_path), splits, num_train, image_key, label_key
+    )
+
+
+class _Records(Reader):
+    """Reads a directory of ArrayRecord files, which each process opens itself.
+
+    The directory alone says what is in it, so that no builder has to be pickled.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: str,
+        splits: tuple[str, str],
+        num_train: int,
+        image_key: str,
+        label_key: str,
+    ):
+        self._name = name
+        self._directory = directory
+        self._splits = splits
+        self._num_train = num_train
+        self._image_key = image_key
+        self._label_key = label_key
+        self._opened: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}
+
+    def __getitem__(self, index: int) -> Example:
+        return next(self.read([index]))
+
+    def read(self, rows: Sequence[int]) -> Iterator[Example]:
+        """Yields several examples; their records are read together."""
+        with _damage_told(self._name, self._directory):
+            for is_test, group in itertools.groupby(
+                map(int, rows), lambda row: row >= self._num_train
+            ):
+                positions = [row - is_test * self._num_train for row in group]
+                records = self._open(self._splits[is_test])
+                for example in _in_chunks(records, positions):
+                    image, _ = decode(io.BytesIO(example[self._image_key]))
+                    yield image, int(example[self._label_key])
+
+    def _open(self, split: str) -> Any:
+        if split not in self._opened:
+            import tensorflow_datasets as tfds
+
+            with _quiet():
+                builder = tfds.builder_from_directory(self._directory)
+                records = _array_records(builder, split, self._image_key)
+            self._opened[split] = records
+        return self._opened[split]
 
 
 def _tfrecords(stream: io.BufferedIOBase) -> Iterator[bytes]:

@@ -176,6 +176,7 @@ class EncoderSettings:
     widths: tuple[int, ...] | None
     channels: int
     dtype: jnp.dtype
+    remat: bool = False
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict, channels: int) -> Self:
@@ -187,6 +188,7 @@ class EncoderSettings:
             widths=config.encoder.get("widths"),
             channels=channels,
             dtype=jnp.dtype(config.compute_dtype),
+            remat=config.encoder.remat,
         )
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
@@ -198,6 +200,7 @@ class EncoderSettings:
             blocks=self.blocks,
             widths=self.widths,
             dtype=self.dtype,
+            remat=self.remat,
             rngs=rngs,
         )
 

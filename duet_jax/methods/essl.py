@@ -130,8 +130,8 @@ class ESSL:
         train: bool,
     ) -> base.Metrics:
         outputs = networks.predictor(networks.encoder(view.images, train=train))
-        if mask is not None:  # an orbit repeats the batch, member by member
-            mask = jnp.tile(mask, len(view.targets) // len(mask))
+        if mask is not None:  # an orbit shows each image several times in a row
+            mask = jnp.repeat(mask, len(view.targets) // len(mask))
         if not self.prediction.classification:
             errors = losses.squared_error(outputs[:, 0], view.targets)
             return {"prediction_loss": losses.masked_mean(errors, mask)}

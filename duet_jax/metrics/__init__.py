@@ -7,7 +7,7 @@ other entries are scalars: `loss`, its parts, `online_top1` and `online_top5`
 """
 
 from duet_jax.metrics.jsonl import JsonLines, read_rows
-from duet_jax.metrics.progress import Progress
+from duet_jax.metrics.progress import NoProgress, Progress
 from duet_jax.metrics.tensorboard import TensorBoard
 from duet_jax.metrics.wandb_run import WandB
 from duet_jax.metrics.writers import MetricWriter, Writers, open_writers
@@ -15,6 +15,7 @@ from duet_jax.metrics.writers import MetricWriter, Writers, open_writers
 __all__ = [
     "JsonLines",
     "MetricWriter",
+    "NoProgress",
     "Progress",
     "TensorBoard",
     "WandB",

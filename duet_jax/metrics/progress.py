@@ -158,6 +158,18 @@ class Progress:
             self._write_latest()
 
 
+class NoProgress:
+    """Stands in for `Progress` in the processes that do not report."""
+
+    def update(
+        self, step: int, metrics: Mapping[str, float], images_per_second: float
+    ) -> None:
+        """Shows nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def _is_terminal(stream: TextIO) -> bool:
     """Returns whether a line on `stream` can be drawn over."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"

@@ -39,6 +39,7 @@ class ResNet(nnx.Module):
         widths: tuple[int, int, int, int],
         in_channels: int,
         dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         """Builds the network.
@@ -48,10 +49,13 @@ class ResNet(nnx.Module):
           widths: channels of the stem and of each stage.
           in_channels: channels of the images.
           dtype: type of the arithmetic; parameters are float32.
+          remat: keep only the input of each block for the backward pass, and compute
+            what is within the block again.
           rngs: source of the initial weights.
         """
         stem, *stages = widths
         self.dtype = dtype
+        self.remat = remat
         self.num_features = widths[-1]
         self.stem = _conv(in_channels, stem, 3, 1, dtype, rngs)
         self.stem_norm = BatchNorm(stem, dtype=dtype)
@@ -72,9 +76,10 @@ class ResNet(nnx.Module):
           float32 features, [batch, num_features].
         """
         y = nnx.relu(self.stem_norm(self.stem(images), train=train))
+        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
         for stage in (self.stage1, self.stage2, self.stage3):
             for block in stage:
-                y = block(y, train=train)
+                y = run(block, y, train)
         y = jnp.mean(y, (1, 2), dtype=self.final_norm.dtype)
         return self.final_norm(y, train=train)
 
@@ -129,6 +134,10 @@ class BasicBlock(nnx.Module):
         if self.shortcut is not None:
             x = self.shortcut(x, train=train)
         return nnx.relu(y + x)
+
+
+def _run(block: BasicBlock, x: Array, train: bool) -> Array:
+    return block(x, train=train)
 
 
 class Projection(nnx.Module):
@@ -212,6 +221,7 @@ def make_encoder(
     blocks: Sequence[int] | None = None,
     widths: Sequence[int] | None = None,
     dtype: jnp.dtype = jnp.float32,
+    remat: bool = False,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
     """Builds the encoder that a configuration asks for.
@@ -225,6 +235,7 @@ def make_encoder(
         fix them.
       widths: channels of the stem and of each stage; likewise.
       dtype: type of the arithmetic, float32 or bfloat16.
+      remat: keep only the inputs of blocks for the backward pass.
       rngs: source of the initial weights.
 
     Returns:
@@ -242,6 +253,7 @@ def make_encoder(
         widths=_widths(name, spec, width_multiplier, widths),
         in_channels=in_channels,
         dtype=dtype,
+        remat=remat,
         rngs=rngs,
     )
 

@@ -1,0 +1,287 @@
+"""How fast the training step of a configuration is, and where its time goes.
+
+Read `benchmark` first. It trains nothing and leaves one file, `benchmark.json`.
+"""
+
+import contextlib
+import datetime
+import itertools
+import json
+import logging
+import os
+import pathlib
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+import ml_collections
+import numpy as np
+
+from duet_jax import devices, mesh, processes, train_state, workdir
+from duet_jax.benchmark import ceiling, flops, parts
+from duet_jax.benchmark.table import table
+from duet_jax.benchmark.timing import Times, times
+from duet_jax.data import decoding
+from duet_jax.errors import UsageError
+from duet_jax.feeds import Feed, make_feed, open_dataset
+from duet_jax.plan import Plan, make_plan
+from duet_jax.steps import Compiled, initial_state, lower_train, make_keys
+from duet_jax.types import Dataset, Split
+
+_log = logging.getLogger(__name__)
+
+IMAGES = ("noise", "real")
+# Of noise: as many as CIFAR-10 has, if they do not take more memory than this.
+_NOISE_IMAGES, _NOISE_BYTES = 50_000, 2**30
+_PIPELINE_SECONDS = 10.0
+
+
+def benchmark(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    images: str = "noise",
+    out: str | None = None,
+    **cluster: str,
+) -> None:
+    """Times the training step that `config` describes; prints and stores the results.
+
+    Args:
+      config: resolved, from `settings.check`.
+      directory: receives benchmark.json, unless `out` is given.
+      images: "noise" for random ones of the configured size, in colour, ten classes,
+        which cost the step what others cost; "real" for the data set itself, read as
+        a training would read it.
+      out: file to write to.
+      **cluster: which process of which job this is; see `processes.start`.
+
+    Raises:
+      UsageError: anything the user can put right.
+    """
+    if images not in IMAGES:
+        raise UsageError(f"--images={images!r} must be one of {', '.join(IMAGES)}.")
+    path = pathlib.Path(out) if out else directory / "benchmark.json"
+    workdir.check_writable(path.parent, "--out" if out else "--workdir", path.name)
+    devices.select(config.device)
+    processes.start(**cluster)
+    mesh.check_batch_size(config.batch_size)
+    dataset = open_dataset(config) if images == "real" else noise(config)
+    plan = make_plan(config, dataset.facts, streamed=not isinstance(dataset, Dataset))
+    with _compilation_cache_of_its_own():
+        results = {
+            **_circumstances(config, plan, images),
+            **measure(plan, make_feed(config, plan, dataset)),
+        }
+    if processes.is_first():
+        with workdir.writing(path, "--out" if out else "--workdir"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(results, indent=2) + "\n")
+        print(table(results))
+        _log.info("results in   %s", path)
+    processes.wait_for_all("the end")
+
+
+def noise(config: ml_collections.ConfigDict) -> Dataset:
+    """Returns random images of the configured size."""
+    side = decoding.preprocessed_side(
+        config.dataset.image_size, config.dataset.center_crop
+    )
+    count = min(_NOISE_IMAGES, _NOISE_BYTES // (3 * side**2))
+    count = max(count, config.batch_size * max(1, config.steps_per_epoch))
+    rng = np.random.default_rng(0)
+
+    def split(count: int) -> Split:
+        images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
+        return Split(images, rng.integers(0, 10, count, np.int32))
+
+    names = tuple(map(str, range(config.dataset.num_classes or 10)))
+    return Dataset("noise", split(count), split(config.batch_size), names)
+
+
+def measure(plan: Plan, feed: Feed) -> dict[str, Any]:
+    """Compiles the training call, runs it and its parts, and returns what was found."""
+    call, compile_seconds = _compile(plan, feed)
+    compiled = Compiled(call, None, make_keys(plan))
+    state = initial_state(plan)
+    _log.info("timing the step ...")
+    with contextlib.closing(_endless(feed)) as calls:
+        step, state = _time_step(compiled, state, calls)
+        host, state = _host_times(compiled, state, calls, feed)
+        first = next(calls)
+    _log.info("timing its parts ...")
+    found = _time_parts(plan, feed, state, compiled, first)
+    per_step = step.median / plan.steps_per_call
+    operations = _operations(plan, feed, state)
+    return {
+        "compile_seconds": compile_seconds,
+        "step": _milliseconds(step, plan),
+        "images_per_second": plan.batch_size / per_step,
+        "parts_ms": {k: 1e3 * v.median / plan.steps_per_call for k, v in found.items()},
+        "operations": operations,
+        "rate": _rate(plan, operations["counted"], per_step),
+        "memory": _memory(call),
+        "host": host,
+    }
+
+
+def _compile(plan: Plan, feed: Feed) -> tuple[Any, dict[str, float]]:
+    """Compiles the training call twice: from nothing, and from the cache."""
+    seconds = {}
+    for kind in ("cold", "cached"):
+        _log.info("compiling (%s) ...", kind)
+        jax.clear_caches()
+        clock = time.perf_counter()
+        call = lower_train(plan, feed).compile()
+        seconds[kind] = time.perf_counter() - clock
+    return call, seconds
+
+
+@contextlib.contextmanager
+def _compilation_cache_of_its_own() -> Iterator[None]:
+    """Compiled programs are kept, but not found among those of other runs."""
+    before = jax.config.jax_compilation_cache_dir
+    with tempfile.TemporaryDirectory() as directory:
+        jax.config.update("jax_compilation_cache_dir", directory)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_compilation_cache_dir", before)
+
+
+def _endless(feed: Feed) -> Iterator[tuple]:
+    """Yields the arguments of training calls; the run begins anew when it has ended."""
+    while True:
+        yield from feed.training(0)
+
+
+def _time_step(compiled: Compiled, state, calls) -> tuple[Times, Any]:
+    def call():
+        nonlocal state
+        arguments = next(calls)
+        state, scores = compiled.train(state, compiled.keys.training, *arguments)
+        return scores
+
+    return times(call), state
+
+
+def _host_times(compiled: Compiled, state, calls, feed: Feed) -> tuple[dict, Any]:
+    """Runs calls as a training does, reports read one call late.
+
+    Returns the share of the time in which the host waited for the device, which is
+    never idle then, and that in which it waited for images.
+    """
+    waited, images, count, late = 0.0, feed.waited or 0.0, 0, None
+    start = time.perf_counter()
+    for arguments in itertools.islice(calls, 1000):
+        state, scores = compiled.train(state, compiled.keys.training, *arguments)
+        if late is not None:
+            clock = time.perf_counter()
+            jax.device_get(late)
+            waited += time.perf_counter() - clock
+        late, count = scores, count + 1
+        if time.perf_counter() - start > _PIPELINE_SECONDS and count > 2:
+            break
+    jax.block_until_ready(late)
+    wall = time.perf_counter() - start
+    return {
+        "waits_for_device": waited / wall,
+        "waits_for_images": ((feed.waited or 0.0) - images) / wall,
+        "ms_per_call": 1e3 * wall / count,
+    }, state
+
+
+def _time_parts(plan: Plan, feed: Feed, state, compiled: Compiled, first) -> dict:
+    def batch_and_views(key, *arguments):
+        batch = feed.pick_train(jnp.zeros((), jnp.int32), *arguments)
+        return batch, plan.method.make_views(key, batch.images, train=True)
+
+    key = compiled.keys.training
+    with jax.set_mesh(plan.mesh):
+        batch, views = jax.jit(batch_and_views)(key, *first)
+    arguments = (state, key, batch, views)
+    found = {}
+    for name in parts.PARTS:
+        part = parts.compile_part(plan, name, arguments)
+        found[name] = times(lambda part=part: part(*arguments))
+    return found
+
+
+def _operations(plan: Plan, feed: Feed, state) -> dict[str, float]:
+    """Operations of one update on all devices: by XLA's count, and ours."""
+    update = train_state.make_update(
+        plan.method, plan.graphdef, plan.optimizer, plan.rate
+    )
+    side, channels = plan.method.two_views.stack.input_side, None
+    channels = plan.method.two_views.stack.channels
+    batch = (
+        jax.ShapeDtypeStruct((plan.batch_size, side, side, channels), np.uint8),
+        jax.ShapeDtypeStruct((plan.batch_size,), np.int32),
+    )
+    shapes = jax.eval_shape(lambda x: x, state)
+    lowered = jax.jit(update).lower(shapes, jax.random.key(0), *batch)
+    return {
+        "xla": lowered.cost_analysis()["flops"],
+        "counted": flops.count(update, shapes, jax.random.key(0), *batch),
+    }
+
+
+def _rate(plan: Plan, operations: float, seconds: float) -> dict[str, Any]:
+    """Operations per second of one device, and what it can do at most."""
+    dtype = str(plan.method.two_views.encoder.dtype)
+    achieved = operations / seconds / jax.device_count()
+    most = {name: ceiling.measure(name) for name in sorted({dtype, "bfloat16"})}
+    return {
+        "tflops_per_device": achieved / 1e12,
+        "ceiling_tflops": {name: value / 1e12 for name, value in most.items()},
+        "share_of_ceiling": achieved / most[dtype],
+    }
+
+
+def _memory(call) -> dict[str, int | None]:
+    """Bytes on one device: as the compiler planned them, and the peak so far."""
+    planned = call.memory_analysis()
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "arguments": planned.argument_size_in_bytes,
+        "temporaries": planned.temp_size_in_bytes,
+        "peak": stats.get("peak_bytes_in_use"),
+        "peak_of_the_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * 1024,
+    }
+
+
+def _milliseconds(step: Times, plan: Plan) -> dict[str, float]:
+    scale = 1e3 / plan.steps_per_call
+    return {
+        "median_ms": scale * step.median,
+        "fastest_ms": scale * step.fastest,
+        "slowest_ms": scale * step.slowest,
+        "calls": step.calls,
+        "steps_per_call": plan.steps_per_call,
+    }
+
+
+def _circumstances(
+    config: ml_collections.ConfigDict, plan: Plan, images: str
+) -> dict[str, Any]:
+    return {
+        "date": datetime.date.today().isoformat(),
+        "devices": devices.describe(),
+        "cores": devices.count_cores(),
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "platform": jax.devices()[0].client.platform_version,
+        },
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "images": images,
+        "batch_size": plan.batch_size,
+        "config": json.loads(config.to_json()),
+    }

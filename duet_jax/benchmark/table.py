@@ -1,0 +1,71 @@
+"""The results as lines to read."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Returns the results of a benchmark as a table in Markdown."""
+    rows = [("quantity", "value"), ("---", "---"), *_rows(results)]
+    return "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    config, step = results["config"], results["step"]
+    yield "devices", results["devices"]
+    yield (
+        "what",
+        f"{config['method']}, {config['encoder']['name']}, {config['compute_dtype']}, "
+        f"batch {results['batch_size']}, {config['dataset']['image_size']} px",
+    )
+    seconds = results["compile_seconds"]
+    yield (
+        "compiled in",
+        f"{seconds['cold']:.1f} s, from the cache {seconds['cached']:.1f} s",
+    )
+    yield (
+        "step",
+        f"{step['median_ms']:.2f} ms ({step['fastest_ms']:.2f} to "
+        f"{step['slowest_ms']:.2f}, {step['calls']} calls of {step['steps_per_call']})",
+    )
+    yield "images per second", f"{results['images_per_second']:,.0f}"
+    yield from _shares(results["parts_ms"], step["median_ms"])
+    operations, rate = results["operations"], results["rate"]
+    yield (
+        "operations of a step",
+        f"{operations['counted'] / 1e9:,.1f} GFLOP in products and convolutions; "
+        f"{operations['xla'] / 1e9:,.1f} by XLA",
+    )
+    most = ", ".join(f"{v:.2f} in {k}" for k, v in rate["ceiling_tflops"].items())
+    yield "rate of a device", f"{rate['tflops_per_device']:.2f} TFLOP/s"
+    yield "matrix ceiling", f"{most} TFLOP/s"
+    yield "share of the ceiling", f"{100 * rate['share_of_ceiling']:.1f} %"
+    memory = results["memory"]
+    peak = memory["peak"] or memory["peak_of_the_process"]
+    yield (
+        "memory",
+        f"{peak / 2**20:,.0f} MiB at most; the step: "
+        f"{memory['temporaries'] / 2**20:,.0f} MiB besides "
+        f"{memory['arguments'] / 2**20:,.0f} MiB of arguments",
+    )
+    host = results["host"]
+    yield (
+        "host waits for the device",
+        f"{100 * host['waits_for_device']:.1f} % of the time",
+    )
+    yield "host waits for images", f"{100 * host['waits_for_images']:.1f} % of the time"
+
+
+def _shares(parts: Mapping[str, float], step: float) -> Iterator[tuple[str, str]]:
+    """Each part alone; together they need not be the step, which fuses across them."""
+    found = {
+        "augmentation": parts["augmentation"],
+        "forward": parts["forward"],
+        "backward": parts["forward_and_backward"] - parts["forward"],
+        "update": parts["update"],
+    }
+    for name, value in found.items():
+        yield (
+            f"{name}, alone",
+            f"{value:.2f} ms, {100 * value / step:.1f} % of the step",
+        )

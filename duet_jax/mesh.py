@@ -1,0 +1,89 @@
+"""Where arrays lie when there are many devices.
+
+There is one axis, over all devices of all processes. A batch is split along it, and
+everything else is whole on every device. The program is written for one device;
+from where its arrays lie, XLA finds out what the devices must tell each other.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from duet_jax.errors import UsageError
+
+AXIS = "data"
+
+
+def make_mesh() -> Mesh:
+    """Returns the mesh of all devices of all processes, process by process."""
+    # Not `jax.make_mesh`, which may order the devices otherwise: a process feeds a
+    # part of the batch without a gap.
+    return Mesh(np.array(jax.devices()), (AXIS,))
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what every device has a copy of."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Returns the sharding of what is split over the devices along `axis`."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+
+def shapes(tree: Any, sharding: NamedSharding) -> Any:
+    """Returns the shapes and types of `tree`, to lie as `sharding` says."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+
+def copy_to_all(tree: Any, mesh: Mesh) -> Any:
+    """Puts host arrays, the same in every process, on every device.
+
+    `jax.device_put` would first compare them between the processes.
+    """
+    sharding = whole(mesh)
+
+    def put(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, jax.tree.map(np.asarray, tree))
+
+
+def deal_out(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
+    """Puts host arrays on the devices, split along `axis`.
+
+    Args:
+      tree: what belongs on the devices of this process: `columns` of the whole.
+      mesh: all devices.
+      axis: along which they are split.
+
+    Returns:
+      Arrays whose `axis` is as long as those of all processes together.
+    """
+    sharding = split(mesh, axis)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, x), tree
+    )
+
+
+def columns(batch_size: int) -> tuple[int, int]:
+    """Returns the first and the last but one row of a batch that this process feeds."""
+    share = batch_size // jax.process_count()
+    return share * jax.process_index(), share * (jax.process_index() + 1)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises a UsageError unless a batch can be split evenly over all devices."""
+    count = jax.device_count()
+    if batch_size % count == 0:
+        return
+    below = batch_size // count * count
+    nearest = " or ".join(str(size) for size in (below, below + count) if size)
+    raise UsageError(
+        f"config.batch_size={batch_size} cannot be split evenly over {count} devices; "
+        f"use {nearest}, or fewer devices (CUDA_VISIBLE_DEVICES)."
+    )

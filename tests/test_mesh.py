@@ -1,0 +1,114 @@
+"""Many devices compute what one computes, and say little to each other."""
+
+import math
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import many_devices
+import numpy as np
+import pytest
+
+from duet_jax import mesh, plan, steps
+from duet_jax.errors import UsageError
+
+HERE = pathlib.Path(__file__).parent
+METHODS = ("duet", "simclr", "essl")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def found(request, tmp_path_factory):
+    """What `many_devices.py` found: run -> name -> array."""
+    out = tmp_path_factory.mktemp(request.param) / "out.npz"
+    script = [sys.executable, str(HERE / "many_devices.py"), request.param, str(out)]
+    subprocess.run(script, check=True, timeout=600)
+    results = {}
+    with np.load(out) as arrays:
+        for name in arrays.files:
+            run, _, what = name.partition("/")
+            results.setdefault(run, {})[what] = arrays[name]
+    return results
+
+
+def test_eight_devices_train_like_one(found):
+    one, eight = found["one"], found["eight"]
+    assert set(one) == set(eight)
+    for name in set(one) - {"program"}:
+        limit = 1e-7 * np.abs(one[name]).max() + 1e-9
+        np.testing.assert_allclose(eight[name], one[name], atol=limit, err_msg=name)
+    losses = [one[f"step {i} loss"] for i in range(many_devices.UPDATES)]
+    assert len(np.unique(losses)) == many_devices.UPDATES  # it does train
+
+
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|"
+    r"collective-broadcast|ragged-all-to-all)(?:-start)?\("
+)
+
+
+def collectives(program: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Kind and shape of everything that is exchanged in a compiled program."""
+    return [
+        (match[2], tuple(int(n) for n in dims.split(",") if n))
+        for match in COLLECTIVE.finditer(program)
+        for dims in re.findall(r"\w+\[([\d,]*)\]", match[1])
+    ]
+
+
+def test_gradients_embeddings_and_statistics_are_all_that_is_exchanged(found):
+    exchanged = collectives(str(found["eight"]["program"]))
+    assert not collectives(str(found["one"]["program"]))
+    parameters = {
+        array.shape
+        for name, array in found["eight"].items()
+        if name.startswith(("state.params", "state.batch_stats"))
+    }
+    batch, embedding = many_devices.BATCH, many_devices.EMBEDDING
+    gathered = [math.prod(shape) for kind, shape in exchanged if kind == "all-gather"]
+    # The embeddings once; for the way back, two numbers for each.
+    assert gathered == [2 * batch * embedding, 2 * batch * 2]
+    embeddings = {(2 * batch, embedding), (2, batch, embedding), (2, batch, 2)}
+    for kind, shape in exchanged:
+        assert kind in ("all-reduce", "all-gather")
+        # Scalars are the means that are reported, vectors statistics of a BN.
+        assert len(shape) < 2 or shape in parameters | embeddings, (kind, shape)
+
+
+def test_the_seed_is_the_same_inside_a_compiled_function():
+    for seed in (0, 7, 2**31, 2**32 - 1):
+        run = plan_of(seed=seed)
+        keys = steps.make_keys(run)
+        expected = steps.train_state.stream(seed, steps.train_state.TRAINING)
+        assert (
+            jax.random.key_data(keys.training) == jax.random.key_data(expected)
+        ).all()
+
+
+def plan_of(**changes):
+    config = many_devices.configuration("simclr")
+    for name, value in changes.items():
+        config[name] = value
+    return plan.make_plan(config, many_devices.tiny.dataset(48, 21, channels=3).facts)
+
+
+@pytest.mark.parametrize(
+    ("batch", "devices", "nearest"),
+    [(20, 8, "use 16 or 24"), (6, 8, "use 8,"), (1001, 2, "use 1000 or 1002")],
+)
+def test_a_batch_that_cannot_be_split(batch, devices, nearest, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    with pytest.raises(
+        UsageError, match=rf"batch_size={batch} .* {devices} .*{nearest}"
+    ):
+        mesh.check_batch_size(batch)
+
+
+def test_small_test_splits_are_shared_by_all_devices(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    run = plan_of(batch_size=16)
+    assert run.test_batch_size == 16
+    assert run.test_batches(21) == 2
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    assert plan_of(batch_size=32, steps_per_epoch=1).test_batch_size == 24

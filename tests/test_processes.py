@@ -1,0 +1,212 @@
+"""Runs of two real processes, which talk over the loopback."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from duet_jax import metrics, processes
+from duet_jax.errors import UsageError
+
+ROOT = pathlib.Path(__file__).parent.parent
+PATIENCE = 240  # seconds, for what takes 20 on an idle machine
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    """Compiled programs are shared by this file's runs."""
+    return tmp_path_factory.mktemp("caches")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Job:
+    """A training in one or more processes."""
+
+    def __init__(self, caches, workdir, count, **fields):
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        fields |= {"compilation_cache": caches, "tensorboard": "false"}
+        port = free_port()
+        self.logs, self.processes = [], []
+        for number in range(count):
+            arguments = [f"--config.{k}={v}" for k, v in fields.items()]
+            if count > 1:
+                arguments += [
+                    f"--coordinator_address=127.0.0.1:{port}",
+                    f"--num_processes={count}",
+                    f"--process_id={number}",
+                ]
+            log = workdir.with_name(f"{workdir.name}.{number}.{time.monotonic()}.log")
+            self.logs.append(log)
+            with log.open("w") as file:
+                self.processes.append(
+                    subprocess.Popen(
+                        [
+                            sys.executable,
+                            "main.py",
+                            f"--config={ROOT / 'configs' / 'smoke.py'}",
+                            f"--workdir={workdir}",
+                            *arguments,
+                        ],
+                        cwd=ROOT,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                        env={**os.environ, "XDG_CACHE_HOME": str(caches)},
+                    )
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        for process in self.processes:  # JAX swallows SIGTERM
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+
+    def wait(self, number=0, seconds=PATIENCE) -> int:
+        return self.processes[number].wait(seconds)
+
+    def log(self, number=0) -> str:
+        return self.logs[number].read_text()
+
+    def wait_for_checkpoint(self, workdir):
+        deadline = time.monotonic() + PATIENCE
+        while not any((workdir / "checkpoints").glob("[0-9]*[0-9]")):
+            assert self.processes[0].poll() is None, self.log()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def finished(caches, workdir, count, **fields):
+    """Runs a job to its end and returns its rows."""
+    with Job(caches, workdir, count, **fields) as job:
+        for number in range(count):
+            assert job.wait(number) == 0, job.log(number)
+    return metrics.read_rows(workdir / "metrics.jsonl"), job
+
+
+def test_two_processes_train_like_one(caches, tmp_path):
+    """Each reads its own half of every batch; the first alone writes."""
+    one, _ = finished(caches, tmp_path / "one", 1)
+    two, job = finished(
+        caches,
+        tmp_path / "two",
+        2,
+        **{"dataset.placement": "host", "dataset.workers": 1},
+    )
+    places = [(row["step"], row["split"]) for row in one]
+    assert [(row["step"], row["split"]) for row in two] == places
+    for ours, theirs in zip(two, one, strict=True):
+        for name in set(theirs) - {"images_per_second", "split"}:
+            # In float32 and after updates by AdamW; `test_mesh` compares in float64.
+            np.testing.assert_allclose(
+                ours[name], theirs[name], rtol=2e-3, atol=2e-3, err_msg=name
+            )
+    assert "2 x cpu (cpu) in 2 processes" in job.log(0)
+    said = [line for line in job.log(1).splitlines() if "Gloo" not in line]
+    assert said == []
+    assert (tmp_path / "two" / "figures" / "views.png").exists()
+    assert sorted(p.name for p in (tmp_path / "two" / "checkpoints").iterdir()) == [
+        "2",
+        "4",
+    ]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_job_that_loses_a_process_ends_and_goes_on(caches, tmp_path, before, after):
+    """With another number of processes than it had."""
+    workdir = tmp_path / "run"
+    fields = {"epochs": 30, "evaluate_every": 30, "checkpoint.keep": 100}
+    with Job(caches, workdir, before, **fields) as job:
+        job.wait_for_checkpoint(workdir)
+        job.processes[-1].send_signal(signal.SIGKILL)
+        if before > 1:
+            start = time.monotonic()
+            assert job.wait(0, 60) == 1
+            assert time.monotonic() - start < 60
+            assert "another process of this job is gone" in job.log(0)
+            assert "goes on from the newest checkpoint" in job.log(0)
+            assert "Traceback" not in job.log(0)
+    rows, job = finished(caches, workdir, after, **fields)
+    assert "continuing   from the checkpoint of step" in job.log(0)
+    trained = [row["step"] for row in rows if row["split"] == "train"]
+    assert trained == list(range(2, 61, 2))
+    assert json.loads((workdir / "config.json").read_text())["epochs"] == 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("host:1", None, None), r"--num_processes and --process_id must be given too"),
+        ((None, "2", "0"), r"--coordinator_address must be given too"),
+        (("host", "2", "0"), r"--coordinator_address='host' must be host:port"),
+        (("host:x", "2", "0"), r"must be host:port, such as"),
+        (("host:1", "two", "0"), r"--num_processes='two' must be a whole number"),
+        (("host:1", "2", "2"), r"--process_id='2' must be a whole number from 0 to 1"),
+        (("host:1", "2", "-1"), r"--process_id='-1' must be a whole number from 0"),
+    ],
+)
+def test_arguments_that_make_no_job(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        processes.start(*arguments)
+
+
+def test_one_process_joins_nobody(monkeypatch):
+    for launcher in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.setenv(launcher, "1")
+    processes.start()
+    processes.start(num_processes="1")
+    assert not processes.are_several()
+    assert processes.is_first()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {
+            "SLURM_NTASKS": "2",
+            "SLURM_JOB_ID": "1",
+            "SLURM_STEP_NODELIST": "node[1-2]",
+            "SLURM_PROCID": "1",
+            "SLURM_LOCALID": "0",
+        },
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:2"},
+    ],
+)
+def test_a_launcher_is_recognised(variables, monkeypatch):
+    """JAX is left to read the rest; that the variables are those it reads is checked."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda **each: calls.append(each))
+    processes.start()
+    assert [sorted(call) for call in calls] == [
+        ["heartbeat_timeout_seconds", "initialization_timeout"]
+    ]
+    processes.start(num_processes="1")
+    assert len(calls) == 1
+
+
+def test_processes_that_do_not_come(caches, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_START_SECONDS", 1)
+
+    def fails(**arguments):
+        assert arguments["initialization_timeout"] == 1
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out\n1/2 tasks")
+
+    monkeypatch.setattr("jax.distributed.initialize", fails)
+    with pytest.raises(UsageError, match=r"do not find each other \(DEADLINE.*srun"):
+        processes.start("127.0.0.1:1", "2", "0")
