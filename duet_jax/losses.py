@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from duet_jax import mesh
 from duet_jax.types import Array
 
 # Floor of the squared norm in the cosine similarity; the reference's value.
@@ -22,9 +23,6 @@ _SQUARED_NORM_FLOOR = 1e-12
 # products; above it with this many at a time, since its memory would be quadratic.
 _MOST_AT_ONCE = 4096
 _BLOCK = 1024
-
-# Along which the trainer's mesh splits a batch.
-_MESH_AXIS = "data"
 
 
 class Contrast(NamedTuple):
@@ -102,14 +100,14 @@ class _Pairs(NamedTuple):
 
 def _lay_out(x: Array, *axes: str | None) -> Array:
     """`x`, its first axes split over the mesh in context as named; None is whole."""
-    if _MESH_AXIS not in jax.sharding.get_abstract_mesh().axis_names:
+    if mesh.AXIS not in jax.sharding.get_abstract_mesh().axis_names:
         return x
     return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*axes))
 
 
 def _in_blocks(x: Array, block: int) -> Array:
     """[2, batch, ...] as [blocks, block, ...] filled up with zeros, on every device."""
-    # Gathered first: a reshape that joins a split axis would be gathered piecemeal.
+    # Gathered before the reshape joins the views with the axis that is split.
     rows = _lay_out(x).reshape(-1, *x.shape[2:])
     blocks = -(-len(rows) // block)
     widths = [(0, blocks * block - len(rows))] + [(0, 0)] * (rows.ndim - 1)
@@ -216,7 +214,7 @@ def _contrast_backward(block: int, saved, cotangents):
 
     The logit of i and j is that of j and i. So the probability that j has among the
     candidates of i, and that of i among the candidates of j, come from one product, and
-    of the anchors on other devices no more is needed than their sums.
+    beside the embeddings only two numbers an anchor come from other devices.
     """
     anchors, mask, largest, mass = saved
     weight, _ = cotangents
@@ -290,7 +288,7 @@ def nt_xent(
     """
     anchors = jnp.stack([_unit_rows(embeddings1), _unit_rows(embeddings2)])
     # Half of the temperature on either side keeps the product symmetric.
-    anchors = _lay_out(anchors / jnp.sqrt(temperature), None, _MESH_AXIS)
+    anchors = _lay_out(anchors / jnp.sqrt(temperature), None, mesh.AXIS)
     _, batch, _ = anchors.shape
     if block is None:
         block = _BLOCK if 2 * batch > _MOST_AT_ONCE else 2 * batch

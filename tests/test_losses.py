@@ -98,6 +98,15 @@ def test_nt_xent_of_a_single_real_example_is_zero():
     np.testing.assert_allclose(scores, (0.0, 1.0, 1.0), atol=1e-6)
 
 
+@pytest.mark.parametrize("block", [None, 3])
+def test_nt_xent_of_nothing_but_padding_is_zero(block):
+    a, b = np.random.default_rng(0).normal(size=(2, 4, 3)).astype(np.float32)
+    scores, gradients = value_and_gradients(a, b, 0.1, np.zeros(4, bool), block)
+    assert scores.loss == 0
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, 0)
+
+
 def test_nt_xent_of_bfloat16_is_computed_in_float32():
     a, b = np.random.default_rng(0).normal(size=(2, 16, 32))
     a, b = (jnp.asarray(x, jnp.bfloat16) for x in (a, b))

@@ -187,7 +187,7 @@ def test_one_process_joins_nobody(monkeypatch):
     ],
 )
 def test_a_launcher_is_recognised(variables, monkeypatch):
-    """JAX is left to read the rest; that the variables are those it reads is checked."""
+    """And JAX left to read the rest."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     calls = []

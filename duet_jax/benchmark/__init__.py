@@ -5,6 +5,7 @@ Read `benchmark` first. It trains nothing and leaves one file, `benchmark.json`.
 
 import contextlib
 import datetime
+import importlib.metadata
 import itertools
 import json
 import logging
@@ -19,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import ml_collections
 import numpy as np
 
@@ -277,7 +277,7 @@ def _circumstances(
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,
-            "jaxlib": jaxlib.__version__,
+            "jaxlib": importlib.metadata.version("jaxlib"),
             "platform": jax.devices()[0].client.platform_version,
         },
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

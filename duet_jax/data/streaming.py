@@ -7,11 +7,13 @@ do not depend on the number of workers, and any of them can be the first.
 
 import contextlib
 import dataclasses
+import gc
 import multiprocessing
 import os
 import shutil
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -30,6 +32,7 @@ _SHARED_MEMORY = "/dev/shm"
 # Parts of as many batches are in shared memory at once: one being written, one that
 # waits for room, and one in the queue of a worker; one fetched, and one being joined.
 _MOST_WAITING = 6
+_LONGEST_FREEING = 5.0  # seconds
 
 
 class Rows(Protocol):
@@ -160,13 +163,14 @@ def batches(
         _check_shared_memory(examples.nbytes(len(rows.rows(start))), workers)
     if not flags.FLAGS.is_parsed():  # as in a notebook; Grain asks for flags of its own
         flags.FLAGS.mark_as_parsed()
-    parts = max(1, workers)
+    parts, in_workers = max(1, workers), workers > 0
     numbers = range(start, max(start, stop))
     pipelines = [
-        _pipeline(_Part(examples, rows, numbers, part, parts), in_worker=workers > 0)
+        _pipeline(_Part(examples, rows, numbers, part, parts), in_worker=in_workers)
         for part in range(parts)
+        if numbers
     ]
-    return Batches(pipelines, len(numbers))
+    return Batches(pipelines, len(numbers), in_workers=in_workers)
 
 
 class Batches(Iterator[Split]):
@@ -177,20 +181,28 @@ class Batches(Iterator[Split]):
     the workers like `close`.
     """
 
-    def __init__(self, pipelines: Sequence[grain.IterDataset], count: int):
+    def __init__(
+        self, pipelines: Sequence[grain.IterDataset], count: int, *, in_workers: bool
+    ):
         """Starts the workers.
 
         Args:
           pipelines: each gives one part of every batch.
           count: number of batches.
+          in_workers: each is a process of its own.
         """
+        self._in_workers = in_workers
         self._remaining = count
         self._parts = [iter(pipeline) for pipeline in pipelines]
-        for part in self._parts:
-            part.get_state()  # Grain makes what is to be started
-        with _interrupts_blocked():
+        try:
             for part in self._parts:
-                part.start_prefetch()
+                part.get_state()  # Grain makes what is to be started
+            with _interrupts_blocked():
+                for part in self._parts:
+                    part.start_prefetch()
+        except BaseException:
+            self.close()
+            raise
 
     def __next__(self) -> Split:
         try:
@@ -199,9 +211,15 @@ class Batches(Iterator[Split]):
             parts = [next(part) for part in self._parts]
             self._remaining -= 1
             return Split(*map(np.concatenate, zip(*parts, strict=True)))
+        except UsageError as error:
+            message = str(error)
         except BaseException:
             self.close()
             raise
+        # Not the worker's own, of which the traceback leads through Grain and keeps
+        # shared memory.
+        self.close()
+        raise UsageError(message)
 
     def __enter__(self) -> "Batches":
         return self
@@ -215,6 +233,9 @@ class Batches(Iterator[Split]):
         parts, self._parts, self._remaining = self._parts, [], 0
         with futures.ThreadPoolExecutor(max(1, len(parts))) as executor:
             list(executor.map(lambda part: part.close(), parts))
+        if parts and self._in_workers:
+            parts.clear()
+            _free_shared_memory()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +292,22 @@ def _interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _free_shared_memory() -> None:
+    """Waits until what Grain has dropped is freed; at exit it would count as leaked.
+
+    Grain's last exceptions hold themselves, and through their frames the last arrays.
+    A thread frees those one after the other: when the latest is gone, all are.
+    """
+    gc.collect()
+    latest = grain.multiprocessing.SharedMemoryArray((1,), np.uint8)
+    latest.unlink_on_del()
+    file = os.path.join(_SHARED_MEMORY, latest.metadata.name)
+    del latest
+    deadline = time.monotonic() + _LONGEST_FREEING
+    while os.path.exists(file) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _check_shared_memory(batch: int, workers: int) -> None:
