@@ -63,8 +63,9 @@ def get_config() -> ml_collections.ConfigDict:
     # processes, for sets that do not fit; the batches are the same. auto: device if
     # they fill at most a quarter of its memory.
     dataset.placement = "auto"
-    # host only: processes that read and decode; 0: one for each core of this process.
-    dataset.workers = 0
+    # host only: processes that read and decode; 0: none but the main one; -1: one for
+    # each core that it may use.
+    dataset.workers = -1
     # Where decoded images are kept; empty: duet_jax in the user's cache directory.
     dataset.cache_dir = ""
 

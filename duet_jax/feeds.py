@@ -253,8 +253,10 @@ def make_feed(
 ) -> Feed:
     """Returns what hands the batches of `dataset` to the compiled functions."""
     if isinstance(dataset, StreamedDataset):
-        workers = config.dataset.workers or devices.count_cores()
-        return StreamedFeed(plan, dataset, workers)
+        workers = config.dataset.workers
+        return StreamedFeed(
+            plan, dataset, devices.count_cores() if workers < 0 else workers
+        )
     return ResidentFeed(plan, dataset)
 
 

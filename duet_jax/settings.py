@@ -61,7 +61,7 @@ RULES: dict[str, Rule] = {
     "dataset.image_size": _between(8, 4096),
     "dataset.num_classes": _at_least(0),
     "dataset.placement": _one_of("auto", "device", "host"),
-    "dataset.workers": _at_least(0),
+    "dataset.workers": _at_least(-1),
     "augmentation.jitter_strength": Rule(
         lambda x: len(x) == 4,
         "must be four numbers: brightness, contrast, saturation, hue",

@@ -381,7 +381,7 @@ OUT_OF_RANGE = {
     "dataset.image_size": "7",
     "dataset.num_classes": "-1",
     "dataset.placement": "disk",
-    "dataset.workers": "-1",
+    "dataset.workers": "-2",
     "augmentation.jitter_strength": "0.4,0.4,0.4",
     "encoder.blocks": "1,1",
     "encoder.widths": "8,8,8",

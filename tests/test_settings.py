@@ -225,7 +225,7 @@ EDGES = {
     "dataset.image_size": ([8, 4096], [7, 4097]),
     "dataset.num_classes": ([0, 2], [-1]),
     "dataset.placement": (["auto", "device", "host"], ["disk", ""]),
-    "dataset.workers": ([0, 64], [-1]),
+    "dataset.workers": ([-1, 0, 64], [-2]),
     "dataset.name": (["folder"], [""]),
     "augmentation.jitter_strength": ([(1.0, 1.0, 1.0, 0.5)], [(), (0.4, 0.4, 0.4)]),
     "encoder.blocks": ([(1, 1, 1)], [(1, 1), (1, 0, 1), (1, 1, 1, 1), ()]),

@@ -32,7 +32,7 @@ from duet_jax.data import (
 )
 from duet_jax.data.source import Reader
 from duet_jax.data.streaming import Examples
-from duet_jax.errors import UsageError
+from duet_jax.errors import TrainingError, UsageError
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -278,6 +278,17 @@ def test_workers_end_when_they_are_closed(tmp_path):
     assert multiprocessing.active_children() == []
     # Grain keeps some that free shared memory.
     assert threading.active_count() <= threads + 4
+
+
+def test_a_worker_that_is_killed_ends_the_training(tmp_path):
+    rows = TrainingRows(0, 100, 10, 10, (0, 10))
+    with batches(probe(tmp_path / "log"), rows, start=0, stop=10**6, workers=1) as made:
+        next(made)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(TrainingError, match=r"has ended .*workers to fewer"):
+            list(made)
+    assert multiprocessing.active_children() == []
 
 
 PROGRAM = """

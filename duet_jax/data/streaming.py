@@ -25,7 +25,7 @@ from absl import flags
 
 from duet_jax.data.decoding import square
 from duet_jax.data.source import FoundDataset, Reader, without_labels
-from duet_jax.errors import UsageError
+from duet_jax.errors import TrainingError, UsageError
 from duet_jax.types import DatasetFacts, Split
 
 _SHARED_MEMORY = "/dev/shm"
@@ -154,7 +154,7 @@ def batches(
     Returns:
       An iterator over the batches, to be closed, or used in `with`: images uint8,
       [batch, side, side, channels], and labels int32, [batch]. It raises a UsageError
-      at a damaged image.
+      at a damaged image, a TrainingError when a worker is killed.
 
     Raises:
       UsageError: shared memory is too small for the batches that wait to be used.
@@ -212,14 +212,22 @@ class Batches(Iterator[Split]):
             self._remaining -= 1
             return Split(*map(np.concatenate, zip(*parts, strict=True)))
         except UsageError as error:
-            message = str(error)
+            # Not the worker's own, of which the traceback leads through Grain and keeps
+            # shared memory.
+            failure = UsageError(str(error))
+        except RuntimeError as error:
+            if "exit code" not in str(error):  # Grain's words for a worker that died
+                self.close()
+                raise
+            failure = TrainingError(
+                f"a process that reads images has ended ({' '.join(str(error).split())}"
+                "), perhaps for want of memory; set config.dataset.workers to fewer."
+            )
         except BaseException:
             self.close()
             raise
-        # Not the worker's own, of which the traceback leads through Grain and keeps
-        # shared memory.
         self.close()
-        raise UsageError(message)
+        raise failure
 
     def __enter__(self) -> "Batches":
         return self
