@@ -170,7 +170,7 @@ def lower_train(plan: Plan, feed: Feed) -> jax.stages.Lowered:
     )
     compiled = jax.jit(call, donate_argnums=0, out_shardings=mesh.whole(plan.mesh))
     with jax.set_mesh(plan.mesh):  # the losses ask what the batch is split over
-        return compiled.lower(initial_shapes(plan), _key(plan), *feed.train_shapes)
+        return compiled.lower(initial_shapes(plan), key_shape(plan), *feed.train_shapes)
 
 
 def _lower_test(plan: Plan, feed: Feed) -> jax.stages.Lowered:
@@ -185,11 +185,12 @@ def _lower_test(plan: Plan, feed: Feed) -> jax.stages.Lowered:
     number = jax.ShapeDtypeStruct((), np.int32, sharding=mesh.whole(plan.mesh))
     with jax.set_mesh(plan.mesh):
         return jax.jit(call, out_shardings=mesh.whole(plan.mesh)).lower(
-            state.params, state.batch_stats, _key(plan), number, *feed.test_shapes
+            state.params, state.batch_stats, key_shape(plan), number, *feed.test_shapes
         )
 
 
-def _key(plan: Plan) -> jax.ShapeDtypeStruct:
+def key_shape(plan: Plan) -> jax.ShapeDtypeStruct:
+    """Returns the shape of a random key, on every device."""
     return mesh.shapes(jax.eval_shape(lambda: jax.random.key(0)), mesh.whole(plan.mesh))
 
 

@@ -55,9 +55,14 @@ class BatchNorm(nnx.Module):
         x = _wide(x)
         # Centring before scaling keeps the digits of channels whose mean is large;
         # as a fused loop it costs no more than one scale and one shift.
+        centre = jax.lax.stop_gradient(mean)
         scale = self.scale[...] * jax.lax.rsqrt(var + EPSILON)
-        y = (x - _channels(mean, x)) * _channels(scale, x)
-        return (y + _channels(self.bias[...], x)).astype(self.dtype)
+        # The gradient reaches the mean through the shift, where it is the sum that the
+        # bias needs anyway, and not through the centring, which would take another
+        # pass over the activations.
+        shift = self.bias[...] - (mean - centre) * scale
+        y = (x - _channels(centre, x)) * _channels(scale, x) + _channels(shift, x)
+        return y.astype(self.dtype)
 
     def _update(self, mean: Array, var: Array, count: int) -> None:
         # The reference refuses a single value per channel, which has no unbiased

@@ -1,0 +1,261 @@
+"""What XLA makes of the training step for a GPU, which need not be there.
+
+    pip install -r requirements.txt          # with the CUDA wheels
+    python benchmarks/compiled_step.py --target=a100 --config.compute_dtype=bfloat16
+    python benchmarks/compiled_step.py --config=configs/cifar10_duet_rot.py ...
+
+One update is compiled ahead of time and never run: memory as the compiler plans it,
+the operations it launches, the layouts of convolutions, and what they read and write.
+Nothing is tuned, as that takes the card: the workspaces of cuDNN, which come on top of
+the memory, and the choice of algorithms are missing. An operand counts as read once in
+full, or for what is gathered from it.
+"""
+
+import collections
+import math
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# The CUDA plugin is there, but is not to look for a card.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+import main
+from duet_jax import mesh, plan, steps, train_state
+from duet_jax.data import decoding
+from duet_jax.errors import UsageError
+from duet_jax.types import DatasetFacts
+
+# Cores, units of a core, registers' clock in GHz, memory in bytes and bytes per second,
+# caches and shared memory in bytes, compute capability. From NVIDIA's data sheets.
+TARGETS = {
+    "a100": (108, 64, 1.41, 85_100_068_864, 2_039_040_000_000, 41_943_040, 167_936,
+             166_912, 8),
+    "a100-16gb": (108, 64, 1.41, 15_800_000_000, 2_039_040_000_000, 41_943_040, 167_936,
+                  166_912, 8),
+    "h100": (132, 128, 1.98, 84_942_979_072, 3_352_320_000_000, 52_428_800, 233_472,
+             232_448, 9),
+}  # fmt: skip
+_DESCRIPTION = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: {6} threads_per_core_limit: 2048 core_count: {0}
+  fpus_per_core: {1} block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: {4} l2_cache_size: {5}
+  clock_rate_ghz: {2} device_memory_size: {3} shared_memory_per_block_optin: {7}
+  cuda_compute_capability {{ major: {8} }} registers_per_core_limit: 65536
+  registers_per_block_limit: 65536 dnn_version: "9.8.0" runtime_version: "12.8.0"
+  driver_version: "12.8.0" compile_time_toolkit_version: "12.8.0"
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 patch: 0 }}
+"""
+# Images of CIFAR-10.
+_TRAIN, _TEST, _CLASSES = 50_000, 10_000, 10
+
+
+def compile_step(config, target: str):
+    """Returns one compiled update for one device of the target."""
+    topology = topologies.get_topology_desc(
+        platform="cuda",
+        target_config=_DESCRIPTION.format(*TARGETS[target]),
+        topology="1x1x1",
+    )
+    side = decoding.preprocessed_side(
+        config.dataset.image_size, config.dataset.center_crop
+    )
+    names = tuple(map(str, range(_CLASSES)))
+    run = plan.make_plan(config, DatasetFacts("-", side, 3, names, _TRAIN, _TEST))
+    devices = jax.sharding.Mesh(np.array(topology.devices[:1]), (mesh.AXIS,))
+    run = run._replace(mesh=devices, unroll=True, steps_per_call=1)
+    update = train_state.make_update(run.method, run.graphdef, run.optimizer, run.rate)
+    call = steps.make_train_call(update, _pick, 1, unroll=True)
+    data = mesh.shapes(
+        (
+            jax.ShapeDtypeStruct((_TRAIN, side, side, 3), np.uint8),
+            jax.ShapeDtypeStruct((_TRAIN,), np.int32),
+            jax.ShapeDtypeStruct((run.batch_size,), np.int32),
+        ),
+        mesh.whole(devices),
+    )
+    traced = jax.jit(call, donate_argnums=0, out_shardings=mesh.whole(devices)).trace(
+        steps.initial_shapes(run), steps.key_shape(run), *data
+    )
+    return traced.lower(lowering_platforms=("cuda",)).compile()
+
+
+def _pick(step, images, labels, rows):
+    return images[rows], labels[rows]
+
+
+# --- the program as text --------------------------------------------------------------
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
+          "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\) -> .* \{$")
+_OPERATION = re.compile(
+    r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(?:, (.*))?$"
+)
+_FREE = {"get-tuple-element", "tuple", "parameter", "bitcast", "constant"}
+
+
+class Operation(NamedTuple):
+    """One line of a program: its result's shapes, its operands and attributes."""
+
+    name: str
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    kind: str
+    operands: tuple[str, ...]
+    attributes: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of the result."""
+        return sum(_BYTES[kind] * math.prod(dims) for kind, dims in self.shapes)
+
+
+def parse(text: str) -> tuple[dict[str, dict[str, Operation]], str]:
+    """Returns the computations of a program, by name, and the name of the first."""
+    computations, entry, current = {}, "", {}
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            current = computations[match[2]] = {}
+            entry = match[2] if match[1] else entry
+        elif match := _OPERATION.match(re.sub(r"/\*.*?\*/", "", line)):
+            name, shape, kind, operands, attributes = match.groups()
+            shapes = tuple(
+                (kind, tuple(int(n) for n in dims.split(",") if n))
+                for kind, dims in _SHAPE.findall(shape)
+                if kind in _BYTES
+            )
+            names = tuple(re.findall(r"%([\w.-]+)", operands)) or (operands,)
+            current[name] = Operation(name, shapes, kind, names, attributes or "")
+    return computations, entry
+
+
+def launched(computations, name: str) -> Iterator[tuple[dict, Operation]]:
+    """Yields what the device is told to do, and the computation it is in."""
+    for operation in computations[name].values():
+        inner = re.search(r"(?:body|to_apply)=%([\w.-]+)", operation.attributes)
+        if operation.kind in ("call", "while") and inner:
+            yield from launched(computations, inner[1])
+        elif operation.kind not in _FREE:
+            yield computations[name], operation
+
+
+def inside(computations, operation: Operation) -> dict[str, Operation]:
+    """Returns the operations that were fused into one; none for any other."""
+    called = re.search(r"calls=%([\w.-]+)", operation.attributes)
+    return computations[called[1]] if operation.kind == "fusion" and called else {}
+
+
+def category(computations, operation: Operation) -> str:
+    """Returns what an operation mainly does, in words."""
+    target = re.search(r'custom_call_target="([^"]*)"', operation.attributes)
+    if target:
+        return f"convolution ({target[1].removeprefix('__cudnn$conv')})"
+    kinds = {each.kind for each in inside(computations, operation).values()}
+    for kind in ("gather", "reduce", "transpose", "scatter"):
+        if kind in kinds:
+            return f"fused {kind}"
+    return "fused element by element" if kinds else operation.kind
+
+
+def read(computations, scope: dict, operation: Operation) -> int:
+    """Returns the bytes that an operation reads."""
+    body = inside(computations, operation)
+    parameters = {
+        int(each.operands[0]): each.name
+        for each in body.values()
+        if each.kind == "parameter"
+    }
+    total = 0
+    for number, name in enumerate(operation.operands):
+        size = scope[name].size if name in scope else 0
+        users = [e for e in body.values() if parameters.get(number) in e.operands]
+        if users and all("gather" in e.kind or "slice" in e.kind for e in users):
+            size = min(size, sum(each.size for each in users))
+        total += size
+    return total
+
+
+def _is_activation(operation: Operation, batch_size: int) -> bool:
+    """Whether the result is as large as what a convolution makes of a batch."""
+    return any(
+        batch_size in dims and math.prod(dims) >= batch_size * 8 * 8 * 64
+        for _, dims in operation.shapes
+    )
+
+
+def report(compiled, batch_size: int) -> Iterator[str]:
+    """Yields the lines of the report."""
+    memory = compiled.memory_analysis()
+    text = compiled.as_text()
+    computations, entry = parse(text)
+    found = collections.defaultdict(lambda: [0, 0, 0])
+    large = 0
+    for scope, operation in launched(computations, entry):
+        row = found[category(computations, operation)]
+        row[0] += 1
+        row[1] += read(computations, scope, operation)
+        row[2] += operation.size
+        parts = [operation, *inside(computations, operation).values()]
+        large += sum(
+            part.kind in ("transpose", "copy") and _is_activation(part, batch_size)
+            for part in parts
+        )
+    total = sum(row[1] + row[2] for row in found.values())
+    yield (
+        f"memory: {memory.temp_size_in_bytes / 1e9:.2f} GB of temporaries besides "
+        f"{memory.argument_size_in_bytes / 1e9:.2f} GB of arguments; at most "
+        f"{memory.peak_memory_in_bytes / 1e9:.2f} GB"
+    )
+    yield f"launched: {sum(row[0] for row in found.values())} operations"
+    yield f"read and written: {total / 1e9:.1f} GB"
+    yield f"transposes and copies of activations: {large}"
+    layouts = collections.Counter(re.findall(r"dim_labels=(\S+?),", text))
+    yield f"convolutions: {', '.join(f'{n} {name}' for name, n in layouts.items())}"
+    yield "\n| operations | number | read, GB | written, GB | share |"
+    yield "|---|---:|---:|---:|---:|"
+    for name, (count, reads, writes) in sorted(
+        found.items(), key=lambda item: -item[1][1] - item[1][2]
+    ):
+        share = 100 * (reads + writes) / total
+        yield (
+            f"| {name} | {count} | {reads / 1e9:.2f} | {writes / 1e9:.2f} | "
+            f"{share:.1f} % |"
+        )
+
+
+def run(argv: list[str]) -> None:
+    """Compiles what the command line asks for, and prints the report."""
+    chosen = [a.partition("=")[2] for a in argv if a.startswith("--target=")]
+    target = chosen[-1] if chosen else "a100"
+    if target not in TARGETS:
+        raise UsageError(f"--target={target!r} must be one of {', '.join(TARGETS)}.")
+    others = [a for a in argv if not a.startswith("--target=")]
+    config = main.parse([*others, "--mode=benchmark"]).config
+    print(
+        f"{target}, jax {jax.__version__}: {config.method}, {config.encoder.name}, "
+        f"{config.compute_dtype}, batch {config.batch_size}, "
+        f"remat {config.encoder.remat}"
+    )
+    print("\n".join(report(compile_step(config, target), config.batch_size)))
+
+
+if __name__ == "__main__":
+    try:
+        run(sys.argv)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
