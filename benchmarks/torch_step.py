@@ -55,8 +55,8 @@ _CLASSES = 10
 
 # Differences at which two float32 updates count as the same. They leave room for
 # rounding alone: an untrained network amplifies it layer by layer, and PyTorch's eager
-# BN on a CPU has more of it than either compiler (gradients 4e-3 against 8e-6).
-TOLERANCES = {"losses": 1e-5, "gradients": 5e-2, "statistics": 1e-4, "weights": 5e-2}
+# BN on a CPU, channels last, has more of it than either compiler (gradients 4e-3 against 8e-6).
+TOLERANCES = {"losses": 1e-4, "gradients": 5e-2, "statistics": 1e-4, "weights": 5e-2}
 # AdamW first moves by the sign of the gradient, times the rate. Weights are compared
 # where the gradient is at least this share of its network's typical one: elsewhere,
 # at biases that a BN cancels above all, the sign is that of a rounding error.

@@ -13,13 +13,14 @@ import subprocess
 import sys
 from unittest import mock
 
+import jax
 import pytest
 import tiny
 from absl import logging as absl_logging
 
 import main
 from configs import base, digits_duet_rot
-from duet_jax import settings, workdir
+from duet_jax import processes, settings, workdir
 from duet_jax.errors import TrainingError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -653,6 +654,70 @@ def test_want_of_memory_is_one_line(monkeypatch, capsys):
     assert "config.batch_size" in message
 
 
+def test_a_lost_process_is_one_line(monkeypatch, capsys):
+    def fail(config, directory):
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo failed\nConnection closed")
+
+    monkeypatch.setitem(main.MODES, "train", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError):  # of a single process: a defect
+        main.main(["main.py", SMOKE])
+    monkeypatch.setattr(processes, "are_several", lambda: True)
+    assert main.main(["main.py", SMOKE]) == 1
+    assert capsys.readouterr().err == (
+        "error: another process of this job is gone (UNKNOWN: Gloo failed Connection "
+        "closed); the same command goes on from the newest checkpoint.\n"
+    )
+
+
+def test_a_failed_process_does_not_wait_for_the_others(monkeypatch):
+    left = []
+    monkeypatch.setattr("os._exit", left.append)
+    for several, status in ((False, 2), (True, 0)):
+        monkeypatch.setattr(processes, "are_several", lambda several=several: several)
+        with pytest.raises(SystemExit) as exit_:
+            processes.leave(status)
+        assert exit_.value.code == status
+    assert left == []
+    with pytest.raises(SystemExit):
+        processes.leave(2)
+    assert left == [2]
+
+
+def test_a_benchmark_takes_a_configuration(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setitem(
+        main.MODES, "benchmark", lambda *both, **rest: calls.append((*both, rest))
+    )
+    arguments = [
+        "--mode=benchmark",
+        "--images=real",
+        "--out=x.json",
+        "--num_processes=1",
+    ]
+    assert main.main(["main.py", SMOKE, f"--workdir={tmp_path}", *arguments]) == 0
+    ((config, directory, options),) = calls
+    assert (config.epochs, directory) == (2, tmp_path)
+    assert options == {"images": "real", "out": "x.json", "num_processes": "1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images=real"], "--images has no effect with --mode=train"),
+        (["--out=x"], "it belongs to --mode=benchmark or features"),
+        (
+            ["--mode=knn", "--workdir=w", "--process_id=0"],
+            "--process_id has no effect with --mode=knn; it belongs to --mode=train or",
+        ),
+        (["--num_processes=2"], "--coordinator_address and --process_id must be given"),
+        (["--mode=benchmark", "--images=a"], "--images='a' must be one of noise, real"),
+    ],
+)
+def test_flags_of_other_modes(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal(capsys, *arguments)
+
+
 def test_a_run_that_saved_nothing_may_change(old_run):
     (old_run / "checkpoints" / "2" / "state").unlink()
     (old_run / "checkpoints" / "2").rmdir()
@@ -677,7 +742,7 @@ def old_run(tmp_path) -> pathlib.Path:
     """The directory of a run of the smoke configuration, with a checkpoint."""
     directory = tmp_path / "old"
     config, *_ = main.parse(["main.py", SMOKE])
-    workdir.write_run(config, tiny.dataset(6, 3), directory)
+    workdir.write_run(config, tiny.dataset(6, 3).facts, directory)
     (directory / "checkpoints" / "2").mkdir(parents=True)
     (directory / "checkpoints" / "2" / "state").write_bytes(b"state")
     (directory / "metrics.jsonl").write_text('{"step": 2}\n')
@@ -793,7 +858,7 @@ def test_a_place_that_is_lost_in_between(tmp_path):
     workdir.check(config, directory)
     directory.write_text("somebody else's")
     with pytest.raises(main.UsageError, match=r"cannot be used \(.+\); choose another"):
-        workdir.write_run(config, tiny.dataset(6, 3), directory)
+        workdir.write_run(config, tiny.dataset(6, 3).facts, directory)
 
 
 def test_the_written_configuration(tmp_path):
@@ -801,7 +866,7 @@ def test_the_written_configuration(tmp_path):
     directory = tmp_path / "new" / "run"
     workdir.check(config, directory)
     assert not directory.exists()
-    workdir.write_run(config, tiny.dataset(6, 3), directory)
+    workdir.write_run(config, tiny.dataset(6, 3).facts, directory)
     assert set(snapshot(directory)) == {
         pathlib.Path("config.json"),
         pathlib.Path("dataset.json"),
