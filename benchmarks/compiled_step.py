@@ -2,7 +2,7 @@
 
     pip install -r requirements.txt          # with the CUDA wheels
     python benchmarks/compiled_step.py --target=a100 --config.compute_dtype=bfloat16
-    python benchmarks/compiled_step.py --config=configs/cifar10_duet_rot.py ...
+    python benchmarks/compiled_step.py --config=configs/cifar10_duet_rot.py --devices=8
 
 One update is compiled ahead of time and never run: memory as the compiler plans it,
 the operations it launches, the layouts of convolutions, and what they read and write.
@@ -64,19 +64,19 @@ dnn_version_info {{ major: 9 minor: 8 patch: 0 }}
 _TRAIN, _TEST, _CLASSES = 50_000, 10_000, 10
 
 
-def compile_step(config, target: str):
-    """Returns one compiled update for one device of the target."""
+def compile_step(config, target: str, count: int):
+    """Returns one compiled update for some devices of the target."""
     topology = topologies.get_topology_desc(
         platform="cuda",
         target_config=_DESCRIPTION.format(*TARGETS[target]),
-        topology="1x1x1",
+        topology=f"1x1x{count}",
     )
     side = decoding.preprocessed_side(
         config.dataset.image_size, config.dataset.center_crop
     )
     names = tuple(map(str, range(_CLASSES)))
     run = plan.make_plan(config, DatasetFacts("-", side, 3, names, _TRAIN, _TEST))
-    devices = jax.sharding.Mesh(np.array(topology.devices[:1]), (mesh.AXIS,))
+    devices = jax.sharding.Mesh(np.array(topology.devices), (mesh.AXIS,))
     run = run._replace(mesh=devices, unroll=True, steps_per_call=1)
     update = train_state.make_update(run.method, run.graphdef, run.optimizer, run.rate)
     call = steps.make_train_call(update, _pick, 1, unroll=True)
@@ -84,13 +84,17 @@ def compile_step(config, target: str):
         (
             jax.ShapeDtypeStruct((_TRAIN, side, side, 3), np.uint8),
             jax.ShapeDtypeStruct((_TRAIN,), np.int32),
-            jax.ShapeDtypeStruct((run.batch_size,), np.int32),
         ),
         mesh.whole(devices),
     )
-    traced = jax.jit(call, donate_argnums=0, out_shardings=mesh.whole(devices)).trace(
-        steps.initial_shapes(run), steps.key_shape(run), *data
+    rows = jax.ShapeDtypeStruct(
+        (run.batch_size,), np.int32, sharding=mesh.split(devices)
     )
+    whole = mesh.whole(devices)
+    with jax.set_mesh(devices):
+        traced = jax.jit(call, donate_argnums=0, out_shardings=whole).trace(
+            steps.initial_shapes(run), steps.key_shape(run), *data, rows
+        )
     return traced.lower(lowering_platforms=("cuda",)).compile()
 
 
@@ -198,6 +202,25 @@ def _is_activation(operation: Operation, batch_size: int) -> bool:
     )
 
 
+_EXCHANGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all",
+              "collective-permute")  # fmt: skip
+
+
+def exchanges(computations) -> Iterator[str]:
+    """Yields what devices tell each other: how often, and how many bytes in all."""
+    found = collections.defaultdict(list)
+    for computation in computations.values():
+        for operation in computation.values():
+            kind = operation.kind.removesuffix("-start")
+            if kind in _EXCHANGES:
+                found[kind].append(operation.size)
+    for kind, sizes in found.items():
+        yield (
+            f"{kind}: {len(sizes)}, {sum(sizes) / 1e6:.2f} MB in all, the largest "
+            f"{max(sizes) / 1e6:.2f} MB"
+        )
+
+
 def report(compiled, batch_size: int) -> Iterator[str]:
     """Yields the lines of the report."""
     memory = compiled.memory_analysis()
@@ -225,6 +248,7 @@ def report(compiled, batch_size: int) -> Iterator[str]:
     yield f"read and written: {total / 1e9:.1f} GB"
     yield f"transposes and copies of activations: {large}"
     layouts = collections.Counter(re.findall(r"dim_labels=(\S+?),", text))
+    yield from exchanges(computations)
     yield f"convolutions: {', '.join(f'{n} {name}' for name, n in layouts.items())}"
     yield "\n| operations | number | read, GB | written, GB | share |"
     yield "|---|---:|---:|---:|---:|"
@@ -240,18 +264,26 @@ def report(compiled, batch_size: int) -> Iterator[str]:
 
 def run(argv: list[str]) -> None:
     """Compiles what the command line asks for, and prints the report."""
-    chosen = [a.partition("=")[2] for a in argv if a.startswith("--target=")]
-    target = chosen[-1] if chosen else "a100"
+    options = {"--target": "a100", "--devices": "1"}
+    others = []
+    for argument in argv:
+        name, _, value = argument.partition("=")
+        if name in options:
+            options[name] = value
+        else:
+            others.append(argument)
+    target, count = options.values()
     if target not in TARGETS:
         raise UsageError(f"--target={target!r} must be one of {', '.join(TARGETS)}.")
-    others = [a for a in argv if not a.startswith("--target=")]
     config = main.parse([*others, "--mode=benchmark"]).config
     print(
-        f"{target}, jax {jax.__version__}: {config.method}, {config.encoder.name}, "
-        f"{config.compute_dtype}, batch {config.batch_size}, "
+        f"{count} x {target}, jax {jax.__version__}: {config.method}, "
+        f"{config.encoder.name}, {config.compute_dtype}, batch {config.batch_size}, "
         f"remat {config.encoder.remat}"
     )
-    print("\n".join(report(compile_step(config, target), config.batch_size)))
+    print(
+        "\n".join(report(compile_step(config, target, int(count)), config.batch_size))
+    )
 
 
 if __name__ == "__main__":

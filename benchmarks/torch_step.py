@@ -55,7 +55,7 @@ _CLASSES = 10
 
 # Differences at which two float32 updates count as the same. They leave room for
 # rounding alone: an untrained network amplifies it layer by layer, and PyTorch's eager
-# BN on a CPU, channels last, has more of it than either compiler (gradients 4e-3 against 8e-6).
+# channels-last BN on a CPU has more of it than either compiler.
 TOLERANCES = {"losses": 1e-4, "gradients": 5e-2, "statistics": 1e-4, "weights": 5e-2}
 # AdamW first moves by the sign of the gradient, times the rate. Weights are compared
 # where the gradient is at least this share of its network's typical one: elsewhere,
@@ -413,7 +413,7 @@ def table(rows: dict[str, dict]) -> str:
         times = row["ms_per_step"]
         lines.append(
             f"| {name} | {row['median_ms_per_step']:.1f} ({min(times):.1f} to "
-            f"{max(times):.1f}) | {row['images_per_second']:.0f} | {row['ratio']:.2f} "
+            f"{max(times):.1f}) | {row['images_per_second']:.4g} | {row['ratio']:.2f} "
             f"({row['ratio_min']:.2f} to {row['ratio_max']:.2f}) | "
             f"{row['compile_seconds']:.1f} |"
         )

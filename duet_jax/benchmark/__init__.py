@@ -5,6 +5,7 @@ Read `benchmark` first. It trains nothing and leaves one file, `benchmark.json`.
 
 import contextlib
 import datetime
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -26,20 +27,27 @@ import numpy as np
 from duet_jax import devices, mesh, processes, train_state, workdir
 from duet_jax.benchmark import ceiling, flops, parts
 from duet_jax.benchmark.table import table
-from duet_jax.benchmark.timing import Times, times
+from duet_jax.benchmark.timing import Times, times_in_turn
 from duet_jax.data import decoding
 from duet_jax.errors import UsageError
 from duet_jax.feeds import Feed, make_feed, open_dataset
 from duet_jax.plan import Plan, make_plan
-from duet_jax.steps import Compiled, initial_state, lower_train, make_keys
-from duet_jax.types import Dataset, Split
+from duet_jax.steps import (
+    Compiled,
+    initial_shapes,
+    initial_state,
+    lower_train,
+    make_keys,
+)
+from duet_jax.types import Dataset, Split, TrainState
 
 _log = logging.getLogger(__name__)
 
 IMAGES = ("noise", "real")
 # Of noise: as many as CIFAR-10 has, if they do not take more memory than this.
 _NOISE_IMAGES, _NOISE_BYTES = 50_000, 2**30
-_PIPELINE_SECONDS = 10.0
+# To spend on the step and its parts, and on what the host does.
+_SECONDS, _PIPELINE_SECONDS = 40.0, 10.0
 
 
 def benchmark(
@@ -107,16 +115,13 @@ def measure(plan: Plan, feed: Feed) -> dict[str, Any]:
     """Compiles the training call, runs it and its parts, and returns what was found."""
     call, compile_seconds = _compile(plan, feed)
     compiled = Compiled(call, None, make_keys(plan))
-    state = initial_state(plan)
-    _log.info("timing the step ...")
     with contextlib.closing(_endless(feed)) as calls:
-        step, state = _time_step(compiled, state, calls)
-        host, state = _host_times(compiled, state, calls, feed)
-        first = next(calls)
-    _log.info("timing its parts ...")
-    found = _time_parts(plan, feed, state, compiled, first)
+        found = _time_step_and_parts(plan, feed, compiled, calls)
+        _log.info("timing what the host does ...")
+        host = _host_times(compiled, initial_state(plan), calls, feed)
+    step = found.pop("step")
     per_step = step.median / plan.steps_per_call
-    operations = _operations(plan, feed, state)
+    operations = _operations(plan)
     return {
         "compile_seconds": compile_seconds,
         "step": _milliseconds(step, plan),
@@ -160,17 +165,37 @@ def _endless(feed: Feed) -> Iterator[tuple]:
         yield from feed.training(0)
 
 
-def _time_step(compiled: Compiled, state, calls) -> tuple[Times, Any]:
-    def call():
-        nonlocal state
-        arguments = next(calls)
-        state, scores = compiled.train(state, compiled.keys.training, *arguments)
+def _time_step_and_parts(
+    plan: Plan, feed: Feed, compiled: Compiled, calls: Iterator[tuple]
+) -> dict[str, Times]:
+    """Times the training call, as "step", and each of its parts by name."""
+    key, state = compiled.keys.training, initial_state(plan)
+    first = next(calls)
+
+    def batch_and_views(key, *arguments):
+        batch = feed.pick_train(jnp.zeros((), jnp.int32), *arguments)
+        return batch, plan.method.make_views(key, batch.images, train=True)
+
+    with jax.set_mesh(plan.mesh):
+        batch, views = jax.jit(batch_and_views)(key, *first)
+    arguments = (state, key, batch, views)
+    _log.info("compiling its parts ...")
+    found = {name: parts.compile_part(plan, name, arguments) for name in parts.PARTS}
+    step_state = initial_state(plan)  # donated, call by call
+
+    def step():
+        nonlocal step_state
+        step_state, scores = compiled.train(step_state, key, *next(calls))
         return scores
 
-    return times(call), state
+    _log.info("timing the step and its parts ...")
+    timed = {n: functools.partial(part, *arguments) for n, part in found.items()}
+    return times_in_turn({"step": step, **timed}, _SECONDS)
 
 
-def _host_times(compiled: Compiled, state, calls, feed: Feed) -> tuple[dict, Any]:
+def _host_times(
+    compiled: Compiled, state: TrainState, calls: Iterator[tuple], feed: Feed
+) -> dict[str, float]:
     """Runs calls as a training does, reports read one call late.
 
     Returns the share of the time in which the host waited for the device, which is
@@ -193,37 +218,21 @@ def _host_times(compiled: Compiled, state, calls, feed: Feed) -> tuple[dict, Any
         "waits_for_device": waited / wall,
         "waits_for_images": ((feed.waited or 0.0) - images) / wall,
         "ms_per_call": 1e3 * wall / count,
-    }, state
+    }
 
 
-def _time_parts(plan: Plan, feed: Feed, state, compiled: Compiled, first) -> dict:
-    def batch_and_views(key, *arguments):
-        batch = feed.pick_train(jnp.zeros((), jnp.int32), *arguments)
-        return batch, plan.method.make_views(key, batch.images, train=True)
-
-    key = compiled.keys.training
-    with jax.set_mesh(plan.mesh):
-        batch, views = jax.jit(batch_and_views)(key, *first)
-    arguments = (state, key, batch, views)
-    found = {}
-    for name in parts.PARTS:
-        part = parts.compile_part(plan, name, arguments)
-        found[name] = times(lambda part=part: part(*arguments))
-    return found
-
-
-def _operations(plan: Plan, feed: Feed, state) -> dict[str, float]:
+def _operations(plan: Plan) -> dict[str, float]:
     """Operations of one update on all devices: by XLA's count, and ours."""
     update = train_state.make_update(
         plan.method, plan.graphdef, plan.optimizer, plan.rate
     )
-    side, channels = plan.method.two_views.stack.input_side, None
-    channels = plan.method.two_views.stack.channels
+    stack = plan.method.two_views.stack
+    shape = (plan.batch_size, stack.input_side, stack.input_side, stack.channels)
     batch = (
-        jax.ShapeDtypeStruct((plan.batch_size, side, side, channels), np.uint8),
+        jax.ShapeDtypeStruct(shape, np.uint8),
         jax.ShapeDtypeStruct((plan.batch_size,), np.int32),
     )
-    shapes = jax.eval_shape(lambda x: x, state)
+    shapes = jax.eval_shape(lambda x: x, initial_shapes(plan))
     lowered = jax.jit(update).lower(shapes, jax.random.key(0), *batch)
     return {
         "xla": lowered.cost_analysis()["flops"],

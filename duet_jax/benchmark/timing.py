@@ -2,13 +2,11 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
 
-# A function is called for about so long, and so often.
-_SECONDS = 10.0
 _MOST_CALLS = 200
 _FEWEST_CALLS = 5
 
@@ -22,18 +20,37 @@ class Times(NamedTuple):
     calls: int
 
 
-def times(call: Callable[[], object], seconds: float = _SECONDS) -> Times:
+def times(call: Callable[[], object], seconds: float) -> Times:
     """Measures a call that has been compiled.
 
     Args:
       call: returns arrays; it is over when they are computed.
       seconds: to spend on it, within limits.
     """
-    for _ in range(2):  # the first one also loads the program
-        first = _one(call)
-    calls = min(_MOST_CALLS, max(_FEWEST_CALLS, int(seconds / max(first, 1e-9))))
-    found = [_one(call) for _ in range(calls)]
-    return Times(statistics.median(found), min(found), max(found), calls)
+    return times_in_turn({"it": call}, seconds)["it"]
+
+
+def times_in_turn(
+    calls: Mapping[str, Callable[[], object]], seconds: float
+) -> dict[str, Times]:
+    """Measures several calls in turn, so that a slow moment is one for all of them.
+
+    Args:
+      calls: by name; see `times`.
+      seconds: to spend on all of them, within limits.
+    """
+    for call in calls.values():  # the first call also loads the program
+        _one(call)
+    first = sum(_one(call) for call in calls.values())
+    rounds = min(_MOST_CALLS, max(_FEWEST_CALLS, int(seconds / max(first, 1e-9))))
+    found = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            found[name].append(_one(call))
+    return {
+        name: Times(statistics.median(each), min(each), max(each), rounds)
+        for name, each in found.items()
+    }
 
 
 def _one(call: Callable[[], object]) -> float:
