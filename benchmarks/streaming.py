@@ -1,6 +1,6 @@
 """Images per second and memory of streaming from a folder.
 
-    python -m benchmarks.streaming --images=200000 --side=64 --workers=8
+    python benchmarks/streaming.py --images=200000 --side=64 --workers=8
 
 makes a folder of JPEG files, takes one epoch of batches from it as training does, and
 prints how fast they came and how much memory each process held meanwhile.
@@ -16,9 +16,12 @@ import io
 import multiprocessing
 import os
 import pathlib
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import numpy as np
 from PIL import Image
