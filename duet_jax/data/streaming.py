@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent import futures
+from multiprocessing import resource_tracker
 from typing import NamedTuple, Protocol
 
 import grain
@@ -33,6 +33,8 @@ _SHARED_MEMORY = "/dev/shm"
 # waits for room, and one in the queue of a worker; one fetched, and one being joined.
 _MOST_WAITING = 6
 _LONGEST_FREEING = 5.0  # seconds
+# Until workers are killed; on their own they end with the part they are making.
+_LONGEST_CLOSING = 10.0
 
 
 class Rows(Protocol):
@@ -161,6 +163,7 @@ def batches(
     """
     if workers:
         _check_shared_memory(examples.nbytes(len(rows.rows(start))), workers)
+        _start_quiet_tracker()
     if not flags.FLAGS.is_parsed():  # as in a notebook; Grain asks for flags of its own
         flags.FLAGS.mark_as_parsed()
     parts, in_workers = max(1, workers), workers > 0
@@ -194,12 +197,16 @@ class Batches(Iterator[Split]):
         self._in_workers = in_workers
         self._remaining = count
         self._parts = [iter(pipeline) for pipeline in pipelines]
+        self._workers: list[multiprocessing.Process] = []
+        others = multiprocessing.active_children()
         try:
             for part in self._parts:
                 part.get_state()  # Grain makes what is to be started
             with _interrupts_blocked():
                 for part in self._parts:
                     part.start_prefetch()
+            started = multiprocessing.active_children()
+            self._workers = [each for each in started if each not in others]
         except BaseException:
             self.close()
             raise
@@ -239,11 +246,24 @@ class Batches(Iterator[Split]):
         """Ends the workers, which takes each as long as the part it is making."""
         # None is kept: Grain's would be closed again, too late, when the program ends.
         parts, self._parts, self._remaining = self._parts, [], 0
-        with futures.ThreadPoolExecutor(max(1, len(parts))) as executor:
-            list(executor.map(lambda part: part.close(), parts))
+        self._close(parts)
         if parts and self._in_workers:
             parts.clear()
             _free_shared_memory()
+
+    def _close(self, parts: Sequence[grain.DatasetIterator]) -> None:
+        """Closes the parts side by side, and kills workers that do not end."""
+        closing = [threading.Thread(target=each.close, daemon=True) for each in parts]
+        for thread in closing:
+            thread.start()
+        deadline = time.monotonic() + _LONGEST_CLOSING
+        for thread in closing:
+            thread.join(max(0, deadline - time.monotonic()))
+        # An interrupt that hits the main thread within a queue of Grain's can leave a
+        # thread of Grain's waiting for ever.
+        if any(thread.is_alive() for thread in closing):
+            for worker in self._workers:
+                worker.kill()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,6 +320,23 @@ def _interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_quiet_tracker() -> None:
+    """Starts the process that frees shared memory at exit, if it is not there yet.
+
+    A worker that is told to stop may hold a part that it has not handed over. The
+    tracker frees it, as it should, and is not to warn of it.
+    """
+    name, quiet = "PYTHONWARNINGS", "ignore:resource_tracker:UserWarning"
+    before = os.environ.get(name)
+    os.environ[name] = f"{before},{quiet}" if before else quiet
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def _free_shared_memory() -> None:
