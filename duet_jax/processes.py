@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from duet_jax.errors import UsageError
@@ -129,6 +130,13 @@ def wait_for_all(name: str) -> None:
     """Returns when every process has come to the point called `name`."""
     if are_several():
         multihost_utils.sync_global_devices(name)
+
+
+def agree(number: int) -> int:
+    """Returns the first process's `number`: all must do something equally often."""
+    if not are_several():
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
 
 
 def leave(status: int) -> NoReturn:

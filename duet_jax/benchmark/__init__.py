@@ -16,18 +16,19 @@ import platform
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from duet_jax import devices, mesh, processes, train_state, workdir
 from duet_jax.benchmark import ceiling, flops, parts
 from duet_jax.benchmark.table import table
-from duet_jax.benchmark.timing import Times, times_in_turn
+from duet_jax.benchmark.timing import Times, calls_in, times_in_turn
 from duet_jax.data import decoding
 from duet_jax.errors import UsageError
 from duet_jax.feeds import Feed, make_feed, open_dataset
@@ -118,8 +119,11 @@ def measure(plan: Plan, feed: Feed) -> dict[str, Any]:
     with contextlib.closing(_endless(feed)) as calls:
         found = _time_step_and_parts(plan, feed, compiled, calls)
         _log.info("timing what the host does ...")
-        host = _host_times(compiled, initial_state(plan), calls, feed)
-    step = found.pop("step")
+        step = found.pop("step")
+        count = calls_in(_PIPELINE_SECONDS, step.median)
+        host = _host_times(
+            compiled, initial_state(plan), itertools.islice(calls, count), feed
+        )
     per_step = step.median / plan.steps_per_call
     operations = _operations(plan)
     return {
@@ -149,14 +153,20 @@ def _compile(plan: Plan, feed: Feed) -> tuple[Any, dict[str, float]]:
 @contextlib.contextmanager
 def _compilation_cache_of_its_own() -> Iterator[None]:
     """Compiled programs are kept, but not found among those of other runs."""
-    before = jax.config.jax_compilation_cache_dir
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
     with tempfile.TemporaryDirectory() as directory:
-        jax.config.update("jax_compilation_cache_dir", directory)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        _configure(names, (directory, 0.0))
         try:
             yield
         finally:
-            jax.config.update("jax_compilation_cache_dir", before)
+            _configure(names, before)
+
+
+def _configure(names: Sequence[str], values: Sequence[Any]) -> None:
+    for name, value in zip(names, values, strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # JAX looks at the directory only once
 
 
 def _endless(feed: Feed) -> Iterator[tuple]:
@@ -203,15 +213,13 @@ def _host_times(
     """
     waited, images, count, late = 0.0, feed.waited or 0.0, 0, None
     start = time.perf_counter()
-    for arguments in itertools.islice(calls, 1000):
+    for arguments in calls:
         state, scores = compiled.train(state, compiled.keys.training, *arguments)
         if late is not None:
             clock = time.perf_counter()
             jax.device_get(late)
             waited += time.perf_counter() - clock
         late, count = scores, count + 1
-        if time.perf_counter() - start > _PIPELINE_SECONDS and count > 2:
-            break
     jax.block_until_ready(late)
     wall = time.perf_counter() - start
     return {

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import jax
 
+from duet_jax import processes
+
 _MOST_CALLS = 200
 _FEWEST_CALLS = 5
 
@@ -42,7 +44,7 @@ def times_in_turn(
     for call in calls.values():  # the first call also loads the program
         _one(call)
     first = sum(_one(call) for call in calls.values())
-    rounds = min(_MOST_CALLS, max(_FEWEST_CALLS, int(seconds / max(first, 1e-9))))
+    rounds = calls_in(seconds, first)
     found = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -51,6 +53,13 @@ def times_in_turn(
         name: Times(statistics.median(each), min(each), max(each), rounds)
         for name, each in found.items()
     }
+
+
+def calls_in(seconds: float, one: float) -> int:
+    """Returns how many calls of `one` second take `seconds`, within limits."""
+    return processes.agree(
+        min(_MOST_CALLS, max(_FEWEST_CALLS, int(seconds / max(one, 1e-9))))
+    )
 
 
 def _one(call: Callable[[], object]) -> float:
