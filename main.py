@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import ml_collections
 from absl import flags
 from absl import logging as absl_logging
@@ -82,6 +81,8 @@ _CLUSTER = ("coordinator_address", "num_processes", "process_id")
 _BEFORE_A_RUN = {"train": _CLUSTER, "benchmark": ("images", "out", *_CLUSTER)}
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
+# What JAX says when it no longer reaches another process.
+_LOST = re.compile(r"(?i)connection (closed|reset|refused)|peer|heartbeat|UNAVAILABLE")
 _BAD_VALUE = re.compile(r"flag --config\.([\w.]+)=(.*?): ", re.DOTALL)
 
 
@@ -314,10 +315,11 @@ def main(argv: Sequence[str]) -> int:
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             reason = f"the device has too little memory for this run; {remedy}"
-        elif processes.are_several() and isinstance(error, jax.errors.JaxRuntimeError):
+        elif processes.are_several() and _LOST.search(str(error)):
             reason = (
                 "another process of this job is gone "
-                f"({' '.join(str(error).split())[:160]}); {interrupted}"
+                f"({' '.join(str(error).split())[:160]}); see what the others say, "
+                f"then {interrupted}"
             )
         else:
             raise

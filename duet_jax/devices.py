@@ -19,19 +19,19 @@ def cache_directory() -> pathlib.Path:
 def select(device: str) -> None:
     """Makes JAX use `device` ("auto", "cpu" or "gpu"); before anything is computed.
 
-    Raises:
-      UsageError: "gpu" where JAX finds none.
+    Whether there is one is asked by `check`, after the processes have found each other.
     """
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    elif device == "gpu":
-        _require_gpu()
-    elif _cuda_wheels_without_driver():
+    elif device == "auto" and _cuda_wheels_without_driver():
         # JAX would fall back to the CPU as well, after a page of traceback.
         jax.config.update("jax_platforms", "cpu")
 
 
-def _require_gpu() -> None:
+def check(device: str) -> None:
+    """Raises a UsageError where `device` is "gpu" and JAX finds none."""
+    if device != "gpu":
+        return
     try:
         platform = jax.default_backend()
     except RuntimeError as error:

@@ -51,6 +51,7 @@ def evaluate(
     """
     workdir.check_writable(directory / "eval", "--workdir")
     devices.select(config.device)
+    devices.check(config.device)
     devices.enable_compilation_cache(config.compilation_cache)
     run = runs.restore(config, directory, step)
     _log.info("devices      %s", devices.describe())

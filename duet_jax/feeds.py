@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from duet_jax import devices, mesh
+from duet_jax import devices, mesh, processes
 from duet_jax.data import (
     StreamedDataset,
     batches,
@@ -166,8 +166,7 @@ class StreamedFeed:
     def training(self, start: int) -> Iterator[Arguments]:
         """Yields the images and labels of each call.
 
-        Those of the next call are on their way to the devices when those of this one
-        are handed out.
+        They are put on the devices while these are at the call before.
         """
         plan = self._plan
         rows = _training_rows(plan, self._dataset.facts.num_train)
@@ -179,13 +178,8 @@ class StreamedFeed:
             workers=self._workers,
         )
         try:
-            ready = None
             for _ in range(start, plan.total_steps, plan.steps_per_call):
-                following = mesh.deal_out(self._chunk(stream), plan.mesh, axis=1)
-                if ready is not None:
-                    yield ready
-                ready = following
-            yield ready
+                yield mesh.deal_out(self._chunk(stream), plan.mesh, axis=1)
         finally:
             stream.close()
 
@@ -226,6 +220,17 @@ def open_dataset(config: ml_collections.ConfigDict) -> Dataset | StreamedDataset
     Raises:
       UsageError: the data are missing or damaged, or cannot be read as asked for.
     """
+    # One answer for all: they run one program.
+    limit = processes.agree(devices.memory()) // _DATA_SHARE
+    # The first process downloads, prepares and decodes; the others find the files.
+    return processes.first_alone(
+        "data", functools.partial(_open_dataset, config, limit)
+    )
+
+
+def _open_dataset(
+    config: ml_collections.ConfigDict, limit: int
+) -> Dataset | StreamedDataset:
     found = find_dataset(
         config.dataset.name,
         path=config.dataset.path,
@@ -235,14 +240,14 @@ def open_dataset(config: ml_collections.ConfigDict) -> Dataset | StreamedDataset
     )
     placement = config.dataset.placement
     if placement == "auto":
-        fits = found.fits(devices.memory() // _DATA_SHARE)
-        placement = "device" if fits else "host"
+        placement = "device" if found.fits(limit) else "host"
     if placement == "device":
         return decode_dataset(found, config.dataset.cache_dir)
     if config.knn.every:
         raise UsageError(
-            f"config.knn.every={config.knn.every} needs all images in memory, and with "
-            "config.dataset.placement=host they are not; set config.knn.every=0 or "
+            f"config.knn.every={config.knn.every} needs all images in memory, where "
+            f"config.dataset.placement={config.dataset.placement} does not put them "
+            f"({found.source.location}); set config.knn.every=0 or "
             "config.dataset.placement=device."
         )
     return stream(found)
@@ -253,10 +258,11 @@ def make_feed(
 ) -> Feed:
     """Returns what hands the batches of `dataset` to the compiled functions."""
     if isinstance(dataset, StreamedDataset):
-        workers = config.dataset.workers
-        return StreamedFeed(
-            plan, dataset, devices.count_cores() if workers < 0 else workers
-        )
+        wanted = config.dataset.workers
+        first, last = mesh.columns(plan.batch_size)
+        # One that had no image of a batch to read would only take memory.
+        workers = min(devices.count_cores() if wanted < 0 else wanted, last - first)
+        return StreamedFeed(plan, dataset, workers)
     return ResidentFeed(plan, dataset)
 
 

@@ -20,7 +20,8 @@ def make_mesh() -> Mesh:
     """Returns the mesh of all devices of all processes, process by process."""
     # Not `jax.make_mesh`, which may order the devices otherwise: a process feeds a
     # part of the batch without a gap.
-    return Mesh(np.array(jax.devices()), (AXIS,))
+    devices = sorted(jax.devices(), key=lambda each: (each.process_index, each.id))
+    return Mesh(np.array(devices), (AXIS,))
 
 
 def whole(mesh: Mesh) -> NamedSharding:
@@ -71,7 +72,7 @@ def deal_out(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
 
 
 def columns(batch_size: int) -> tuple[int, int]:
-    """Returns the first and the last but one row of a batch that this process feeds."""
+    """Returns the rows of a batch that this process feeds: first, one past the last."""
     share = batch_size // jax.process_count()
     return share * jax.process_index(), share * (jax.process_index() + 1)
 
@@ -79,6 +80,12 @@ def columns(batch_size: int) -> tuple[int, int]:
 def check_batch_size(batch_size: int) -> None:
     """Raises a UsageError unless a batch can be split evenly over all devices."""
     count = jax.device_count()
+    if count != jax.local_device_count() * jax.process_count():
+        raise UsageError(
+            f"this process has {jax.local_device_count()} of {count} devices, and "
+            f"there are {jax.process_count()} processes; give all of them equally many "
+            "(CUDA_VISIBLE_DEVICES)."
+        )
     if batch_size % count == 0:
         return
     below = batch_size // count * count

@@ -106,8 +106,8 @@ def end_lines(workdir: pathlib.Path) -> None:
     if rows:
         best = max(rows, key=lambda row: row[BEST_METRIC])
         _log.info(
-            "finished     test online_top1 %.1f %% after epoch %d (best %.1f %% "
-            "after %d)",
+            "finished     test online_top1 %.1f %% after epoch %.4g (best %.1f %% "
+            "after %.4g)",
             100 * rows[-1][BEST_METRIC],
             rows[-1]["epoch"],
             100 * best[BEST_METRIC],

@@ -66,6 +66,7 @@ def train(
     workdir.check(config, directory)
     devices.select(config.device)
     processes.start(**cluster)
+    devices.check(config.device)
     mesh.check_batch_size(config.batch_size)
     devices.enable_compilation_cache(config.compilation_cache)
     dataset = open_dataset(config)

@@ -665,7 +665,8 @@ def test_a_lost_process_is_one_line(monkeypatch, capsys):
     assert main.main(["main.py", SMOKE]) == 1
     assert capsys.readouterr().err == (
         "error: another process of this job is gone (UNKNOWN: Gloo failed Connection "
-        "closed); the same command goes on from the newest checkpoint.\n"
+        "closed); see what the others say, then the same command goes on from the "
+        "newest checkpoint.\n"
     )
 
 

@@ -12,8 +12,9 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 
-from duet_jax import metrics, processes
+from duet_jax import metrics, processes, train
 from duet_jax.errors import UsageError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -117,7 +118,7 @@ def test_two_processes_train_like_one(caches, tmp_path):
             )
     assert "2 x cpu (cpu) in 2 processes" in job.log(0)
     said = [line for line in job.log(1).splitlines() if "Gloo" not in line]
-    assert said == []
+    assert said == ["waiting for the other processes, for up to 300 s ..."]
     assert (tmp_path / "two" / "figures" / "views.png").exists()
     assert sorted(p.name for p in (tmp_path / "two" / "checkpoints").iterdir()) == [
         "2",
@@ -147,6 +148,20 @@ def test_a_job_that_loses_a_process_ends_and_goes_on(caches, tmp_path, before, a
     assert json.loads((workdir / "config.json").read_text())["epochs"] == 30
 
 
+SLURM = {
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:2",
+}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -154,6 +169,8 @@ def test_a_job_that_loses_a_process_ends_and_goes_on(caches, tmp_path, before, a
         ((None, "2", "0"), r"--coordinator_address must be given too"),
         (("host", "2", "0"), r"--coordinator_address='host' must be host:port"),
         (("host:x", "2", "0"), r"must be host:port, such as"),
+        (("host:99999", "2", "0"), r"must be host:port, such as"),
+        ((None, "1", "5"), r"--coordinator_address must be given too"),
         (("host:1", "two", "0"), r"--num_processes='two' must be a whole number"),
         (("host:1", "2", "2"), r"--process_id='2' must be a whole number from 0 to 1"),
         (("host:1", "2", "-1"), r"--process_id='-1' must be a whole number from 0"),
@@ -165,27 +182,20 @@ def test_arguments_that_make_no_job(arguments, message):
 
 
 def test_one_process_joins_nobody(monkeypatch):
-    for launcher in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
-        monkeypatch.setenv(launcher, "1")
+    for variables in (SLURM, OPEN_MPI):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+    # An interactive shell of a job of two, and a single process of mpirun.
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    monkeypatch.setattr("jax.distributed.initialize", pytest.fail)
     processes.start()
     processes.start(num_processes="1")
     assert not processes.are_several()
     assert processes.is_first()
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {
-            "SLURM_NTASKS": "2",
-            "SLURM_JOB_ID": "1",
-            "SLURM_STEP_NODELIST": "node[1-2]",
-            "SLURM_PROCID": "1",
-            "SLURM_LOCALID": "0",
-        },
-        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:2"},
-    ],
-)
+@pytest.mark.parametrize("variables", [SLURM, OPEN_MPI])
 def test_a_launcher_is_recognised(variables, monkeypatch):
     """And JAX left to read the rest."""
     for name, value in variables.items():
@@ -194,19 +204,68 @@ def test_a_launcher_is_recognised(variables, monkeypatch):
     monkeypatch.setattr("jax.distributed.initialize", lambda **each: calls.append(each))
     processes.start()
     assert [sorted(call) for call in calls] == [
-        ["heartbeat_timeout_seconds", "initialization_timeout"]
+        ["heartbeat_timeout_seconds", "initialization_timeout", "local_device_ids"]
     ]
     processes.start(num_processes="1")
     assert len(calls) == 1
 
 
-def test_processes_that_do_not_come(caches, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes, "_START_SECONDS", 1)
+@pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_a_launcher_that_jax_cannot_read_is_no_single_process(name, monkeypatch):
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(UsageError, match=rf"{name}=2 says .* --num_processes=1"):
+        processes.start()
 
+
+@pytest.mark.parametrize(
+    ("visible", "installed", "local", "expected"),
+    [
+        ("0", 8, "4", [0]),  # each process is shown its own
+        ("3", 8, "4", [0]),  # counted among those it sees
+        ("0,1,2,3", 4, "1", [0, 1, 2, 3]),  # one process for a machine
+        (None, 8, "1", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("0,1,2,3", 4, "4", None),  # JAX: number i takes GPU i
+        (None, 0, "2", None),
+        (None, 8, None, None),
+    ],
+)
+def test_gpus_of_a_process(visible, installed, local, expected, monkeypatch, tmp_path):
+    for number in range(installed):
+        (tmp_path / str(number)).mkdir()
+    monkeypatch.setattr(processes, "_GPUS", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if local:
+        monkeypatch.setenv("SLURM_NTASKS_PER_NODE", local)
+    assert processes._local_devices() == expected
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_a_first_process_that_does_not_come(host, monkeypatch):
+    monkeypatch.setattr(processes, "_START_SECONDS", 0.5)
+    address = f"{host}:{free_port()}"
+    with pytest.raises(UsageError, match=rf"{address}: process 0 cannot be reached \("):
+        processes.start(address, "2", "1")
+
+
+def test_an_error_of_jax_is_one_line(monkeypatch):
     def fails(**arguments):
-        assert arguments["initialization_timeout"] == 1
-        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out\n1/2 tasks")
+        assert arguments["num_processes"] == 2
+        raise RuntimeError("ALREADY_EXISTS: something\nelse")
 
     monkeypatch.setattr("jax.distributed.initialize", fails)
-    with pytest.raises(UsageError, match=r"do not find each other \(DEADLINE.*srun"):
+    with pytest.raises(UsageError, match=r"do not find each other \(ALREADY_EXISTS: "):
         processes.start("127.0.0.1:1", "2", "0")
+
+
+def test_gpus_are_asked_for_after_the_processes_are_joined(monkeypatch, tmp_path):
+    """To ask starts JAX, and then it is too late to join."""
+    order = []
+    monkeypatch.setattr(processes, "start", lambda **_: order.append("start"))
+    monkeypatch.setattr(
+        "jax.default_backend", lambda: order.append("backend") or pytest.fail("asked")
+    )
+    with pytest.raises(pytest.fail.Exception):
+        train.train(tiny.config(device="gpu"), tmp_path)
+    assert order == ["start", "backend"]

@@ -78,7 +78,13 @@ def benchmark(
     workdir.check_writable(path.parent, "--out" if out else "--workdir", path.name)
     devices.select(config.device)
     processes.start(**cluster)
+    devices.check(config.device)
     mesh.check_batch_size(config.batch_size)
+    if images == "noise" and config.dataset.placement == "host":
+        raise UsageError(
+            "config.dataset.placement='host' has no effect on noise, which is made in "
+            "memory; use --images=real, or leave it out."
+        )
     dataset = open_dataset(config) if images == "real" else noise(config)
     plan = make_plan(config, dataset.facts, streamed=not isinstance(dataset, Dataset))
     with _compilation_cache_of_its_own():
@@ -103,12 +109,12 @@ def noise(config: ml_collections.ConfigDict) -> Dataset:
     count = min(_NOISE_IMAGES, _NOISE_BYTES // (3 * side**2))
     count = max(count, config.batch_size * max(1, config.steps_per_epoch))
     rng = np.random.default_rng(0)
+    names = tuple(map(str, range(config.dataset.num_classes or 10)))
 
     def split(count: int) -> Split:
         images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
-        return Split(images, rng.integers(0, 10, count, np.int32))
+        return Split(images, rng.integers(0, len(names), count, np.int32))
 
-    names = tuple(map(str, range(config.dataset.num_classes or 10)))
     return Dataset("noise", split(count), split(config.batch_size), names)
 
 

@@ -19,10 +19,8 @@ def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"batch {results['batch_size']}, {config['dataset']['image_size']} px",
     )
     seconds = results["compile_seconds"]
-    yield (
-        "compiled in",
-        f"{seconds['cold']:.1f} s, from the cache {seconds['cached']:.1f} s",
-    )
+    cached = f"from the cache {seconds['cached']:.1f} s"
+    yield "compiled in", f"{seconds['cold']:.1f} s, {cached}"
     yield (
         "step",
         f"{step['median_ms']:.2f} ms ({step['fastest_ms']:.2f} to "
@@ -30,17 +28,8 @@ def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
     yield "images per second", f"{results['images_per_second']:,.0f}"
     yield from _shares(results["parts_ms"], step["median_ms"])
-    operations, rate = results["operations"], results["rate"]
-    yield (
-        "operations of a step",
-        f"{operations['counted'] / 1e9:,.1f} GFLOP in products and convolutions; "
-        f"{operations['xla'] / 1e9:,.1f} by XLA",
-    )
-    most = ", ".join(f"{v:.2f} in {k}" for k, v in rate["ceiling_tflops"].items())
-    yield "rate of a device", f"{rate['tflops_per_device']:.2f} TFLOP/s"
-    yield "matrix ceiling", f"{most} TFLOP/s"
-    yield "share of the ceiling", f"{100 * rate['share_of_ceiling']:.1f} %"
-    memory = results["memory"]
+    yield from _rates(results["operations"], results["rate"])
+    memory, host = results["memory"], results["host"]
     peak = memory["peak"] or memory["peak_of_the_process"]
     yield (
         "memory",
@@ -48,12 +37,23 @@ def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"{memory['temporaries'] / 2**20:,.0f} MiB besides "
         f"{memory['arguments'] / 2**20:,.0f} MiB of arguments",
     )
-    host = results["host"]
+    for what in ("device", "images"):
+        share = 100 * host[f"waits_for_{what}"]
+        yield f"host waits for the {what}", f"{share:.1f} % of the time"
+
+
+def _rates(
+    operations: Mapping[str, float], rate: Mapping[str, Any]
+) -> Iterator[tuple[str, str]]:
     yield (
-        "host waits for the device",
-        f"{100 * host['waits_for_device']:.1f} % of the time",
+        "operations of a step",
+        f"{operations['counted'] / 1e9:,.1f} GFLOP in products and convolutions; "
+        f"{operations['xla'] / 1e9:,.1f} by XLA",
     )
-    yield "host waits for images", f"{100 * host['waits_for_images']:.1f} % of the time"
+    most = ", ".join(f"{v:.2f} in {k}" for k, v in rate["ceiling_tflops"].items())
+    yield "rate of a device", f"{rate['tflops_per_device']:.3f} TFLOP/s"
+    yield "matrix ceiling", f"{most} TFLOP/s"
+    yield "share of the ceiling", f"{100 * rate['share_of_ceiling']:.1f} %"
 
 
 def _shares(parts: Mapping[str, float], step: float) -> Iterator[tuple[str, str]]:
