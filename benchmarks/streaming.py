@@ -43,6 +43,8 @@ def main() -> None:
         "--directory", type=pathlib.Path, help="kept, and used again; default temporary"
     )
     options = parser.parse_args()
+    if options.images < options.batch:
+        parser.error(f"--images={options.images} is less than --batch={options.batch}")
     with _directory(options.directory) as directory:
         if not (directory / "train").exists():
             started = time.perf_counter()

@@ -99,17 +99,31 @@ def plan_of(**changes):
     [(20, 8, "use 16 or 24"), (6, 8, "use 8,"), (1001, 2, "use 1000 or 1002")],
 )
 def test_a_batch_that_cannot_be_split(batch, devices, nearest, monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    have_devices(monkeypatch, devices)
     with pytest.raises(
         UsageError, match=rf"batch_size={batch} .* {devices} .*{nearest}"
     ):
         mesh.check_batch_size(batch)
 
 
+def have_devices(monkeypatch, count, local=None):
+    monkeypatch.setattr(jax, "device_count", lambda: count)
+    monkeypatch.setattr(jax, "local_device_count", lambda: local or count)
+
+
+def test_processes_have_equally_many_devices(monkeypatch):
+    have_devices(monkeypatch, 4, local=3)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(
+        UsageError, match="has 3 of 4 devices, and there are 2 processes"
+    ):
+        mesh.check_batch_size(16)
+
+
 def test_small_test_splits_are_shared_by_all_devices(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    have_devices(monkeypatch, 8)
     run = plan_of(batch_size=16)
     assert run.test_batch_size == 16
     assert run.test_batches(21) == 2
-    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    have_devices(monkeypatch, 4)
     assert plan_of(batch_size=32, steps_per_epoch=1).test_batch_size == 24
