@@ -292,11 +292,13 @@ def test_a_worker_that_is_killed_ends_the_training(tmp_path):
 
 
 PROGRAM = """
-import multiprocessing, time
+import multiprocessing, signal, time
 import jax
 from duet_jax.data import TrainingRows, batches, stream_dataset
 
 if __name__ == "__main__":
+    # As on a terminal; a program that is started in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.numpy.zeros(3).block_until_ready()
     facts, examples = stream_dataset("digits", image_size=8)
     rows = TrainingRows(0, facts.num_train, 100, 10, (0, 10))
