@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import logging
 import math
-import os
 import pathlib
 import platform
 import time
@@ -19,10 +18,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from duet_jax import devices, runs, workdir
+from duet_jax import atomic, devices, runs, workdir
 from duet_jax.evaluators import EVALUATORS, Evaluation, Result, Table
 from duet_jax.figures.style import save
 from duet_jax.settings import fields
+from duet_jax.terminal import printable
 
 _log = logging.getLogger(__name__)
 
@@ -77,12 +77,22 @@ def valid(evaluation: Evaluation, stem: str) -> dict[str, Any] | None:
         whole = (
             isinstance(found["results"], dict)
             and bool(found["results"])
-            and bool([Table(**table) for table in found["tables"]])
+            and bool(found["tables"])
+            and all(_is_table(**table) for table in found["tables"])
             and all(isinstance(picture, str) for picture in found["pictures"])
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if same and whole else None
+
+
+def _is_table(header: list, rows: list, title: str, note: str) -> bool:
+    """Returns whether what a file holds can be shown as a `Table`."""
+    lines = [header, *rows, [title, note]]
+    return all(
+        isinstance(line, list) and all(isinstance(cell, str) for cell in line)
+        for line in lines
+    ) and all(len(row) == len(header) for row in rows)
 
 
 def perform(
@@ -148,9 +158,8 @@ def _write(
     old = _pictures(directory / f"{stem}.json")
     for each, figure in result.figures.items():
         save(directory / f"{stem}_{each}.png", figure)
-    temporary = directory / f".{stem}.json.tmp"
-    temporary.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, directory / f"{stem}.json")
+    with atomic.replacing(directory / f"{stem}.json") as partial:
+        partial.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
     for name in old - set(found["pictures"]):
         (directory / name).unlink(missing_ok=True)
 
@@ -179,7 +188,7 @@ def _plain(value: Any) -> Any:
 
 def as_text(table: Table) -> str:
     """Returns a table in columns, the first to the left, the others to the right."""
-    rows = [table.header, *table.rows]
+    rows = [tuple(map(printable, row)) for row in (table.header, *table.rows)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(table.header))]
 
     def line(row: tuple[str, ...]) -> str:
@@ -190,5 +199,5 @@ def as_text(table: Table) -> str:
         return "  ".join([first, *others]).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
-    lines = [table.title, line(table.header), rule, *map(line, table.rows)]
+    lines = [table.title, line(rows[0]), rule, *map(line, rows[1:])]
     return "\n".join(lines + ([table.note] if table.note else []))

@@ -18,7 +18,7 @@ from PIL import Image
 from test_main import snapshot
 
 import main
-from duet_jax import evaluate, runs, train_state
+from duet_jax import atomic, evaluate, runs, train_state
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.data import load_dataset
 from duet_jax.errors import UsageError
@@ -773,7 +773,7 @@ def fail_as_full(*_, **__):
     ("mode", "module", "function"),
     [
         ("features", features, "_pack"),
-        ("knn", evaluate.os, "replace"),
+        ("knn", atomic.os, "replace"),
         ("linear_probe", evaluate, "save"),
         ("report", report, "save"),
     ],

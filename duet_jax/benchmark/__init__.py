@@ -25,7 +25,7 @@ import ml_collections
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from duet_jax import devices, mesh, processes, train_state, workdir
+from duet_jax import atomic, devices, mesh, processes, train_state, workdir
 from duet_jax.benchmark import ceiling, flops, parts
 from duet_jax.benchmark.table import table
 from duet_jax.benchmark.timing import Times, calls_in, times_in_turn
@@ -95,7 +95,8 @@ def benchmark(
     if processes.is_first():
         with workdir.writing(path, "--out" if out else "--workdir"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(results, indent=2) + "\n")
+            with atomic.replacing(path) as partial:
+                partial.write_text(json.dumps(results, indent=2) + "\n")
         print(table(results))
         _log.info("results in   %s", path)
     processes.wait_for_all("the end")
@@ -238,7 +239,7 @@ def _host_times(
 def _operations(plan: Plan) -> dict[str, float]:
     """Operations of one update on all devices: by XLA's count, and ours."""
     update = train_state.make_update(
-        plan.method, plan.graphdef, plan.optimizer, plan.rate
+        plan.method, plan.graphdef, plan.optimizer, plan.rate, plan.on_nonfinite
     )
     stack = plan.method.two_views.stack
     shape = (plan.batch_size, stack.input_side, stack.input_side, stack.channels)

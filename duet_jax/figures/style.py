@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import matplotlib
@@ -10,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
+
+from duet_jax import atomic
 
 BLUE, ORANGE, LIGHT = "#2a6fb0", "#d9680f", "#a9c5df"
 ACCENT, INK, MUTED, FAINT = "#b3261e", "#222222", "#666666", "#dddddd"
@@ -48,9 +51,10 @@ def save(path: str | os.PathLike, figure: Figure) -> None:
     """Writes `figure` in the format of the suffix, replacing the file at once."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    figure.savefig(partial)
-    os.replace(partial, path)
+    with atomic.replacing(path) as partial, warnings.catch_warnings():
+        # Names of classes may be in any script; the font has a box for what it lacks.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
+        figure.savefig(partial)
 
 
 def titled(width: float, height: float, title: str) -> Figure:

@@ -1,0 +1,22 @@
+"""Files that are there whole or not at all, whenever the program is killed."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a path beside `path`, whose file takes the place of `path` at the end.
+
+    Where the block fails, `path` is left as it was.
+    """
+    path = pathlib.Path(path)
+    # The suffix stays: it says in which format a picture is written.
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

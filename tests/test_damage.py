@@ -1,0 +1,402 @@
+"""Whatever happens to the files of a checkpoint, no other arrays come back."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from duet_jax.checkpoints import Checkpoints
+from duet_jax.errors import UsageError
+from duet_jax.types import TrainState
+
+STEPS = (2, 4, 6)
+
+
+def state(step):
+    kernel = jax.random.normal(jax.random.key(step), (8, 9))
+    params = {"encoder": {"kernel": kernel, "bias": kernel[0]}}
+    stats = {"encoder": {"mean": kernel[1]}}
+    count = jnp.asarray(step, jnp.int32)
+    return TrainState(count, params, stats, (count, params), jnp.asarray(True))
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory):
+    """The checkpoints of three steps."""
+    directory = tmp_path_factory.mktemp("damage") / "checkpoints"
+    with Checkpoints(directory, keep=3) as checkpoints:
+        for step in STEPS:
+            row = {"scores": {"loss": [1.5, 2.5]}, "seconds": 3.0}
+            checkpoints.save(state(step), {"online_top1": step / 10}, row)
+    return directory
+
+
+@pytest.fixture
+def directory(original, tmp_path):
+    return pathlib.Path(shutil.copytree(original, tmp_path / "checkpoints"))
+
+
+@pytest.fixture
+def warnings(caplog):
+    """Returns, and forgets, the warnings since it was called last."""
+
+    def take():
+        messages = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return messages
+
+    with caplog.at_level(logging.WARNING, logger="duet_jax.checkpoints"):
+        yield take
+
+
+def files_of(step):
+    return sorted(path for path in step.rglob("*") if path.is_file())
+
+
+def flip(content, position, bit=0):
+    changed = bytearray(content)
+    changed[position] ^= 1 << bit
+    return bytes(changed)
+
+
+def newest_sound(directory):
+    return Checkpoints(directory, create=False).newest_sound()
+
+
+def check_restored(checkpoints, step):
+    restored = checkpoints.restore(state(0), step)
+    jax.tree.map(np.testing.assert_array_equal, restored, state(step))
+
+
+# What happens to a file: its content -> what is left of it, None for no file.
+DAMAGES = {
+    "half of it": lambda content: content[: len(content) // 2],
+    "emptied": lambda content: b"",
+    "deleted": lambda content: None,
+    "longer": lambda content: content + b"\n",
+    "first bit": lambda content: flip(content, 0, 7),
+    "last bit": lambda content: flip(content, -1),
+    "a bit at a third": lambda content: flip(content, len(content) // 3, 3),
+    "a bit in the middle": lambda content: flip(content, len(content) // 2, 5),
+    "zeros": lambda content: bytes(len(content)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_every_file_of_the_newest(directory, warnings, damage):
+    files = files_of(directory / "6")
+    assert len(files) > 20
+    for path in files:
+        content = path.read_bytes()
+        left = damage(content)
+        path.unlink()
+        if left is not None:
+            path.write_bytes(left)
+        assert newest_sound(directory) == 4
+        [warning] = warnings()
+        name = path.relative_to(directory / "6").as_posix()
+        assert warning.startswith(f"the checkpoint of step 6 is damaged ({name} ")
+        assert warning.endswith("; going on from that of step 4")
+        assert "\n" not in warning
+        path.write_bytes(content)
+    assert newest_sound(directory) == 6
+    assert warnings() == []
+
+
+def test_the_seal_bit_by_bit(directory, warnings):
+    """It is named itself, not the file whose entry was hit."""
+    path = directory / "6" / "checksums.json"
+    content = path.read_bytes()
+    for position in range(0, len(content), 23):
+        path.write_bytes(flip(content, position, position % 8))
+        assert newest_sound(directory) == 4
+        assert "(checksums.json has changed)" in warnings()[0]
+
+
+@pytest.mark.parametrize("item", ["model", "train", "metrics", "row"])
+def test_a_folder_is_gone(directory, warnings, item):
+    shutil.rmtree(directory / "6" / item)
+    assert newest_sound(directory) == 4
+    assert f"damaged ({item}/" in warnings()[0]
+
+
+def test_all_is_gone_but_the_folder(directory, warnings):
+    shutil.rmtree(directory / "6")
+    (directory / "6").mkdir()
+    assert newest_sound(directory) == 4
+    assert "(checksums.json is missing)" in warnings()[0]
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_no_file_but_its_name(directory, warnings, make):
+    path = directory / "6" / "row" / "metadata"
+    path.unlink()
+    make(path)
+    assert newest_sound(directory) == 4  # and does not wait for who fills the pipe
+    assert "(row/metadata is missing)" in warnings()[0]
+
+
+def test_the_one_before_is_damaged_too(directory, warnings):
+    (directory / "6" / "model" / "manifest.ocdbt").unlink()
+    (directory / "4" / "train" / "_METADATA").write_bytes(b"{}")
+    with Checkpoints(directory) as checkpoints:
+        assert checkpoints.newest_sound() == 2
+        check_restored(checkpoints, 2)
+        six, four = warnings()
+        assert "step 6 is damaged (model/manifest.ocdbt is missing)" in six
+        assert "step 4 is damaged (train/_METADATA has 2 bytes instead of " in four
+        checkpoints.set_aside(2)
+        assert checkpoints.all_steps() == [2]
+
+
+def test_none_is_sound(directory, warnings):
+    for step in STEPS:
+        (directory / str(step) / "train" / "_METADATA").unlink()
+    before = sorted(directory.rglob("*"))
+    with Checkpoints(directory) as checkpoints, pytest.raises(UsageError) as caught:
+        checkpoints.newest_sound()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(directory) in message
+    for step in STEPS:
+        assert f"{step}: train/_METADATA is missing" in message
+    assert "nothing is started over" in message
+    assert "another --workdir" in message
+    assert warnings() == []  # nothing is gone on from
+    assert sorted(directory.rglob("*")) == before
+
+
+def test_a_checkpoint_without_a_seal(directory):
+    for step in STEPS:
+        (directory / str(step) / "checksums.json").unlink()
+    with pytest.raises(UsageError, match=r"6: checksums\.json is missing"):
+        newest_sound(directory)
+
+
+def test_what_is_restored_is_checked(directory):
+    [path] = (directory / "6" / "model" / "d").iterdir()
+    path.write_bytes(flip(path.read_bytes(), -9))
+    saved = state(0)
+    with Checkpoints(directory, create=False) as checkpoints:
+        for restore in (
+            lambda: checkpoints.restore(saved),
+            lambda: checkpoints.restore_model(saved.params, saved.batch_stats),
+            lambda: checkpoints.restore_model(saved.params, {}, 6),
+        ):
+            with pytest.raises(UsageError) as caught:
+                restore()
+            assert f"is damaged (model/d/{path.name} has changed)" in str(caught.value)
+            assert str(caught.value).endswith("choose another step: 2, 4.")
+        assert checkpoints.row(6)["seconds"] == 3.0
+        check_restored(checkpoints, 4)
+
+
+def test_the_model_is_of_use_without_the_rest(directory):
+    shutil.rmtree(directory / "6" / "train")
+    (directory / "6" / "row" / "metadata").write_text("{}")
+    with Checkpoints(directory, create=False) as checkpoints:
+        params, _ = checkpoints.restore_model(state(0).params, {})
+        jax.tree.map(np.testing.assert_array_equal, params, state(6).params)
+        with pytest.raises(UsageError, match=r"damaged \(row/metadata has 2 bytes"):
+            checkpoints.row(6)
+
+
+def test_what_was_checked_is_not_read_twice(directory, monkeypatch):
+    with Checkpoints(directory, create=False) as checkpoints:
+        checkpoints.newest_sound()
+        monkeypatch.setattr(hashlib, "file_digest", None)
+        check_restored(checkpoints, 6)
+
+
+def sealed(files):
+    """The text of a seal over `files` that agrees with itself."""
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    seal = {"files": files, "sha256": digest}
+    return json.dumps(seal, sort_keys=True, indent=1)
+
+
+OUTSIDE = b"not of this checkpoint"
+ENTRY = {"bytes": len(OUTSIDE), "sha256": hashlib.sha256(OUTSIDE).hexdigest()}
+HOSTILE = {
+    "parent": sealed({"../../outside": ENTRY}),
+    "parent of a folder": sealed({"model/../../../outside": ENTRY}),
+    "parent of nothing": sealed({"nothing/../../../outside": ENTRY}),
+    "link": sealed({"link": ENTRY}),
+    "below a link": sealed({"folder/outside": ENTRY}),
+    "circle": sealed({"circle/outside": ENTRY}),
+    "home": sealed({"~/outside": ENTRY}),
+    "zero": sealed({"a\0b": ENTRY}),
+    "new line": sealed({"a\nb": ENTRY}),
+    "long": sealed({"a" * 300: ENTRY}),
+    "the directory": sealed({"": ENTRY}),
+    "a list": sealed([]),
+    "no object": sealed("files"),
+    "a number": sealed({"commit_success.txt": 7}),
+    "a pair": sealed({"commit_success.txt": [["bytes", 1], ["sha256", "a"]]}),
+    "text for bytes": sealed({"commit_success.txt": ENTRY | {"bytes": "9"}}),
+    "true for bytes": sealed({"commit_success.txt": ENTRY | {"bytes": True}}),
+    "none for a hash": sealed({"commit_success.txt": ENTRY | {"sha256": None}}),
+    "no bytes": sealed({"commit_success.txt": {"sha256": ""}}),
+    "no hash": sealed({"commit_success.txt": {"bytes": 1}}),
+    "more": sealed({"commit_success.txt": ENTRY | {"more": 1}}),
+    "another order": json.dumps({"sha256": "", "files": {}}),
+    "top level": "[]",
+    "null": "null",
+    "nan": "NaN",
+    "deep": "[" * 100_000,
+    "digits": "9" * 10_000,
+    "not text": b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_seal(directory, warnings, text):
+    """It does not lead out of the checkpoint, where all would agree with it."""
+    outside = directory.parent / "outside"
+    outside.write_bytes(OUTSIDE)
+    (directory / "6" / "link").symlink_to(outside)
+    (directory / "6" / "folder").symlink_to(directory.parent)
+    (directory / "6" / "circle").symlink_to("circle")
+    seal = directory / "6" / "checksums.json"
+    seal.write_bytes(text if isinstance(text, bytes) else text.encode())
+    absolute = sealed({str(outside): ENTRY})
+    for content in (seal.read_bytes(), absolute.encode()):
+        seal.write_bytes(content)
+        assert newest_sound(directory) == 4
+        [warning] = warnings()
+        assert "\n" not in warning
+        checkpoints = Checkpoints(directory, create=False)
+        assert checkpoints.best_step() == 4
+        with pytest.raises(UsageError, match="damaged"):
+            checkpoints.restore(state(0))
+
+
+def test_a_seal_of_nothing(directory):
+    """Agrees with what is there, so that reading must fail in an orderly way."""
+    shutil.rmtree(directory / "6")
+    (directory / "6").mkdir()
+    (directory / "6" / "checksums.json").write_text(sealed({}))
+    checkpoints = Checkpoints(directory, create=False)
+    with pytest.raises(UsageError, match=r"checkpoint 6 .* cannot be read \(KeyError"):
+        checkpoints.restore(state(0))
+
+
+def test_a_file_that_cannot_be_read(directory, warnings, monkeypatch):
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", broken)
+        with pytest.raises(UsageError, match=r"cannot be read \(Input/output error\)"):
+            newest_sound(directory)
+
+
+def test_what_has_no_name_of_a_step_does_not_count(directory):
+    (directory / "8").touch()
+    for name in ("08", "-8", "8.5", "٨", "damaged-8", "8.unsealed"):
+        (directory / name).mkdir()
+    checkpoints = Checkpoints(directory, create=False)
+    assert checkpoints.all_steps() == list(STEPS)
+    assert checkpoints.newest_sound() == 6
+
+
+# Of one change: which file, from where on, how many bytes go, and what comes instead.
+CHANGES = st.tuples(
+    st.integers(0, 10**4), st.integers(0, 10**6), st.integers(0, 3), st.binary()
+)
+
+
+@hypothesis.settings(
+    max_examples=150,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(changes=st.lists(CHANGES, min_size=1, max_size=4))
+def test_random_damage(directory, changes):
+    """Only what was saved comes back, or a line that says what is wrong."""
+    before = {path: path.read_bytes() for path in files_of(directory)}
+    after = dict(before)
+    for number, start, length, new in changes:
+        path = list(before)[number % len(before)]
+        content = after[path]
+        start %= len(content) + 1
+        after[path] = content[:start] + new + content[start + length :]
+        path.write_bytes(after[path])
+    damaged = {
+        path.relative_to(directory).parts[0]
+        for path in before
+        if after[path] != before[path]
+    }
+    expected = [step for step in STEPS if str(step) not in damaged]
+    try:
+        with Checkpoints(directory, create=False) as checkpoints:
+            with contextlib.suppress(UsageError):
+                check_restored(checkpoints, 6)
+            if expected:
+                assert checkpoints.newest_sound() == expected[-1]
+                check_restored(checkpoints, expected[-1])
+            else:
+                with pytest.raises(UsageError):
+                    checkpoints.newest_sound()
+    finally:
+        for path in before:
+            path.write_bytes(before[path])
+
+
+FULL_DISK = """
+import pathlib, resource, sys
+import jax.numpy as jnp
+from absl import logging
+from duet_jax.checkpoints import Checkpoints
+from duet_jax.errors import TrainingError
+from duet_jax.types import TrainState
+
+logging.set_verbosity(logging.FATAL)
+big = {"a": {str(i): jnp.arange(100_000.0) for i in range(30)}}
+
+def state(step):
+    return TrainState(jnp.int32(step), big, big, (big,), jnp.bool_(True))
+
+try:
+    with Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
+        checkpoints.save(state(1), None)
+        checkpoints.wait()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        checkpoints.save(state(2), None)
+except TrainingError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """No traceback of any thread, and the checkpoint before is as it was."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path],
+        cwd=pathlib.Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout == (
+        f"{tmp_path}: a checkpoint cannot be written (File too large); make room or "
+        "put it right, then the same command goes on from step 1.\n"
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.newest_sound() == 1
+    assert os.listdir(tmp_path) == ["1"]
