@@ -43,6 +43,10 @@ def get_config() -> ml_collections.ConfigDict:
     # Compute type of encoder and heads: float32 or bfloat16. Parameters, statistics and
     # losses are float32 in either case.
     config.compute_dtype = "float32"
+    # At a loss or gradient that is not finite. stop: end the run, leave the state as it
+    # was before that update and write a diagnosis; skip: leave the update out, count it
+    # and go on.
+    config.on_nonfinite = "stop"
 
     config.dataset = dataset = ml_collections.ConfigDict()
     # digits (comes with scikit-learn), folder, or the name of a TFDS image

@@ -36,6 +36,7 @@ class Plan(NamedTuple):
       steps_per_epoch: updates in an epoch.
       steps_per_call: updates in a compiled call; divides steps_per_epoch.
       unroll: write the updates of a call out instead of looping.
+      on_nonfinite: what becomes of an update that is not finite; see `make_update`.
       rows_per_epoch: rows of training metrics in an epoch; a checkpoint goes with each
         but the last, which has a rhythm of its own.
     """
@@ -52,6 +53,7 @@ class Plan(NamedTuple):
     steps_per_epoch: int
     steps_per_call: int
     unroll: bool
+    on_nonfinite: str
     rows_per_epoch: int
 
     @property
@@ -118,6 +120,7 @@ def make_plan(
         steps_per_epoch=steps_per_epoch,
         steps_per_call=steps_per_call,
         unroll=on_cpu,
+        on_nonfinite=config.on_nonfinite,
         rows_per_epoch=config.checkpoint.within_epoch + 1,
     )
 

@@ -163,7 +163,7 @@ def compile_functions(plan: Plan, feed: Feed) -> Compiled:
 def lower_train(plan: Plan, feed: Feed) -> jax.stages.Lowered:
     """Returns the training call, traced for the devices of the plan."""
     update = train_state.make_update(
-        plan.method, plan.graphdef, plan.optimizer, plan.rate
+        plan.method, plan.graphdef, plan.optimizer, plan.rate, plan.on_nonfinite
     )
     call = make_train_call(
         update, feed.pick_train, plan.steps_per_call, unroll=plan.unroll

@@ -5,6 +5,7 @@ dicts, which `jax.jit` handles at a fraction of the cost and Orbax stores under 
 names.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from duet_jax.methods import Method, Metrics, Networks
+from duet_jax.methods import Method, Metrics, Networks, Views
+from duet_jax.registry import lookup
 from duet_jax.types import Array, TrainState
 
 # Independent streams of random numbers, each derived from the seed alone. The order of
@@ -50,8 +52,8 @@ def initial_state(
 ) -> TrainState:
     """Returns the state before the first update; to be compiled."""
     _, params, batch_stats = split(method.init(nnx.Rngs(key)))
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, batch_stats, optimizer.init(params))
+    step, sound = jnp.zeros((), jnp.int32), jnp.ones((), bool)
+    return TrainState(step, params, batch_stats, optimizer.init(params), sound)
 
 
 Update = Callable[[TrainState, Array, Array, Array], tuple[TrainState, Metrics]]
@@ -62,6 +64,7 @@ def make_update(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     rate: optax.Schedule,
+    on_nonfinite: str = "stop",
 ) -> Update:
     """Returns `update(state, key, images, labels) -> (state, metrics)`.
 
@@ -70,20 +73,87 @@ def make_update(
       graphdef: structure of its networks.
       optimizer: updates all parameters.
       rate: the optimiser's learning rate, reported among the metrics.
+      on_nonfinite: key of ON_NONFINITE, what becomes of the state where the loss or the
+        norm of the gradient is not finite.
+
+    Returns:
+      A function to compile. Among its metrics are "grad_norm", the norm of the gradient
+      of all parameters, and "skipped", 1.0 where the update was not applied, else 0.0.
     """
+    leave_out = lookup(ON_NONFINITE, on_nonfinite, "config.on_nonfinite")
 
     def update(state: TrainState, key: Array, images: Array, labels: Array):
         views = method.make_views(key, images, train=True)
-
-        def loss(params):
-            networks = nnx.merge(graphdef, params, state.batch_stats)
-            value, metrics = method.loss(networks, views, labels, None, train=True)
-            return value, (metrics, split(networks)[2])
-
-        grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(state.params)
+        result, grads = differentiate(method, graphdef, state, views, labels)
+        loss, (metrics, batch_stats) = result
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {**metrics, "learning_rate": jnp.asarray(rate(state.step))}
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        # It overflows before the squares that the optimiser keeps of the gradient do.
+        norm = optax.tree.norm(grads)
+        applied = jnp.isfinite(loss) & jnp.isfinite(norm) & state.sound
+        after = TrainState(state.step + 1, params, batch_stats, opt_state, state.sound)
+        metrics = {
+            **metrics,
+            "learning_rate": jnp.asarray(rate(state.step)),
+            "grad_norm": norm,
+            "skipped": 1 - applied.astype(norm.dtype),
+        }
+        # A choice leaf by leaf and no branch: it is a part of the loops that make the
+        # update, and nothing waits for the host.
+        return _choose(applied, after, leave_out(state, after)), metrics
 
     return update
+
+
+def differentiate(
+    method: Method,
+    graphdef: nnx.GraphDef,
+    state: TrainState,
+    views: Views,
+    labels: Array,
+) -> tuple[tuple[Array, tuple[Metrics, dict]], dict]:
+    """Returns ((loss, (metrics, new running statistics)), gradients).
+
+    Args:
+      method: scores the networks.
+      graphdef: their structure.
+      state: their parameters and running statistics.
+      views: of a batch, from `method.make_views`.
+      labels: int32, [batch].
+    """
+
+    def loss(params):
+        networks = nnx.merge(graphdef, params, state.batch_stats)
+        value, metrics = method.loss(networks, views, labels, None, train=True)
+        return value, (metrics, split(networks)[2])
+
+    return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+
+def _choose(condition: Array, one: TrainState, other: TrainState) -> TrainState:
+    return jax.tree.map(functools.partial(jnp.where, condition), one, other)
+
+
+def _stand_still(before: TrainState, after: TrainState) -> TrainState:
+    """Keeps the state of the broken step, from which it can be computed again."""
+    del after
+    return before._replace(sound=jnp.zeros_like(before.sound))
+
+
+def _go_on(before: TrainState, after: TrainState) -> TrainState:
+    """Moves on in the data and in the schedule, with the networks as they were.
+
+    What counts is integers: the step and the optimiser's own counts.
+    """
+    return jax.tree.map(
+        lambda old, new: old if jnp.issubdtype(old.dtype, jnp.inexact) else new,
+        before,
+        after,
+    )
+
+
+# What is left of an update that is not finite: name -> f(state before it, after it).
+ON_NONFINITE: dict[str, Callable[[TrainState, TrainState], TrainState]] = {
+    "stop": _stand_still,
+    "skip": _go_on,
+}

@@ -103,9 +103,12 @@ class TrainState(NamedTuple):
       params: nested dict of float32 parameters.
       batch_stats: nested dict of float32 running statistics.
       opt_state: the optimiser's state.
+      sound: bool scalar; False after an update of this run was not finite under
+        on_nonfinite=stop: nothing changes the state any more.
     """
 
     step: Array
     params: dict
     batch_stats: dict
     opt_state: tuple
+    sound: Array

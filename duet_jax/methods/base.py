@@ -28,6 +28,8 @@ from duet_jax.models.resnet import make_encoder
 from duet_jax.types import Array, View
 
 Metrics = Mapping[str, Array]
+# Parameters of a batch of views, by stage of the stack and name.
+Draws = Mapping[str, Mapping[str, Array]]
 
 
 class PredictionView(NamedTuple):
@@ -117,6 +119,14 @@ class Method(Protocol):
           key: decides every draw.
           images: uint8, [batch, side, side, channels].
           train: two augmented views; otherwise the first is the centre crop as it is.
+        """
+
+    def draws(self, key: Array, n: int) -> dict[str, Draws]:
+        """Returns the parameters that `make_views` draws, by field of `Views`.
+
+        Args:
+          key: the same as there.
+          n: images in the batch.
         """
 
     def loss(
@@ -287,16 +297,23 @@ class TwoViews:
         In evaluation the first is the centre crop as it is, with the structure value of
         the identity; the second is augmented as in training.
         """
+        draws = self.draws(key, len(images))
         images = to_float(images)
-        key1, key2 = jax.random.split(key)
+        second = self._augmented(images, draws["second"])
         if train:
-            return Views(self._augmented(key1, images), self._augmented(key2, images))
+            return Views(self._augmented(images, draws["first"]), second)
         plain, structure = evaluation_view(images, self.stack)
-        first = View(normalise(plain), structure)
-        return Views(first, self._augmented(key2, images))
+        return Views(View(normalise(plain), structure), second)
 
-    def _augmented(self, key: Array, images: Array) -> View:
-        params = self.stack.draw(key, len(images))
+    def draws(self, key: Array, n: int) -> dict[str, Draws]:
+        """Returns the parameters of the views of `n` images, by view."""
+        keys = jax.random.split(key)
+        return {
+            view: self.stack.draw(view_key, n)
+            for view, view_key in zip(("first", "second"), keys, strict=True)
+        }
+
+    def _augmented(self, images: Array, params: Draws) -> View:
         return View(
             normalise(self.stack.apply(images, params)), self.stack.structure(params)
         )
@@ -325,12 +342,14 @@ class TwoViews:
         """
         embeddings = [networks.projector(x, train=train) for x in inputs]
         contrast = losses.nt_xent(*embeddings, self.temperature, mask)
-        logits = networks.online_probe(jax.lax.stop_gradient(features1))
+        features1 = jax.lax.stop_gradient(features1)
+        logits = networks.online_probe(features1)
         online = losses.masked_mean(losses.cross_entropy(logits, labels), mask)
         return contrast.loss + online, {
             "nt_xent": contrast.loss,
             "retrieval_top1": contrast.top1,
             "retrieval_top5": contrast.top5,
+            "feature_spread": feature_spread(features1, mask),
             "online_loss": online,
             "online_top1": losses.masked_mean(losses.top_k(logits, labels, 1), mask),
             "online_top5": losses.masked_mean(losses.top_k(logits, labels, 5), mask),
@@ -349,3 +368,24 @@ def encode_views(
         networks.encoder(views.first.images, train=train),
         networks.encoder(views.second.images, train=train),
     )
+
+
+def feature_spread(features: Array, mask: Array | None) -> Array:
+    """How far the directions of the features of a batch lie apart; a scalar.
+
+    About 1 where they are spread evenly, 0 where all are equal: collapsed.
+
+    Args:
+      features: [batch, dimensions].
+      mask: the examples that count, bool [batch]; None when all do.
+
+    Source: Chen & He 2021, "Exploring Simple Siamese Representation Learning", the
+    standard deviation of normalised outputs; we multiply it by sqrt(dimensions).
+    """
+    features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    length = jnp.linalg.norm(features, axis=1, keepdims=True)
+    directions = features / jnp.maximum(length, jnp.finfo(length.dtype).tiny)
+    average = jax.vmap(losses.masked_mean, in_axes=(1, None))  # over the batch
+    deviations = directions - average(directions, mask)[None, :]
+    variance = average(jnp.square(deviations), mask)
+    return jnp.mean(jnp.sqrt(variance)) * features.shape[1] ** 0.5

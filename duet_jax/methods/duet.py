@@ -75,6 +75,10 @@ class DUET:
         """Returns two augmented views; in evaluation the first is plain."""
         return self.two_views.views(key, images, train=train)
 
+    def draws(self, key: Array, n: int) -> dict[str, base.Draws]:
+        """Returns the parameters of the views of `n` images, by view."""
+        return self.two_views.draws(key, n)
+
     def representations(self, features: Array) -> dict[str, Array]:
         """Returns the features, the content and the structure marginal.
 

@@ -91,14 +91,24 @@ class ESSL:
         views = self.two_views.views(main_key, images, train=train)
         stack = self.two_views.stack.half_size()
         if train:
-            draws = stack.draw(stack_key, len(images))
-            half = stack.apply(to_float(images), draws)
+            params = stack.draw(stack_key, len(images))
+            half = stack.apply(to_float(images), params)
         else:
             half, _ = evaluation_view(to_float(images), stack)
         transformed, targets = self.prediction.make(prediction_key, half)
         return views._replace(
             prediction=base.PredictionView(normalise(transformed), targets)
         )
+
+    def draws(self, key: Array, n: int) -> dict[str, base.Draws]:
+        """Returns the parameters of the views of `n` images, by view.
+
+        Those of the half-size view are of its stack: how it was transformed afterwards
+        is what its targets say.
+        """
+        main_key, stack_key, _ = jax.random.split(key, 3)
+        half_size = self.two_views.stack.half_size().draw(stack_key, n)
+        return {**self.two_views.draws(main_key, n), "prediction": half_size}
 
     def loss(
         self,

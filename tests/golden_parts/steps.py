@@ -132,7 +132,8 @@ def run_steps(kind, dtype):
     stored = StoredViews(method, step_views(arrays, kind, dtype))
     update = train_state.make_update(stored, graphdef, optimizer, lambda step: 4e-4)
     labels = jnp.asarray(arrays["in/labels"], jnp.int32)
-    now = TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+    step, sound = jnp.zeros((), jnp.int32), jnp.ones((), bool)
+    now = TrainState(step, params, stats, optimizer.init(params), sound)
 
     def evaluate(params, batch_stats):
         networks = nnx.merge(graphdef, params, batch_stats)
