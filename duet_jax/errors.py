@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The exceptions a user is meant to read."""
 
 
 class UsageError(ValueError):
@@ -15,3 +15,17 @@ class TrainingError(RuntimeError):
 
     The message is a single line, printed like a `UsageError`.
     """
+
+
+class InterruptionError(Exception):
+    """The user or a scheduler has asked the program to end.
+
+    The message is a single line.
+
+    Attributes:
+      status: with which the program exits, 128 and the number of the signal.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status

@@ -38,6 +38,7 @@ class Feed(Protocol):
     """The batches of a run.
 
     Attributes:
+      num_train: training images.
       num_test: test images; what follows them in the last batch is padding.
       train_shapes: the arguments of every training call, as shapes.
       test_shapes: the arguments of every call of the evaluation, as shapes.
@@ -45,6 +46,7 @@ class Feed(Protocol):
         on the devices.
     """
 
+    num_train: int
     num_test: int
     train_shapes: Arguments
     test_shapes: Arguments
@@ -76,6 +78,7 @@ class ResidentFeed:
         self._plan = plan
         self._rows = _training_rows(plan, len(dataset.train.labels))
         self._host = dataset.train
+        self.num_train = len(dataset.train.labels)
         self.num_test = len(dataset.test.labels)
         padded = _padded(dataset.test, plan.test_batch_size)
         self._train = mesh.copy_to_all(dataset.train, plan.mesh)
@@ -137,6 +140,7 @@ class StreamedFeed:
         self._plan = plan
         self._dataset = dataset
         self._workers = workers
+        self.num_train = dataset.facts.num_train
         self.num_test = dataset.facts.num_test
         self.waited = 0.0
         side, channels = dataset.facts.side, dataset.facts.channels

@@ -4,6 +4,7 @@ import collections
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -12,7 +13,12 @@ import numpy as np
 from duet_jax import figures, metrics, processes
 from duet_jax.errors import TrainingError
 from duet_jax.plan import Plan
+from duet_jax.symptoms import Symptoms
 from duet_jax.types import Array
+
+
+class BrokenUpdateError(Exception):
+    """An update was not finite, and with config.on_nonfinite=stop nothing follows."""
 
 
 class Record:
@@ -41,6 +47,7 @@ class Record:
         self._waited: float | None = None
         self._waited_before = 0.0
         self._learning_rate = 0.0
+        self._symptoms = Symptoms()
         self._clock = time.monotonic()
         self.newest_test: Mapping[str, float] = {}
 
@@ -51,9 +58,14 @@ class Record:
 
         Args:
           step: at which it ended.
-          scores: its metrics, each [steps].
+          scores: its metrics, each [steps]; "skipped" is 1 for an update that was not
+            finite.
           waited: seconds that were spent waiting for images so far; None where they
             are on the device.
+
+        Raises:
+          BrokenUpdateError: an update of the call before was not finite, and the run is
+            to stop at that.
         """
         self._waited = waited
         self._waiting.append((step, scores))
@@ -80,6 +92,32 @@ class Record:
         while self._waiting:
             self._pop()
 
+    def row(self) -> dict[str, Any]:
+        """Returns what the unfinished row has gathered, for `go_on`; empty at its end.
+
+        It can be written as JSON without a loss.
+        """
+        if not self._row_scores:
+            return {}
+        scores = {
+            name: [each[name].tolist() for each in self._row_scores]
+            for name in self._row_scores[0]
+        }
+        waited = None if self._waited is None else self._waited - self._waited_before
+        return {"scores": scores, "seconds": self._row_seconds, "waited": waited}
+
+    def go_on(self, row: Mapping[str, Any]) -> None:
+        """Takes up the row that a run was stopped in, from `row`."""
+        if not row:
+            return
+        calls = zip(*row["scores"].values(), strict=True)
+        self._row_scores = [
+            dict(zip(row["scores"], map(np.float32, call), strict=True))
+            for call in calls
+        ]
+        self._row_seconds = row["seconds"]
+        self._waited_before = -(row["waited"] or 0.0)
+
     def restart_clock(self) -> None:
         """Leaves what has been done until now out of the images per second."""
         self._lap()
@@ -100,7 +138,8 @@ class Record:
         return {"step": step, "epoch": epoch, "split": split, **values}
 
     def _write_train(self, step: int, scores: Mapping, seconds: float) -> None:
-        self._check_finite(step, scores)
+        if self._plan.on_nonfinite == "stop" and scores["skipped"].any():
+            raise BrokenUpdateError
         self._row_scores.append(scores)
         self._learning_rate = float(scores["learning_rate"][-1])
         self._row_seconds += seconds
@@ -112,42 +151,55 @@ class Record:
 
     def _end_row(self, step: int) -> None:
         plan = self._plan
-        means = {
-            name: float(np.mean([scores[name] for scores in self._row_scores]))
-            for name in self._row_scores[0]
-        }
-        images = len(self._row_scores) * plan.steps_per_call * plan.batch_size
-        means["images_per_second"] = images / self._row_seconds
+        means = self._row_means(step)
         if self._waited is not None:
             seconds = self._waited - self._waited_before
             means["data_wait"] = seconds / self._row_seconds
             self._waited_before = self._waited
         self._writers.write(self._row(step, "train", means))
+        self._symptoms.train(means)
         self._row_scores, self._row_seconds = [], 0.0
         if step % (self._config.figures_every * plan.steps_per_epoch) == 0:
             draw_curves(self._workdir, self._plan, self._writers, step)
             self.restart_clock()
 
+    def _row_means(self, step: int) -> dict[str, float]:
+        """Returns means over the updates that were made, and how many were not."""
+        scores = {
+            name: np.concatenate([scores[name] for scores in self._row_scores])
+            for name in self._row_scores[0]
+        }
+        made = scores["skipped"] == 0
+        if not made.any():
+            raise TrainingError(
+                f"none of the {len(made)} updates up to step {step} was finite, and "
+                "config.on_nonfinite=skip has skipped them all; the checkpoints in "
+                f"{self._workdir / 'checkpoints'} are older and sound. Go on from them "
+                "with config.on_nonfinite=stop for a diagnosis."
+            )
+        means = {name: float(np.mean(values[made])) for name, values in scores.items()}
+        images = len(made) * self._plan.batch_size
+        return {
+            **means,
+            "skipped": int(np.sum(~made)),
+            "images_per_second": images / self._row_seconds,
+        }
+
     def _write_test(self, step: int, means: Mapping, seconds: float) -> None:
         if not np.isfinite(means["loss"]):
-            self._stop(step, "test", means)
+            self._stop(step, means)
         self.newest_test = means
         extra = {
             "learning_rate": self._learning_rate,
             "images_per_second": means["examples"] / seconds,
         }
         self._writers.write(self._row(step, "test", {**means, **extra}))
+        self._symptoms.test(step, means)
 
-    def _check_finite(self, step: int, scores: Mapping[str, np.ndarray]) -> None:
-        bad = np.flatnonzero(~np.isfinite(scores["loss"]))
-        if len(bad):
-            parts = {name: values[bad[0]] for name, values in scores.items()}
-            self._stop(step - len(scores["loss"]) + int(bad[0]), "training", parts)
-
-    def _stop(self, step: int, split: str, scores: Mapping[str, float]) -> None:
-        shown = ", ".join(f"{name}={float(value):g}" for name, value in scores.items())
+    def _stop(self, step: int, means: Mapping[str, float]) -> None:
+        shown = ", ".join(f"{name}={float(value):g}" for name, value in means.items())
         raise TrainingError(
-            f"the {split} loss of step {step} is not finite ({shown}); the checkpoints "
+            f"the test loss of step {step} is not finite ({shown}); the checkpoints "
             f"in {self._workdir / 'checkpoints'} are older and sound. Try a lower "
             "config.optimizer.learning_rate or config.compute_dtype=float32."
         )

@@ -38,15 +38,17 @@ def _one_of(*choices: str) -> Rule:
     return Rule(lambda x: x in choices, f"must be one of {', '.join(choices)}")
 
 
-def _counts(length: int, of: str) -> Rule:
+def _counts(length: int, most: int, of: str) -> Rule:
     return Rule(
-        lambda x: len(x) == length and min(x) > 0,
-        f"must be {length} whole numbers above 0, the {of}",
+        lambda x: len(x) == length and min(x) > 0 and max(x) <= most,
+        f"must be {length} whole numbers above 0, up to {most}, the {of}",
     )
 
 
 _POSITIVE = Rule(lambda x: x > 0, "must be above 0")
 _COUNT = _at_least(1)
+# Beyond these no machine has the memory, and XLA ends the process in its own words.
+_WIDTH = _between(1, 65_536)
 
 RULES: dict[str, Rule] = {
     "seed": _between(0, 2**32 - 1),
@@ -57,6 +59,7 @@ RULES: dict[str, Rule] = {
     "batch_size": _at_least(2),
     "steps_per_call": _at_least(0),
     "compute_dtype": _one_of("float32", "bfloat16"),
+    "on_nonfinite": _one_of("stop", "skip"),
     "dataset.name": Rule(bool, "must name a data set"),
     "dataset.image_size": _between(8, 4096),
     "dataset.num_classes": _at_least(0),
@@ -66,16 +69,19 @@ RULES: dict[str, Rule] = {
         lambda x: len(x) == 4,
         "must be four numbers: brightness, contrast, saturation, hue",
     ),
-    "encoder.blocks": _counts(3, "blocks of each stage"),
-    "encoder.widths": _counts(4, "channels of the stem and of each stage"),
-    "projector.hidden": _COUNT,
-    "projector.output": _COUNT,
+    "encoder.blocks": _counts(3, 1000, "blocks of each stage"),
+    "encoder.widths": _counts(4, 65_536, "channels of the stem and of each stage"),
+    "encoder.width_multiplier": Rule(
+        lambda x: 0 < x <= 64, "must be positive, up to 64; 1 keeps the widths"
+    ),
+    "projector.hidden": _WIDTH,
+    "projector.output": _WIDTH,
     "temperature": _POSITIVE,
     "duet.structure_weight": _at_least(0),
     "duet.sigma": _POSITIVE,
     "duet.concentration": _POSITIVE,
     "essl.prediction_weight": _at_least(0),
-    "essl.hidden": _COUNT,
+    "essl.hidden": _WIDTH,
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.schedule": _one_of("epoch", "step"),
     "optimizer.b1": Rule(lambda x: 0 <= x < 1, "must be from 0 to below 1"),
@@ -90,14 +96,15 @@ RULES: dict[str, Rule] = {
     "linear_probe.repeats": _COUNT,
     "linear_probe.learning_rate": _POSITIVE,
     "checkpoint.every": _COUNT,
-    "checkpoint.within_epoch": _at_least(0),
+    "checkpoint.within_epoch": _between(0, 1000),
     "checkpoint.keep": _COUNT,
     "figures_every": _COUNT,
     "wandb.mode": _one_of("", "online", "offline", "disabled"),
 }
 
 # Fields that may differ between a run and its continuation: they say where data and
-# records are and how often something is written, not what is computed.
+# records are, how often something is written and what is done where a run would have
+# ended, not what is computed.
 CHANGEABLE = frozenset(
     {
         "dataset.path",
@@ -123,6 +130,7 @@ CHANGEABLE = frozenset(
         "compilation_cache",
         "device",
         "steps_per_call",
+        "on_nonfinite",
     }
 )
 
@@ -267,6 +275,8 @@ def _check_value(name: str, value: Any) -> None:
     parts = value if isinstance(value, tuple) else (value,)
     if any(isinstance(x, float) and not math.isfinite(x) for x in parts):
         raise UsageError(f"config.{name}={value!r} must be finite.")
+    if any(isinstance(x, str) and "\0" in x for x in parts):
+        raise UsageError(f"config.{name}={value!r} holds a zero byte; take it out.")
     rule = RULES.get(name)
     if rule is not None and not rule.holds(value):
         raise UsageError(f"config.{name}={value!r} {rule.says}.")
@@ -379,10 +389,28 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
       old: a resolved configuration as read from `config.json`.
       new: likewise, of this run.
     """
-    flat_old = dict(fields(ml_collections.ConfigDict(old)))
-    flat_new = dict(fields(ml_collections.ConfigDict(new)))
-    return [
-        f"{name}: {flat_old.get(name)} -> {flat_new.get(name)}"
+    changed = _changed(old, new)
+    return [text for name, text in changed.items() if name not in CHANGEABLE]
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lists the fields that differ and do not alter a run; see `differences`."""
+    return [text for name, text in _changed(old, new).items() if name in CHANGEABLE]
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the `fields` of a record, which may hold any names."""
+    for name, value in sorted(record.items()):
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    flat_old, flat_new = dict(_flat(old)), dict(_flat(new))
+    return {
+        name: f"{name}: {flat_old.get(name)} -> {flat_new.get(name)}"
         for name in {**flat_old, **flat_new}
-        if name not in CHANGEABLE and flat_old.get(name) != flat_new.get(name)
-    ]
+        if flat_old.get(name) != flat_new.get(name)
+    }

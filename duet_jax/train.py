@@ -21,6 +21,7 @@ from duet_jax import (
     metrics,
     processes,
     report,
+    symptoms,
     train_state,
     workdir,
 )
@@ -28,18 +29,14 @@ from duet_jax.checkpoints import Checkpoints
 from duet_jax.data import StreamedDataset
 from duet_jax.encoding import FrozenEncoder
 from duet_jax.feeds import Feed, make_feed, open_dataset
+from duet_jax.interruption import Interruption
+from duet_jax.loop import Loop
 from duet_jax.methods.base import PredictionView
 from duet_jax.plan import Plan, check_start, make_plan
 from duet_jax.probes import knn
 from duet_jax.probes.scores import classification
 from duet_jax.record import Record, draw_curves
-from duet_jax.steps import (
-    Compiled,
-    compile_functions,
-    evaluate,
-    initial_shapes,
-    initial_state,
-)
+from duet_jax.steps import compile_functions, initial_shapes, initial_state
 from duet_jax.types import Dataset, TrainState, View
 
 _log = logging.getLogger(__name__)
@@ -56,42 +53,80 @@ def train(
       config: resolved, from `settings.check`.
       directory: receives config.json, dataset.json, metrics.jsonl, checkpoints/,
         figures/ and tensorboard/. If it holds checkpoints of the same configuration
-        the run goes on from the newest.
+        the run goes on from the newest one that is sound.
       **cluster: which process of which job this is; see `processes.start`.
 
     Raises:
       UsageError: anything the user can put right, before anything is compiled.
-      TrainingError: the loss is no longer finite.
+      TrainingError: the loss is no longer finite, or nothing can be saved any more.
+      InterruptionError: by SIGTERM or SIGINT, after the run was saved.
     """
     workdir.check(config, directory)
+    metrics.check_wandb(config.wandb.project, config.wandb.mode)
     devices.select(config.device)
     processes.start(**cluster)
-    devices.check(config.device)
-    mesh.check_batch_size(config.batch_size)
-    devices.enable_compilation_cache(config.compilation_cache)
-    dataset = open_dataset(config)
-    facts = dataset.facts
-    workdir.check_dataset(facts, directory)
-    streamed = isinstance(dataset, StreamedDataset)
-    plan = make_plan(config, facts, streamed=streamed)
+    with Interruption() as interruption:  # after JAX has set what it does at SIGTERM
+        devices.check(config.device)
+        mesh.check_batch_size(config.batch_size)
+        devices.enable_compilation_cache(config.compilation_cache)
+        dataset = open_dataset(config)
+        workdir.check_dataset(dataset.facts, directory)
+        streamed = isinstance(dataset, StreamedDataset)
+        plan = make_plan(config, dataset.facts, streamed=streamed)
+        with _claimed(config, directory):
+            _go_on(config, directory, dataset, plan, interruption)
+        report.end_lines(directory)
+        processes.wait_for_all("the end")  # who leaves early is taken for dead
+
+
+def _claimed(
+    config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> contextlib.AbstractContextManager:
+    """Keeps other jobs out of `directory`: the first process does, for all."""
     if processes.is_first():
-        workdir.write_run(config, facts, directory)
+        return workdir.claimed(config, directory)
+    return contextlib.nullcontext()
+
+
+def _go_on(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    dataset: Dataset | StreamedDataset,
+    plan: Plan,
+    interruption: Interruption,
+) -> None:
+    """Trains from the newest sound checkpoint to the end."""
     with Checkpoints(directory / "checkpoints", keep=config.checkpoint.keep) as saved:
-        newest = saved.latest_step()
+        newest = _newest(saved)
         start = newest or 0
         check_start(plan, start)
-        report.start_lines(config, plan, facts, directory, start, streamed=streamed)
+        if processes.is_first():
+            workdir.write_run(config, dataset.facts, directory, start)
+            saved.set_aside(newest)
+        report.start_lines(
+            config,
+            plan,
+            dataset.facts,
+            directory,
+            start,
+            streamed=isinstance(dataset, StreamedDataset),
+        )
         if start >= plan.total_steps:
-            report.end_lines(directory)
+            draw_curves(directory, plan, metrics.Writers([]), start)
             return
         writers = _open_writers(config, directory, newest)
         try:
-            _run(config, directory, dataset, plan, saved, writers, start)
+            _run(config, directory, dataset, plan, saved, writers, start, interruption)
             draw_curves(directory, plan, writers, plan.total_steps)
         finally:
             writers.close()
-    report.end_lines(directory)
-    processes.wait_for_all("the end")  # who leaves early is taken for dead
+
+
+def _newest(saved: Checkpoints) -> int | None:
+    """Returns the step to go on from, for all processes; None for a new run."""
+    newest = saved.newest_sound() if processes.is_first() else None
+    newest = processes.agree(-1 if newest is None else newest)
+    return None if newest < 0 else newest
 
 
 def _open_writers(
@@ -118,27 +153,35 @@ def _run(
     checkpoints: Checkpoints,
     writers: metrics.Writers,
     start: int,
+    interruption: Interruption,
 ) -> None:
     """Compiles, then trains from step `start` to the end."""
     feed = make_feed(config, plan, dataset)
     if start:
-        state = checkpoints.restore(initial_shapes(plan))
+        state = checkpoints.restore(initial_shapes(plan), start)
     else:
         state = initial_state(plan)
-        if processes.is_first():
-            path = draw_views(config, directory, plan, feed)
-            writers.picture("views", path, start)
+        _show_views(config, directory, plan, feed, writers)
     _log.info("compiling ...")
     clock = time.monotonic()
     compiled = compile_functions(plan, feed)
     _log.info("compiled in %.1f s", time.monotonic() - clock)
     with contextlib.closing(_progress(plan, start)) as progress:
         record = Record(config, directory, plan, writers, progress)
-        watch = make_neighbours(config, plan, dataset) if config.knn.every else None
-        _train_epochs(
-            config, plan, compiled, state, feed, checkpoints, record, watch, start
+        if start:
+            record.go_on(checkpoints.row(start))
+        loop = Loop(
+            config=config,
+            directory=directory,
+            plan=plan,
+            compiled=compiled,
+            feed=feed,
+            checkpoints=checkpoints,
+            record=record,
+            interruption=interruption,
+            neighbours=_make_neighbours(config, plan, dataset),
         )
-        record.flush()
+        loop.run(state, start)
 
 
 def _progress(plan: Plan, start: int) -> metrics.Progress | metrics.NoProgress:
@@ -147,14 +190,16 @@ def _progress(plan: Plan, start: int) -> metrics.Progress | metrics.NoProgress:
     return metrics.Progress(plan.total_steps, plan.steps_per_epoch, plan.epochs, start)
 
 
-def make_neighbours(
-    config: ml_collections.ConfigDict, plan: Plan, dataset: Dataset
-) -> Callable[[TrainState], dict[str, float]]:
+def _make_neighbours(
+    config: ml_collections.ConfigDict, plan: Plan, dataset: Dataset | StreamedDataset
+) -> Callable[[TrainState], dict[str, float]] | None:
     """Returns `score(state) -> {"knn_top1": ...}`, the accuracy on the test split.
 
     The neighbours are those of `--mode=knn`, on the full features; a watch on the
-    representation that no classifier's training stands behind.
+    representation that no classifier's training stands behind. None if not wanted.
     """
+    if not config.knn.every:
+        return None
     encoder = FrozenEncoder(plan.method, batch_size=plan.test_batch_size)
 
     def score(state: TrainState) -> dict[str, float]:
@@ -179,61 +224,16 @@ def make_neighbours(
     return score
 
 
-def _train_epochs(
+def _show_views(
     config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
     plan: Plan,
-    compiled: Compiled,
-    state: TrainState,
     feed: Feed,
-    checkpoints: Checkpoints,
-    record: Record,
-    neighbours: Callable[[TrainState], dict[str, float]] | None,
-    start: int,
+    writers: metrics.Writers,
 ) -> None:
-    step = start
-    # A batch is put on the devices explicitly. A hidden copy would stall them.
-    with contextlib.closing(feed.training(start)) as calls:
-        for arguments in calls:
-            with jax.transfer_guard("disallow"):
-                state, scores = compiled.train(
-                    state, compiled.keys.training, *arguments
-                )
-            step += plan.steps_per_call
-            record.train_call(step, scores, waited=feed.waited)
-            if not plan.ends_row(step):
-                continue
-            # Every checkpoint is evaluated: its accuracy decides which one is the best,
-            # and waiting for it means that no state with a broken loss is saved.
-            save = _checkpoint_is_due(config, plan, step)
-            watch = _ends(plan, step, config.knn.every) and neighbours
-            if save or watch or _ends(plan, step, config.evaluate_every):
-                measures = [functools.partial(evaluate, plan, compiled, state, feed)]
-                if watch:
-                    measures.append(functools.partial(watch, state))
-                record.test(step, measures)
-            if save:
-                checkpoints.save(state, record.newest_test)
-                record.restart_clock()
-
-
-def _checkpoint_is_due(
-    config: ml_collections.ConfigDict, plan: Plan, step: int
-) -> bool:
-    """Whether the state of `step`, the end of a row, is to be saved."""
-    within_an_epoch = step % plan.steps_per_epoch != 0
-    last = step == plan.total_steps
-    return within_an_epoch or last or _ends(plan, step, config.checkpoint.every)
-
-
-def _ends(plan: Plan, step: int, epochs: int) -> bool:
-    """Whether a multiple of `epochs` ends at `step`; never for 0."""
-    return epochs > 0 and step % (epochs * plan.steps_per_epoch) == 0
-
-
-def draw_views(
-    config: ml_collections.ConfigDict, directory: pathlib.Path, plan: Plan, feed: Feed
-) -> pathlib.Path:
-    """Draws the first views of the run in figures/views.png and returns its path."""
+    """Draws the first views of the run in figures/views.png: the first process does."""
+    if not processes.is_first():
+        return
     key = jax.random.fold_in(train_state.stream(plan.seed, train_state.TRAINING), 0)
     make_views = jax.jit(functools.partial(plan.method.make_views, train=True))
     views = make_views(key, feed.first_images())
@@ -246,7 +246,12 @@ def draw_views(
         title=f"{config.method} on {config.dataset.name}",
         half_size=_one_of_each(views.prediction, config, plan.batch_size),
     )
-    return path
+    writers.picture("views", path, 0)
+    learned = config.get("learned")
+    if learned in views.first.structure:
+        symptoms.check_structure(
+            learned, views.first.structure[learned], views.second.structure[learned]
+        )
 
 
 def _one_of_each(

@@ -1,46 +1,142 @@
 """The directory of a run: whose it is, its configuration and what it was trained on."""
 
 import contextlib
+import fcntl
 import json
+import logging
 import os
 import pathlib
+import socket
+import time
 from collections.abc import Iterator
+from typing import TextIO
 
 import ml_collections
 
-from duet_jax import settings
+from duet_jax import atomic, metrics, settings
 from duet_jax.errors import UsageError
 from duet_jax.types import DatasetFacts
 
+_log = logging.getLogger(__name__)
+
+# Locked by the process that trains in the directory; says which one that is.
+_LOCK = ".lock"
 # What every config.json has, whatever the method.
 _SECTIONS = ("method", "dataset", "augmentation", "encoder", "projector", "batch_size")
 
 
 def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Raises a UsageError where `workdir` holds another run or cannot be written.
+    """Raises a UsageError where `workdir` cannot be used for a training.
 
-    Nothing is changed: a run that is refused later leaves no trace.
+    It holds another run, another process trains there, or it cannot be written. Nothing
+    is changed: a run that is refused later leaves no trace.
     """
     try:
         _check_place(workdir)
-        old = _read_config(workdir)
-        started = any((workdir / "checkpoints").glob("[0-9]*"))
-        orphans = old is None and started
+        _check_free(workdir)
+        _check_run(config, workdir)
     except OSError as error:
         raise _unusable(workdir, error) from error
-    if orphans:
+
+
+def _check_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Raises a UsageError where `workdir` holds another run."""
+    old = _read_config(workdir)
+    if not is_started(workdir):
+        _check_not_lost(workdir, old)
+        return  # a run that never saved anything, say for want of memory
+    if old is None:
         raise UsageError(
             f"{workdir} holds checkpoints without their config.json; choose another "
             "--workdir."
         )
-    # A run that never saved anything, say for want of memory, may be started anew.
-    changed = []
-    if old and started:
-        changed = settings.differences(old, json.loads(config.to_json()))
+    changed = settings.differences(old, json.loads(config.to_json()))
     if changed:
         raise UsageError(
             f"{workdir} holds a run with another configuration ("
             f"{'; '.join(changed)}); choose another --workdir or repeat its values."
+        )
+
+
+def _check_not_lost(workdir: pathlib.Path, config: dict | None) -> None:
+    """Raises a UsageError where a run has records but no checkpoint any more.
+
+    To start it over would overwrite them.
+    """
+    path = workdir / "metrics.jsonl"
+    rows = metrics.read_rows(path) if config and path.exists() else []
+    epoch = max((row.get("epoch", 0) for row in rows), default=0)
+    # A second checkpoint is begun when the first one is complete.
+    if rows and (
+        not (workdir / "checkpoints").exists()
+        or epoch > 2 * config.get("checkpoint", {}).get("every", 0)
+    ):
+        raise UsageError(
+            f"{workdir} holds the records of a run up to epoch {epoch:g} but none of "
+            "its checkpoints; give them back, or choose another --workdir: nothing is "
+            "started over."
+        )
+
+
+def is_started(workdir: pathlib.Path) -> bool:
+    """Returns whether a run in `workdir` has ever saved anything, sound or not."""
+    places = ("[0-9]*", "damaged-*")
+    found = (each for place in places for each in (workdir / "checkpoints").glob(place))
+    return any("tmp" not in each.name for each in found)
+
+
+@contextlib.contextmanager
+def claimed(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other trainings out of `workdir`, which is made if need be.
+
+    The system lets go of it when the process ends, however it ends.
+
+    Raises:
+      UsageError: another process trains there, or has trained something else there
+        since `check`.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((workdir / _LOCK).open("a+"))
+            _lock(workdir, file)
+            _check_run(config, workdir)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        except OSError as error:
+            raise _unusable(workdir, error) from error
+        yield
+
+
+def _check_free(workdir: pathlib.Path) -> None:
+    """Raises a UsageError if another process trains in `workdir`."""
+    with contextlib.suppress(FileNotFoundError), (workdir / _LOCK).open("r+") as file:
+        _lock(workdir, file)
+
+
+def _lock(workdir: pathlib.Path, file: TextIO) -> None:
+    """Locks a file until it is closed.
+
+    By `lockf` and not `flock`: a child process that outlives this one must not hold it.
+
+    Raises:
+      UsageError: another process holds the lock.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        holder = file.readline().strip() or "another process"
+        raise UsageError(
+            f"--workdir={workdir} is in use: {holder} trains there; wait for its end, "
+            "or choose another."
+        ) from None
+    except OSError as error:  # a file system without locks
+        _log.warning(
+            "%s cannot be locked (%s): do not start two runs there",
+            workdir,
+            error.strerror,
         )
 
 
@@ -87,7 +183,7 @@ def _check_place(workdir: pathlib.Path) -> None:
 def check_dataset(facts: DatasetFacts, workdir: pathlib.Path) -> None:
     """Raises a UsageError where `workdir` holds a run on other images."""
     old = _read_facts(workdir)
-    if old is None or not any((workdir / "checkpoints").glob("[0-9]*")):
+    if old is None or not is_started(workdir):
         return
     changed = [
         f"{name}: {getattr(old, name)} -> {value}"
@@ -167,13 +263,16 @@ def _read_facts(workdir: pathlib.Path) -> DatasetFacts | None:
 
 def _read_json(path: pathlib.Path) -> dict | None:
     try:
-        return dict(json.loads(path.read_text()))
+        record = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unusable(path.parent, error) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
+    if not isinstance(record, dict):
+        raise _damaged(path, "it is no JSON object")
+    return record
 
 
 def _damaged(path: pathlib.Path, reason: object) -> UsageError:
@@ -187,28 +286,47 @@ def _unusable(workdir: pathlib.Path, error: OSError) -> UsageError:
 
 
 def write_run(
-    config: ml_collections.ConfigDict, facts: DatasetFacts, workdir: pathlib.Path
+    config: ml_collections.ConfigDict,
+    facts: DatasetFacts,
+    workdir: pathlib.Path,
+    step: int = 0,
 ) -> None:
     """Makes the directory and writes `config.json` and `dataset.json`.
 
-    Each file is written whole or not at all.
+    Each file is written whole or not at all. What is set otherwise than in a run that
+    has started there, and does not alter it, is added to `changes.jsonl`.
 
     Args:
       config: resolved.
       facts: of the images it is trained on.
       workdir: of the run.
+      step: from which the run goes on.
 
     Raises:
       UsageError: the directory or a file cannot be made.
     """
     try:
+        if is_started(workdir):
+            _record_changes(config, workdir, step)
         (workdir / "figures").mkdir(parents=True, exist_ok=True)
         for name, text in (
             ("config.json", config.to_json(indent=2)),
             ("dataset.json", json.dumps(facts._asdict(), indent=2)),
         ):
-            temporary = workdir / f"{name}.tmp"
-            temporary.write_text(text + "\n")
-            os.replace(temporary, workdir / name)
+            with atomic.replacing(workdir / name) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise _unusable(workdir, error) from error
+
+
+def _record_changes(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, step: int
+) -> None:
+    old, new = _read_config(workdir), json.loads(config.to_json())
+    changes = settings.changes(old, new)
+    if changes:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = json.dumps({"step": step, "time": now, "changes": changes})
+        with (workdir / "changes.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        _log.info("changed      %s", "; ".join(changes))

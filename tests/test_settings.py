@@ -187,7 +187,6 @@ CHECKED_ELSEWHERE = {
     "augmentation.solarize_probability": -1.0,
     "augmentation.solarize_threshold": (0.5, 0.5),
     "augmentation.solarize_addition": (-2.0, 0.0),
-    "encoder.width_multiplier": 0.0,
     "duet.num_bins": 7,
 }
 
@@ -221,6 +220,7 @@ EDGES = {
     "batch_size": ([2], [1, 0]),
     "steps_per_call": ([0, 1], [-1]),
     "compute_dtype": (["float32", "bfloat16"], ["float16", "", "Float32"]),
+    "on_nonfinite": (["stop", "skip"], ["raise", "", "Stop"]),
     "device": (["auto", "cpu", "gpu"], ["tpu", "", "cuda:0"]),
     "dataset.image_size": ([8, 4096], [7, 4097]),
     "dataset.num_classes": ([0, 2], [-1]),
@@ -228,16 +228,23 @@ EDGES = {
     "dataset.workers": ([-1, 0, 64], [-2]),
     "dataset.name": (["folder"], [""]),
     "augmentation.jitter_strength": ([(1.0, 1.0, 1.0, 0.5)], [(), (0.4, 0.4, 0.4)]),
-    "encoder.blocks": ([(1, 1, 1)], [(1, 1), (1, 0, 1), (1, 1, 1, 1), ()]),
-    "encoder.widths": ([(8, 8, 8, 8)], [(8, 8, 8), (8, 8, 8, -8), ()]),
-    "projector.hidden": ([1], [0]),
-    "projector.output": ([1], [0, -1]),
+    "encoder.blocks": (
+        [(1, 1, 1)],
+        [(1, 1), (1, 0, 1), (1, 1, 1, 1), (), (1, 1001, 1)],
+    ),
+    "encoder.widths": (
+        [(8, 8, 8, 8)],
+        [(8, 8, 8), (8, 8, 8, -8), (), (8, 8, 8, 65537)],
+    ),
+    "encoder.width_multiplier": ([1e-3, 64.0], [0.0, -1.0, 65.0]),
+    "projector.hidden": ([1, 65_536], [0, 65_537]),
+    "projector.output": ([1], [0, -1, 65_537]),
     "temperature": ([1e-3], [0.0, -0.1]),
     "duet.structure_weight": ([0.0], [-1e-9]),
     "duet.sigma": ([1e-3], [0.0]),
     "duet.concentration": ([1e-3], [0.0, -1.0]),
     "essl.prediction_weight": ([0.0], [-0.1]),
-    "essl.hidden": ([1], [0]),
+    "essl.hidden": ([1], [0, 65_537]),
     "optimizer.learning_rate": ([1e-9], [0.0]),
     "optimizer.schedule": (["epoch", "step"], ["cosine", ""]),
     "optimizer.b1": ([0.0, 0.999], [1.0, -0.1]),
@@ -252,7 +259,7 @@ EDGES = {
     "linear_probe.repeats": ([1], [0]),
     "linear_probe.learning_rate": ([1e-9], [0.0]),
     "checkpoint.every": ([1], [0]),
-    "checkpoint.within_epoch": ([0, 3], [-1]),
+    "checkpoint.within_epoch": ([0, 1000], [-1, 1001]),
     "checkpoint.keep": ([1], [0]),
     "figures_every": ([1], [0]),
     "wandb.mode": (["", "online", "offline", "disabled"], ["off"]),
@@ -487,6 +494,7 @@ HARMLESS = {
     "compilation_cache": "off",
     "device": "cpu",
     "steps_per_call": 3,
+    "on_nonfinite": "skip",
 }
 
 

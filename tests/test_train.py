@@ -13,9 +13,10 @@ import tiny
 from flax import nnx
 from PIL import Image
 
-from duet_jax import feeds, metrics, plan, steps, train, train_state
+from duet_jax import feeds, loop, metrics, plan, steps, train, train_state
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.errors import TrainingError, UsageError
+from duet_jax.interruption import Interruption
 
 ROW = {
     "step",
@@ -104,8 +105,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 ):
     save = Checkpoints.save
 
-    def save_and_die(self, state, scores):
-        save(self, state, scores)
+    def save_and_die(self, *arguments):
+        save(self, *arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -151,11 +152,72 @@ def test_the_model_is_restored_without_the_optimizer(finished, settings):
 
 
 def test_a_broken_loss_stops_the_run(settings, tmp_path):
-    config = settings(optimizer__learning_rate=1e30, warmup_epochs=0)
-    with pytest.raises(TrainingError, match=r"loss of step \d+ is not finite.*nan"):
+    """Two epochs of sound updates lie behind it."""
+    config = settings(optimizer__learning_rate=1e30, warmup_epochs=3)
+    with pytest.raises(TrainingError) as stopped:
         train.train(config, tmp_path)
+    assert "the update of step" in str(stopped.value)
+    assert "is not finite" in str(stopped.value)
+    (path,) = tmp_path.glob("nonfinite_step_*.json")
+    broken = json.loads(path.read_text())
     with Checkpoints(tmp_path / "checkpoints") as saved:
-        assert saved.all_steps() == []
+        steps_ = saved.all_steps()
+        assert saved.newest_sound() == (steps_[-1] if steps_ else None)
+        assert all(step <= broken["step"] for step in steps_)
+    last = steps_[-1] if steps_ else None
+    said = f"that of step {last}" if steps_ else "there is no checkpoint yet"
+    assert said in str(stopped.value)
+    assert len(broken["rows"]) == 32
+
+
+def nan_from(step, update):
+    """An update whose loss and gradient are NaN at `step` of the run."""
+
+    def make(*arguments):
+        plain = update(*arguments)
+
+        def broken(state, key, images, labels):
+            images = jnp.where(state.step == step, jnp.nan, images.astype(jnp.float32))
+            return plain(state, key, images, labels)
+
+        return broken
+
+    return make
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_single_broken_update(finished, settings, tmp_path, monkeypatch, policy):
+    """The fourth of six."""
+    update = nan_from(3, train_state.make_update)
+    monkeypatch.setattr(train_state, "make_update", update)
+    config = settings(on_nonfinite=policy)
+    if policy == "stop":
+        with pytest.raises(TrainingError, match=r"step 3 .*good checkpoint .* step 2;"):
+            train.train(config, tmp_path)
+        assert (tmp_path / "nonfinite_step_3.json").exists()
+        rows = metrics.read_rows(tmp_path / "metrics.jsonl")
+        assert [row["step"] for row in rows] == [2, 2]
+        return
+    train.train(config, tmp_path)
+    rows = metrics.read_rows(tmp_path / "metrics.jsonl")
+    skipped = [row["skipped"] for row in rows if row["split"] == "train"]
+    assert skipped == [0, 1, 0]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    state = final_state(tmp_path, config)
+    assert int(state.step) == 6
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_a_row_of_skipped_updates_ends_the_run(settings, tmp_path, monkeypatch):
+    def make(*arguments, plain=train_state.make_update):
+        update = plain(*arguments)
+        return lambda state, key, images, labels: update(
+            state, key, images * jnp.nan, labels
+        )
+
+    monkeypatch.setattr(train_state, "make_update", make)
+    with pytest.raises(TrainingError, match="none of the 2 updates up to step 2 was"):
+        train.train(settings(on_nonfinite="skip"), tmp_path)
 
 
 # --- inside a run ---------------------------------------------------------------------
@@ -179,10 +241,19 @@ class Recorder:
     def restart_clock(self):
         pass
 
+    def flush(self):
+        pass
+
+    def row(self):
+        return {}
+
 
 class NoCheckpoints:
-    def save(self, state, scores):
+    def save(self, state, scores, row):
         self.state = state
+
+    def wait(self):
+        pass
 
 
 def prepared(config, data):
@@ -204,7 +275,7 @@ def small():
     return config, *prepared(config, tiny.dataset(20, 7))
 
 
-def test_nothing_is_compiled_or_copied_during_training(small):
+def test_nothing_is_compiled_or_copied_during_training(small, tmp_path):
     config, run, state, feed, compiled = small
     compilations = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -218,9 +289,17 @@ def test_nothing_is_compiled_or_copied_during_training(small):
     assert compilations  # the listener does hear
     compilations.clear()
     recorder, saved = Recorder(), NoCheckpoints()
-    train._train_epochs(
-        config, run, compiled, copied(state), feed, saved, recorder, None, 0
+    training = loop.Loop(
+        config=config,
+        directory=tmp_path,
+        plan=run,
+        compiled=compiled,
+        feed=feed,
+        checkpoints=saved,
+        record=recorder,
+        interruption=Interruption(),
     )
+    training.run(copied(state), 0)
     assert compilations == []
     assert [step for step, _ in recorder.calls] == list(range(1, 16))
     assert int(saved.state.step) == 15
@@ -316,7 +395,9 @@ def test_two_updates_in_a_call_are_two_calls(unroll):
         params = state.params + images.sum() + jax.random.uniform(key)
         return state._replace(step=state.step + 1, params=params), {"loss": params}
 
-    begin = train_state.TrainState(jnp.zeros((), jnp.int32), jnp.zeros(()), {}, ())
+    begin = train_state.TrainState(
+        jnp.zeros((), jnp.int32), jnp.zeros(()), {}, (), jnp.ones((), bool)
+    )
     images, labels = jnp.arange(6.0), jnp.zeros(6, jnp.int32)
     order = jnp.array([[0, 1], [2, 3], [4, 5]])
     key = jax.random.key(0)

@@ -1,0 +1,105 @@
+"""Requests to end: SIGTERM of a scheduler, SIGINT of Ctrl-C.
+
+While a run is prepared they end the program at once. While it trains they are noted, so
+that the training can save what it has at the next point where it can go on from.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from types import TracebackType
+from typing import Self
+
+from duet_jax.errors import InterruptionError
+
+_log = logging.getLogger(__name__)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interruption:
+    """Hears SIGTERM and SIGINT in a `with` block.
+
+    A thread hears them: in the main one Python waits for compilations and other long
+    calls to return. One that the program was started to ignore, as under nohup or
+    behind `&`, stays ignored. Outside the main thread of a program it hears nothing.
+
+    Attributes:
+      signal: number of the one that came after `defer`; 0 for none.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._deferring = False
+        self._heard = threading.Event()
+        self._lock = threading.Lock()
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            with self._undo:
+                self._listen()
+                self._undo = self._undo.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._undo.close()
+
+    def _listen(self) -> None:
+        ours, pythons = socket.socketpair()
+        self._undo.callback(ours.close)
+        self._undo.callback(pythons.close)  # ends the thread
+        pythons.setblocking(False)
+        before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+        self._undo.callback(signal.set_wakeup_fd, before)
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if handler != signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)  # for the thread to hear of it
+                # None is a handler that Python did not set, such as JAX's.
+                self._undo.callback(signal.signal, number, handler or signal.SIG_DFL)
+        threading.Thread(target=self._hear, args=(ours,), daemon=True).start()
+
+    def _hear(self, ours: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while numbers := ours.recv(1):
+                if numbers[0] in _SIGNALS:
+                    self._take(numbers[0])
+
+    def _take(self, number: int) -> None:
+        name = signal.Signals(number).name
+        with self._lock:
+            if not self._deferring or self.signal:
+                print(f"\nstopped by {name}", file=sys.stderr, flush=True)
+                os._exit(128 + number)
+            self.signal = number
+        self._heard.set()
+        _log.warning("%s: ending when the run is saved; again to end at once", name)
+
+    def defer(self) -> None:
+        """Has the first signal noted from now on; the second one ends the program."""
+        with self._lock:
+            self._deferring = True
+
+    def wait(self, seconds: float) -> bool:
+        """Returns whether a signal has come, at once or within `seconds`."""
+        return self._heard.wait(seconds)
+
+
+def interrupted(number: int, what_now: str) -> InterruptionError:
+    """Returns the error that ends the program as the signal would have.
+
+    Args:
+      number: of the signal.
+      what_now: what has been saved, and how the user goes on.
+    """
+    name = signal.Signals(number).name
+    return InterruptionError(f"stopped by {name}; {what_now}", 128 + number)

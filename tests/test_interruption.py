@@ -1,0 +1,255 @@
+"""SIGTERM and SIGINT, sent to the real program."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from test_processes import Job
+
+from duet_jax import interruption, metrics
+from duet_jax.interruption import Interruption
+
+ROOT = pathlib.Path(__file__).parent.parent
+PATIENCE = 120  # seconds
+# An epoch of one row and many calls, so that a signal finds it unfinished.
+FIELDS = {"epochs": 4, "steps_per_epoch": 40, "warmup_epochs": 1, "evaluate_every": 4}
+
+
+@pytest.fixture(scope="module")
+def caches(tmp_path_factory):
+    return tmp_path_factory.mktemp("caches")
+
+
+def command(workdir, **fields):
+    return [
+        sys.executable,
+        "-u",
+        "main.py",
+        f"--config={ROOT / 'configs' / 'smoke.py'}",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in (FIELDS | fields).items()),
+    ]
+
+
+@contextlib.contextmanager
+def program(caches, workdir, **fields):
+    """Runs the training; yields the process and a function that returns its lines."""
+    log = workdir.with_suffix(f".{time.monotonic_ns()}.log")
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command(workdir, **fields),
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={"XDG_CACHE_HOME": str(caches), **environment()},
+            # Also where the tests themselves run in the background.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+    try:
+        yield process, log.read_text
+    finally:
+        process.kill()
+        process.wait()
+
+
+def environment():
+    return {k: v for k, v in os.environ.items() if k != "XDG_CACHE_HOME"}
+
+
+def wait_until(condition, process):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(caches, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    with program(caches, workdir) as (process, log):
+        assert process.wait(PATIENCE) == 0, log()
+    return metrics.read_rows(workdir / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+)
+def test_a_signal_saves_the_run(caches, tmp_path, uninterrupted, number, status):
+    """In the middle of an epoch, of which the row is not to be lost."""
+    workdir = tmp_path / "run"
+    rows = workdir / "metrics.jsonl"
+    with program(caches, workdir) as (process, log):
+        wait_until(lambda: (workdir / "checkpoints" / "40").exists(), process)
+        time.sleep(0.05)
+        start = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(10) == status, log()
+        assert time.monotonic() - start < 10
+        last = log().splitlines()[-1]
+    name = signal.Signals(number).name
+    assert last.startswith(f"stopped by {name}; step ")
+    assert "the same command goes on from there" in last
+    step = int(last.split("step ")[1].split()[0])
+    assert step % 40 != 0  # or the test has tested nothing: the machine was too slow
+    assert (workdir / "checkpoints" / str(step) / "checksums.json").exists()
+    with program(caches, workdir) as (process, log):
+        assert process.wait(PATIENCE) == 0, log()
+        assert f"continuing   from the checkpoint of step {step}\n" in log()
+    ours = metrics.read_rows(rows)
+    assert [comparable(row) for row in ours] == [
+        comparable(row) for row in uninterrupted
+    ]
+
+
+def comparable(row):
+    return {k: v for k, v in row.items() if k != "images_per_second"}
+
+
+def test_a_second_signal_ends_at_once(caches, tmp_path):
+    """Also while the first one is still being obeyed: here, for ever."""
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import main\n"
+        "waits = lambda name: name == 'the end' and time.sleep(1000)\n"
+        "main.processes.wait_for_all = waits\n"
+        "sys.exit(main.main(['main.py', *sys.argv[1:]]))\n"
+    )
+    workdir = tmp_path / "run"
+    line = command(workdir)
+    line[2] = str(script)
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            line,
+            cwd=ROOT,
+            stderr=file,
+            env={"XDG_CACHE_HOME": str(caches), **environment()},
+        )
+    try:
+        wait_until(lambda: "compiled in" in log.read_text(), process)
+        time.sleep(0.3)
+        process.terminate()
+        wait_until(
+            lambda: "SIGTERM: ending when the run is saved" in log.read_text(), process
+        )
+        time.sleep(1)
+        assert process.poll() is None
+        start = time.monotonic()
+        process.terminate()
+        assert process.wait(PATIENCE) == 143
+        assert time.monotonic() - start < 2
+    finally:
+        process.kill()
+        process.wait()
+    with program(caches, workdir) as (process, log):  # what was saved is sound
+        assert process.wait(PATIENCE) == 0, log()
+        assert "continuing" in log()
+        assert "damaged" not in log()
+
+
+def test_a_signal_before_the_training_ends_at_once(tmp_path):
+    """While XLA compiles, when Python's own handlers would have to wait."""
+    fields = {"encoder.blocks": "9,9,9", "compilation_cache": "off"}
+    with program(tmp_path, tmp_path / "run", **fields) as (process, log):
+        wait_until(lambda: "compiling" in log(), process)
+        time.sleep(0.5)
+        assert "compiled in" not in log()
+        start = time.monotonic()
+        process.terminate()
+        assert process.wait(PATIENCE) == 143
+        assert time.monotonic() - start < 2
+        assert log().endswith("stopped by SIGTERM\n")
+
+
+def test_a_signal_to_one_process_ends_the_job(caches, tmp_path, uninterrupted):
+    workdir = tmp_path / "run"
+    with Job(caches, workdir, 2, **FIELDS) as job:
+        rows = workdir / "metrics.jsonl"
+        wait_until(lambda: rows.exists() and rows.read_text(), job.processes[0])
+        job.processes[1].terminate()
+        assert [job.wait(0), job.wait(1)] == [143, 143], (job.log(0), job.log(1))
+        assert "stopped by SIGTERM; step" in job.log(0)
+    with program(caches, workdir) as (process, log):
+        assert process.wait(PATIENCE) == 0, log()
+        assert "continuing" in log()
+    ours = metrics.read_rows(rows)
+    places = [(row["step"], row["split"]) for row in uninterrupted]
+    assert [(row["step"], row["split"]) for row in ours] == places
+    for row, whole in zip(ours, uninterrupted, strict=True):
+        np.testing.assert_allclose(row["loss"], whole["loss"], rtol=3e-3)
+
+
+def test_a_signal_to_all_processes_of_a_streamed_run(caches, tmp_path):
+    """As a scheduler sends it: those that read images end first."""
+    workdir = tmp_path / "run"
+    fields = {"dataset.placement": "host", "dataset.workers": 2}
+    line = command(workdir, **fields)
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            line,
+            cwd=ROOT,
+            stderr=file,
+            env={"XDG_CACHE_HOME": str(caches), **environment()},
+            start_new_session=True,
+        )
+    try:
+        rows = workdir / "metrics.jsonl"
+        wait_until(lambda: rows.exists() and rows.read_text(), process)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(10 + 15) == 143, log.read_text()
+        assert "is saved in" in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_signals_are_given_back():
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    with Interruption() as heard:
+        assert signal.getsignal(signal.SIGTERM) not in before
+        heard.defer()
+        signal.raise_signal(signal.SIGTERM)
+        assert heard.wait(5)
+        assert heard.signal == signal.SIGTERM
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption() as heard:
+            heard.defer()
+            signal.raise_signal(signal.SIGINT)
+            assert not heard.wait(0.1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_outside_the_main_thread_nothing_is_heard():
+    heard = []
+
+    def enter():
+        with Interruption() as each:
+            heard.append(each.signal)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert heard == [0]
+
+
+def test_the_status_is_that_of_the_signal():
+    error = interruption.interrupted(signal.SIGINT, "nothing is lost")
+    assert (str(error), error.status) == ("stopped by SIGINT; nothing is lost", 130)

@@ -1,0 +1,174 @@
+"""Whose a directory is, and what may be changed in it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from duet_jax import atomic, workdir
+from duet_jax.errors import UsageError
+from duet_jax.types import DatasetFacts
+
+FACTS = DatasetFacts("digits", 16, 1, ("0", "1"), 100, 50)
+
+HOLDER = """
+import sys, pathlib, fcntl
+file = (pathlib.Path(sys.argv[1]) / ".lock").open("a+")
+fcntl.lockf(file, fcntl.LOCK_EX)
+file.write("process 7 on elsewhere\\n")
+file.flush()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def held(directory):
+    """A process that trains in `directory`, until its input is closed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def started(directory, config, step=4):
+    """A directory with a run that has saved something."""
+    workdir.write_run(config, FACTS, directory)
+    (directory / "checkpoints" / str(step)).mkdir(parents=True)
+
+
+def test_a_second_process_is_refused(tmp_path):
+    config = tiny.config()
+    process = held(tmp_path)
+    try:
+        with pytest.raises(UsageError, match=r"in use: process 7 on elsewhere trains"):
+            workdir.check(config, tmp_path)
+        with (
+            pytest.raises(UsageError, match=r"in use: process 7"),
+            workdir.claimed(config, tmp_path),
+        ):
+            pytest.fail("claimed twice")
+    finally:
+        process.communicate()
+    workdir.check(config, tmp_path)
+    with workdir.claimed(config, tmp_path):
+        assert "process" in (tmp_path / ".lock").read_text()
+
+
+def test_a_claim_holds_against_others(tmp_path):
+    with workdir.claimed(tiny.config(), tmp_path / "new" / "run"):
+        code = (
+            "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
+            "import tiny; from duet_jax import workdir\n"
+            "workdir.check(tiny.config(), Path(sys.argv[1]))"
+        )
+        refused = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "new" / "run"), *sys.path],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "is in use: process" in refused.stderr
+
+
+def test_what_happened_before_the_claim_is_seen(tmp_path):
+    """Two runs that were both accepted in an empty directory."""
+    workdir.check(tiny.config(seed=1), tmp_path)
+    started(tmp_path, tiny.config())
+    with (
+        pytest.raises(UsageError, match=r"another configuration \(seed: 0 -> 1\)"),
+        workdir.claimed(tiny.config(seed=1), tmp_path),
+    ):
+        pytest.fail("claimed another's run")
+
+
+def test_errors_of_the_training_are_not_those_of_the_directory(tmp_path):
+    with (
+        pytest.raises(OSError, match="of the training"),
+        workdir.claimed(tiny.config(), tmp_path),
+    ):
+        raise OSError("of the training")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 1}, ["seed: 0 -> 1"]),
+        ({"epochs": 9}, ["epochs: 2 -> 9"]),
+        (
+            {"duet__num_bins": 4, "encoder__widths": (8, 8, 16, 64)},
+            ["duet.num_bins: 8 -> 4", "encoder.widths: [8, 8, 16, 32] -> [8, 8, 16,"],
+        ),
+        ({"dataset__image_size": 32}, ["dataset.image_size: 16 -> 32"]),
+        ({"optimizer__schedule": "step"}, ["optimizer.schedule: epoch -> step"]),
+        ({"method": "simclr"}, ["method: duet -> simclr", "learned: rot -> None"]),
+    ],
+)
+def test_a_change_that_alters_the_run_is_refused(tmp_path, changes, words):
+    started(tmp_path, tiny.config())
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UsageError) as refused:
+        workdir.check(tiny.config(**changes), tmp_path)
+    assert [word for word in words if word not in str(refused.value)] == []
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_harmless_change_is_recorded(tmp_path):
+    started(tmp_path, tiny.config())
+    changed = tiny.config(evaluate_every=2, checkpoint__keep=5)
+    workdir.check(changed, tmp_path)
+    workdir.write_run(changed, FACTS, tmp_path, step=4)
+    (line,) = (tmp_path / "changes.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["step"] == 4
+    assert record["changes"] == ["checkpoint.keep: 2 -> 5", "evaluate_every: 1 -> 2"]
+    assert json.loads((tmp_path / "config.json").read_text())["evaluate_every"] == 2
+    workdir.write_run(changed, FACTS, tmp_path, step=8)  # the same again
+    assert len((tmp_path / "changes.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("remains", ["nothing", "an empty directory"])
+def test_a_run_that_lost_its_checkpoints_is_not_started_over(tmp_path, remains):
+    config = tiny.config()
+    workdir.write_run(config, FACTS, tmp_path)
+    rows = [{"step": 2 * n, "epoch": float(n), "split": "test"} for n in range(1, 5)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    if remains != "nothing":
+        (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UsageError, match=r"up to epoch 4 but none of its checkpoints"):
+        workdir.check(config, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == text
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    config = tiny.config()
+    workdir.write_run(config, FACTS, tmp_path)
+    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+    row = {"step": 2, "epoch": 1.0, "split": "test"}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    workdir.check(config, tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+
+    def replace(*, interrupted):
+        with atomic.replacing(path) as partial:
+            assert partial.suffix == ".json"
+            partial.write_text("new")
+            assert path.read_text() == "old"
+            if interrupted:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace(interrupted=True)
+    assert path.read_text() == "old"
+    replace(interrupted=False)
+    assert [each.name for each in tmp_path.iterdir()] == ["results.json"]
+    assert path.read_text() == "new"
