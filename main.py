@@ -7,12 +7,16 @@ Any field of the configuration can be set: --config.batch_size=512. An evaluatio
 the run's own configuration; there, only what does not alter the run can be set.
 """
 
+import contextlib
+import errno
 import functools
 import logging
+import os
 import pathlib
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,11 +27,11 @@ from ml_collections import config_flags
 
 from duet_jax import processes, settings, workdir
 from duet_jax.benchmark import benchmark
-from duet_jax.errors import TrainingError, UsageError
+from duet_jax.errors import InterruptionError, TrainingError, UsageError
 from duet_jax.evaluate import evaluate
 from duet_jax.evaluators import EVALUATORS
 from duet_jax.registry import lookup, suggestion
-from duet_jax.terminal import log_to_terminal
+from duet_jax.terminal import flush_output, log_to_terminal, prepare_streams, printable
 from duet_jax.train import train
 
 _HERE = pathlib.Path(__file__).parent
@@ -80,9 +84,17 @@ _COMMON = ("workdir", "mode")
 _CLUSTER = ("coordinator_address", "num_processes", "process_id")
 _BEFORE_A_RUN = {"train": _CLUSTER, "benchmark": ("images", "out", *_CLUSTER)}
 
+# Ways to write these two switches, which count wherever they stand.
+_HELP = {"--help", "-help", "-h"}
+_DEBUG = {"--debug", "-debug", "--debug=true"}
+
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)")
 # What JAX says when it no longer reaches another process.
 _LOST = re.compile(r"(?i)connection (closed|reset|refused)|peer|heartbeat|UNAVAILABLE")
+# What it says when memory does not suffice: GPUs, and processors.
+_EXHAUSTED = re.compile(r"RESOURCE_EXHAUSTED|Out of memory allocating")
+# Flags that absl reads in any program: they would bring in others, or hide them.
+_OF_ABSL = re.compile(r"--?(flagfile|undefok)(=|$)")
 _BAD_VALUE = re.compile(r"flag --config\.([\w.]+)=(.*?): ", re.DOTALL)
 
 
@@ -132,7 +144,14 @@ def parse(argv: Sequence[str]) -> Command:
     config = settings.check(values.config, defaults)
     settings.check_unused(values.config, names)
     directory = values.workdir or f"runs/{pathlib.Path(path).stem}"
-    return Command(config, pathlib.Path(directory), values.mode, _options(values))
+    return Command(config, _place(directory), values.mode, _options(values))
+
+
+def _place(directory: str) -> pathlib.Path:
+    """Returns the path that the user means; the shell leaves a ~ after = as it is."""
+    with contextlib.suppress(RuntimeError):  # there is no home
+        return pathlib.Path(directory).expanduser()
+    return pathlib.Path(directory)
 
 
 def _program_flags(arguments: Sequence[str]) -> flags.FlagValues:
@@ -142,6 +161,10 @@ def _program_flags(arguments: Sequence[str]) -> flags.FlagValues:
     """
     values = flags.FlagValues()
     _define(values)
+    for argument in arguments:
+        if _OF_ABSL.match(argument):
+            raise _explained(flags.Error(f"{argument} is not taken here"), {})
+        _check_encoding(argument)
     try:
         values(arguments, known_only=True)
     except flags.Error as error:
@@ -158,6 +181,16 @@ def _program_flags(arguments: Sequence[str]) -> flags.FlagValues:
                 f"--mode={' or '.join(modes)}."
             )
     return values
+
+
+def _check_encoding(argument: str) -> None:
+    """Raises a UsageError for what cannot be passed on to libraries in C++."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{argument} is not UTF-8; give that file or directory another name."
+        ) from error
 
 
 def _taken(mode: str) -> tuple[str, ...]:
@@ -188,7 +221,7 @@ def _of_the_run(
         raise UsageError(
             f"--mode={program.mode} needs --workdir, the directory of a training."
         )
-    saved = workdir.load_config(pathlib.Path(program.workdir))
+    saved = workdir.load_config(_place(program.workdir))
     try:
         return settings.completed(saved, runpy.run_path(_BASE)["get_config"]())
     except UsageError as error:
@@ -198,6 +231,12 @@ def _of_the_run(
 def _define(values: flags.FlagValues) -> None:
     for name, (default, meaning) in _FLAGS.items():
         flags.DEFINE_string(name, default, meaning, flag_values=values)
+    flags.DEFINE_boolean(
+        "debug",
+        False,
+        "Print the traceback of an error before the line that explains it.",
+        flag_values=values,
+    )
 
 
 def _flags(
@@ -246,7 +285,7 @@ def load_defaults(path: str) -> ml_collections.ConfigDict:
       UsageError: there is no such file, it fails, or its fields are not those of
         `configs/base.py`.
     """
-    if not pathlib.Path(path).is_file():
+    if not os.path.isfile(path):
         files = sorted(f"configs/{p.name}" for p in _HERE.glob("configs/[!_]*.py"))
         raise UsageError(
             f"--config={path} is not a file; choose one of {', '.join(files)}."
@@ -257,7 +296,7 @@ def load_defaults(path: str) -> ml_collections.ConfigDict:
         settings.check_schema(config, runpy.run_path(_BASE)["get_config"]())
     except UsageError as error:
         raise UsageError(f"--config={path}: {error}") from error
-    except Exception as error:  # it is a program: anything can happen
+    except (Exception, SystemExit) as error:  # it is a program: anything can happen
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(
             f"--config={path} cannot be read ({text}); it must define get_config() "
@@ -271,7 +310,7 @@ def _explained(error: flags.Error, known: Mapping[str, Any]) -> UsageError:
     if match:
         return settings.bad_value(match[1], match[2], known[match[1]])
     text = " ".join(str(error).split())
-    names = ", ".join(f"--{name}" for name in ("config", *_FLAGS))
+    names = ", ".join(f"--{name}" for name in ("config", *_FLAGS, "debug"))
     return UsageError(f"{text}; the flags are {names}.")
 
 
@@ -290,45 +329,89 @@ def help_text(argv: Sequence[str]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
-    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax writes a page a save
+    debug = bool(_DEBUG & set(argv))
+    # Orbax writes a page for each save, and several for one that fails and is told.
+    absl_logging.set_verbosity(absl_logging.WARNING if debug else absl_logging.FATAL)
+    prepare_streams()
     log_to_terminal(logging.INFO)
-    interrupted, remedy = "the same command starts again", "lower config.batch_size"
+    command = None
     try:
-        if {"--help", "-help", "-h"} & set(argv):
+        if _HELP & set(argv):
             print(help_text(argv))
-            return 0
-        command = parse(argv)
-        if command.mode == "train":
-            interrupted = "the same command goes on from the newest checkpoint"
-        if command.mode in _BEFORE_A_RUN:
-            remedy += (
-                " or config.encoder.width_multiplier, or use "
-                "config.compute_dtype=bfloat16 or config.encoder.remat=true"
-            )
-        MODES[command.mode](command.config, command.workdir, **command.options)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
-            reason = f"the device has too little memory for this run; {remedy}"
-        elif processes.are_several() and _LOST.search(str(error)):
-            reason = (
-                "another process of this job is gone "
-                f"({' '.join(str(error).split())[:160]}); see what the others say, "
-                f"then {interrupted}"
-            )
         else:
+            command = parse(argv)
+            mode = MODES[command.mode]
+            mode(command.config, command.workdir, **command.options)
+        flush_output()
+    except (Exception, KeyboardInterrupt) as error:
+        told = _told(error, command)
+        if told is None:
             raise
-        print(f"error: {reason}.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"stopped; {interrupted}", file=sys.stderr)
-        return 130
+        line, status = told
+        if debug:
+            traceback.print_exception(error)
+        print(printable(line), file=sys.stderr)
+        with contextlib.suppress(OSError):
+            flush_output()
+        return status
     return 0
+
+
+def _told(error: BaseException, command: Command | None) -> tuple[str, int] | None:
+    """Returns what is said of an error and the exit status; None for a defect.
+
+    Args:
+      error: that ends the program.
+      command: what it was doing; None while the command line was read.
+    """
+    mode, directory = (command.mode, command.workdir) if command else (None, None)
+    again = "the same command starts again"
+    if mode == "train":
+        again = "the same command goes on from the newest checkpoint"
+    text = " ".join(str(error).split())
+    match error:
+        case UsageError():
+            return f"error: {error}", 2
+        case TrainingError():
+            return f"error: {error}", 1
+        case InterruptionError():
+            return str(error), error.status
+        case KeyboardInterrupt():
+            return f"stopped; {again}", 130
+        case OSError():
+            place = error.filename or directory or "standard output"
+            reason = error.strerror or text or type(error).__name__
+            return f"error: {place}: {reason}; {_cure(error)}, then {again}.", 1
+        case MemoryError():
+            reason = f"this machine has too little memory ({text}); {_less(mode)}"
+        case RuntimeError() if _EXHAUSTED.search(text):
+            reason = f"the device has too little memory for this run; {_less(mode)}"
+        case RuntimeError() if processes.are_several() and _LOST.search(text):
+            reason = (
+                f"another process of this job is gone ({text[:160]}); see what the "
+                f"others say, then {again}"
+            )
+        case _:
+            return None
+    return f"error: {reason}.", 1
+
+
+def _cure(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "make room"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "give the right to it, or choose another place"
+    return "put that right"
+
+
+def _less(mode: str | None) -> str:
+    remedy = "lower config.batch_size"
+    if mode in _BEFORE_A_RUN:
+        remedy += (
+            " or config.encoder.width_multiplier, or use "
+            "config.compute_dtype=bfloat16 or config.encoder.remat=true"
+        )
+    return remedy
 
 
 if __name__ == "__main__":

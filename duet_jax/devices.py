@@ -2,6 +2,7 @@
 
 import ctypes.util
 import importlib.util
+import logging
 import os
 import pathlib
 
@@ -9,9 +10,15 @@ import jax
 
 from duet_jax.errors import UsageError
 
+_log = logging.getLogger(__name__)
+
 
 def cache_directory() -> pathlib.Path:
-    """Returns the project's directory in the user's cache directory."""
+    """Returns the project's directory in the user's cache directory.
+
+    Raises:
+      RuntimeError: the user has no home directory.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(base) / "duet_jax"
 
@@ -60,10 +67,22 @@ def enable_compilation_cache(directory: str) -> None:
     """
     if directory == "off":
         return
-    path = pathlib.Path(directory).expanduser() if directory else None
-    jax.config.update(
-        "jax_compilation_cache_dir", str(path or cache_directory() / "xla")
-    )
+    try:
+        path = pathlib.Path(directory).expanduser() if directory else None
+        path = path or cache_directory() / "xla"
+        nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+        writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+        reason = "" if writable else f"{nearest} is not writable"
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason:
+        _log.warning(
+            "compiled programs are not kept (%s); set config.compilation_cache to a "
+            "directory that can be written, or to off",
+            reason,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

@@ -178,10 +178,11 @@ def _filled(network: str, state: Mapping[str, np.ndarray], tree: dict) -> dict:
                 f" {network} of this configuration needs it: set config.encoder and"
                 " config.method to those the weights were trained with."
             )
-        array = _from_torch(np.asarray(state[name]))
+        given = np.asarray(state[name])
+        array = _from_torch(given)
         if array.shape != leaf.shape:
             raise UsageError(
-                f"reference weight {full_name!r} has shape {state[name].shape}, but the"
+                f"reference weight {full_name!r} has shape {given.shape}, but the"
                 f" {network} of this configuration needs"
                 f" {_to_torch(np.empty(leaf.shape, bool)).shape}; set config.encoder"
                 " and config.method to those the weights were trained with."

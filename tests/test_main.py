@@ -378,6 +378,7 @@ OUT_OF_RANGE = {
     "batch_size": "1",
     "steps_per_call": "-1",
     "compute_dtype": "float16",
+    "on_nonfinite": "ignore",
     "dataset.name": "",
     "dataset.image_size": "7",
     "dataset.num_classes": "-1",
@@ -385,6 +386,7 @@ OUT_OF_RANGE = {
     "dataset.workers": "-2",
     "augmentation.jitter_strength": "0.4,0.4,0.4",
     "encoder.blocks": "1,1",
+    "encoder.width_multiplier": "0",
     "encoder.widths": "8,8,8",
     "projector.hidden": "0",
     "projector.output": "0",
@@ -966,3 +968,9 @@ def test_the_cases_leave_no_field_out():
     every = {int, float, bool, str, (tuple, int), (tuple, float), (tuple, str)}
     assert kinds(REFUSED) == every
     assert kinds(ACCEPTED) == every
+
+
+def test_a_home_in_the_workdir(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = main.parse(["main.py", SMOKE, "--workdir=~/run"])
+    assert command.workdir == tmp_path / "run"

@@ -74,7 +74,8 @@ def load(
         train, test = (_load_split(entry, split) for split in ("train", "test"))
         _check_split(train, source.num_train, side, train.images.shape[-1:])
         _check_split(test, source.num_test, side, train.images.shape[-1:])
-    except (OSError, ValueError, EOFError) as error:
+        _check_labels((train.labels, test.labels), len(source.class_names))
+    except Exception as error:  # NumPy has no common type for damaged files
         logger.warning(
             "the cache %s is damaged and will be made again (%s)", entry, error
         )
@@ -97,6 +98,12 @@ def _check_split(
     expected = [((count, side, side, *channels), "uint8"), ((count,), "int32")]
     if found != expected or channels not in ((1,), (3,)):
         raise ValueError(f"found {found} instead of {expected}")
+
+
+def _check_labels(labels: tuple[np.ndarray, np.ndarray], classes: int) -> None:
+    """Raises a ValueError for a label of no class."""
+    if any(each.min() < 0 or each.max() >= classes for each in labels):
+        raise ValueError(f"it has labels beyond those of {classes} classes")
 
 
 def store(entry: pathlib.Path | None, dataset: Dataset, source: Source) -> None:

@@ -4,6 +4,9 @@ Images are Pillow images until they are square, and uint8, [side, side, channels
 after that.
 """
 
+import contextlib
+import os
+import stat
 import warnings
 from collections.abc import Iterable
 from typing import BinaryIO
@@ -17,6 +20,8 @@ from duet_jax.errors import UsageError
 
 # Tried in this order whatever the file is called.
 _FORMATS = ("PNG", "JPEG", "BMP")
+# Of images that are longer, this many squares in the middle are resized.
+_LONGEST = 16
 
 
 def preprocessed_side(image_size: int, center_crop: bool) -> int:
@@ -37,8 +42,9 @@ def decode(file: str | BinaryIO) -> tuple[Image.Image, str]:
 
     Transparent pixels are composited over black, the value that a rotation leaves in
     the corners; 16-bit grey is scaled to 8 bits (of 16-bit colour Pillow keeps the high
-    bytes); palette and CMYK images become RGB; an orientation in the EXIF data is
-    applied, since rotation is what the networks learn.
+    bytes); palette and CMYK images become RGB; of an animation the first picture is
+    taken; an orientation in the EXIF data is applied, since rotation is what the
+    networks learn.
 
     Returns:
       The image in mode L or RGB, and what had to be converted ("" for nothing).
@@ -46,11 +52,15 @@ def decode(file: str | BinaryIO) -> tuple[Image.Image, str]:
     Raises:
       Exception: whatever Pillow raises for a file that is not a whole PNG, JPEG or BMP.
     """
+    _check_file(file)
     with Image.open(file, formats=_FORMATS) as image:
+        wide = _is_wide(image)
         image.load()
     if "exif" in image.info:
-        image = ImageOps.exif_transpose(image)
-    return _to_grey_or_rgb(image)
+        with contextlib.suppress(Exception):  # what is damaged turns nothing
+            image = ImageOps.exif_transpose(image)
+    image, conversion = _to_grey_or_rgb(image)
+    return image, conversion or ("16-bit" if wide else "")
 
 
 def is_grey(file: str | BinaryIO) -> bool:
@@ -59,8 +69,22 @@ def is_grey(file: str | BinaryIO) -> bool:
     Raises:
       Exception: whatever Pillow raises for a file that is not a PNG, JPEG or BMP.
     """
+    _check_file(file)
     with Image.open(file, formats=_FORMATS) as image:
         return _is_grey(image)
+
+
+def _check_file(file: str | BinaryIO) -> None:
+    """Raises an OSError where opening a file could wait for ever, as for a pipe."""
+    if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
+        raise OSError("it is not a regular file")
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Returns whether an opened, not yet loaded PNG has 16 bits a channel."""
+    return image.format == "PNG" and any(
+        str(tile[-1]).endswith(";16B") for tile in image.tile
+    )
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -96,8 +120,11 @@ def square(image: Image.Image, side: int) -> np.ndarray:
       uint8, [side, side, channels].
 
     Source: reference: torchvision's Resize (Pillow bilinear, longer side rounded down)
-    and CenterCrop (offset rounded to the nearest even integer at a half).
+    and CenterCrop (offset rounded to the nearest even integer at a half). We cut the
+    ends off an image more than 16 times as long as wide first: resized as a whole, a
+    line of pixels in a file of some bytes would fill the memory.
     """
+    image = _without_ends(image)
     width, height = image.size
     if (width, height) != (side, side):
         shorter = min(width, height)
@@ -106,6 +133,17 @@ def square(image: Image.Image, side: int) -> np.ndarray:
         left, top = round((width - side) / 2), round((height - side) / 2)
         image = image.crop((left, top, left + side, top + side))
     return np.asarray(image).reshape(side, side, -1)
+
+
+def _without_ends(image: Image.Image) -> Image.Image:
+    """Returns the middle of an image that is very long, others as they are."""
+    width, height = image.size
+    most = _LONGEST * min(width, height)
+    if max(width, height) <= most:
+        return image
+    left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
+    right, bottom = left + min(width, most), top + min(height, most)
+    return image.crop((left, top, right, bottom))
 
 
 def pack(

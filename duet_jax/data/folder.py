@@ -3,6 +3,7 @@
 import collections
 import logging
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -73,10 +74,10 @@ def find(name: str, path: str) -> Source:
 
 def _check_root(path: str, root: str) -> None:
     """Raises a UsageError unless the folder holds both splits."""
-    if not path or not os.path.isdir(root):
-        problem = "is not a folder" if os.path.exists(root) else "does not exist"
+    problem = _problem(root) if path else "is empty"
+    if problem:
         raise UsageError(
-            f"config.dataset.path={path!r} {problem if path else 'is empty'}; "
+            f"config.dataset.path={path!r} {problem}; "
             f"config.dataset.name='folder' reads {_LAYOUT}."
         )
     folders = [entry.name for entry in _entries(path, root) if _is_folder(entry)]
@@ -87,6 +88,21 @@ def _check_root(path: str, root: str) -> None:
             f"config.dataset.path={path!r} has no folder {' and no '.join(missing)}; "
             f"it holds {found}; rename or arrange the images as {_LAYOUT}."
         )
+    if os.path.samefile(*(os.path.join(root, split) for split in ("train", "test"))):
+        raise UsageError(
+            f"config.dataset.path={path!r}: train and test are the same folder; give "
+            "test images that are not trained on."
+        )
+
+
+def _problem(root: str) -> str:
+    """Returns why nothing can be read below a path; "" if it may be."""
+    try:
+        return "" if stat.S_ISDIR(os.stat(root).st_mode) else "is not a folder"
+    except FileNotFoundError:
+        return "does not exist"
+    except OSError as error:  # a link to itself, a folder above that may not be entered
+        return f"cannot be reached ({error.strerror})"
 
 
 def _list_split(path: str, root: str, split: str) -> list[_File]:
@@ -95,17 +111,19 @@ def _list_split(path: str, root: str, split: str) -> list[_File]:
     for folder in _entries(path, os.path.join(root, split)):
         if not _is_folder(folder):
             continue
+        _check_name(path, split, folder.name)
         before = len(files)
         for entry in _entries(path, folder.path):
             if not entry.name.lower().endswith(_EXTENSIONS) or _is_folder(entry):
                 ignored += 1
                 continue
             try:
-                stat = entry.stat()
-            except OSError:  # a broken link: reported with the damaged images
-                stat = os.lstat(entry.path)
+                info = entry.stat()
+                size, modified_ns = info.st_size, info.st_mtime_ns
+            except OSError:  # such as a broken link: reported with the damaged images
+                size, modified_ns = 0, 0
             relative = f"{split}/{folder.name}/{entry.name}"
-            files.append(_File(relative, folder.name, stat.st_size, stat.st_mtime_ns))
+            files.append(_File(relative, folder.name, size, modified_ns))
         if len(files) == before:
             empty.append(f"{split}/{folder.name}")
     if empty or not files:
@@ -116,6 +134,17 @@ def _list_split(path: str, root: str, split: str) -> list[_File]:
     if ignored:
         logger.info("%s/%s: %d other files were left out", root, split, ignored)
     return files
+
+
+def _check_name(path: str, split: str, name: str) -> None:
+    """Raises a UsageError for a class name that no result could hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"config.dataset.path={path!r}: the name of the folder {split}/{name!r} is "
+            "not UTF-8; rename it: it names a class."
+        ) from error
 
 
 def _entries(path: str, folder: str) -> list[os.DirEntry]:

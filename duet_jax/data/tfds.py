@@ -26,6 +26,10 @@ from duet_jax.registry import suggestion
 
 logger = logging.getLogger(__name__)
 
+_CHOICE = (
+    "choose digits, folder or a TFDS image classification set such as cifar10, "
+    "cifar100, mnist or svhn_cropped"
+)
 _CHUNK = 256  # examples in memory at a time; larger chunks are no faster
 _PROBE_SECONDS = 3.0
 _MOST_PROBES = 4
@@ -93,7 +97,8 @@ def _builder(name: str, path: str) -> Any:
         if type(error).__name__ == "DatasetNotFoundError":
             raise _unknown(name, path) from error
         raise UsageError(
-            f"config.dataset.name={name!r} cannot be used: {_one_line(error)}"
+            f"config.dataset.name={name!r} cannot be used: {_one_line(error)}; "
+            f"{_CHOICE}."
         ) from error
 
 
@@ -104,8 +109,7 @@ def _unknown(name: str, path: str) -> UsageError:
     searched = f" or in config.dataset.path={path!r}" if path else ""
     return UsageError(
         f"config.dataset.name={name!r} is not known to TensorFlow Datasets{searched}; "
-        "choose digits, folder or a TFDS image classification set such as cifar10, "
-        f"cifar100, mnist or svhn_cropped.{suggestion(name, known)}"
+        f"{_CHOICE}.{suggestion(name, known)}"
     )
 
 

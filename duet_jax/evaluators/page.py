@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from duet_jax.evaluators.base import Table
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+
 
 class Section(NamedTuple):
     """A part of the page.
@@ -144,6 +146,14 @@ def _table(table: Table) -> str:
         f"<thead><tr>{row(table.header, 'th')}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>{note}"
     )
+
+
+def is_picture(path: pathlib.Path) -> bool:
+    """Returns whether there is a PNG at `path`, and no link to one elsewhere."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_PNG)) == _PNG
 
 
 def _picture(path: pathlib.Path) -> str:

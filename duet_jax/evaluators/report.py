@@ -39,7 +39,7 @@ def measure(evaluation: Evaluation) -> Result:
     found = {name: evaluation.stored(name) for name in _MEASURED}
     if codes:
         found["equivariance"] = _equivariance(evaluation, codes)
-    for name in sorted(file.stem for file in evaluation.directory.glob("*.json")):
+    for name in sorted(file.stem for file in evaluation.directory.glob("[!.]*.json")):
         if name not in _LEFT_OUT and (other := evaluation.valid(name)):
             found.setdefault(name, other)
     picture = None
@@ -52,7 +52,8 @@ def measure(evaluation: Evaluation) -> Result:
             save(evaluation.directory / "report_map.png", picture)
         text = page.build(_sections(evaluation, found), **_head(evaluation, found))
         temporary = path.with_name(".report.html.tmp")
-        temporary.write_text(text, encoding="utf-8")
+        # A directory may have any bytes for a name.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, path)
     rows = ((str(path), f"{path.stat().st_size / 1e6:.1f} MB"),)
     table = Table("report", ("page", "size"), rows)
@@ -162,7 +163,12 @@ def _sections(evaluation: Evaluation, found: dict[str, Any]) -> list[page.Sectio
 
 
 def _existing(directory: pathlib.Path, names) -> tuple[pathlib.Path, ...]:
-    return tuple(path for name in names if (path := directory / name).is_file())
+    """Returns the pictures that are in `directory` itself, and nothing else.
+
+    The page is given away, and a stored result may name any file.
+    """
+    plain = [name for name in names if pathlib.PurePath(name).name == name]
+    return tuple(path for name in plain if page.is_picture(path := directory / name))
 
 
 def _configuration(evaluation: Evaluation) -> Table:

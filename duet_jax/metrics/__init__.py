@@ -3,13 +3,14 @@
 A *row* is a flat mapping of one measurement. `step` (updates made), `epoch` (float,
 `step / steps_per_epoch`) and `split` ("train" or "test") say what was measured; the
 other entries are scalars: `loss`, its parts, `online_top1` and `online_top5`
-(fractions from 0 to 1), `learning_rate`, `images_per_second`.
+(fractions from 0 to 1), `feature_spread`, `grad_norm`, `skipped`, `learning_rate`,
+`images_per_second`.
 """
 
 from duet_jax.metrics.jsonl import JsonLines, read_rows
 from duet_jax.metrics.progress import NoProgress, Progress
 from duet_jax.metrics.tensorboard import TensorBoard
-from duet_jax.metrics.wandb_run import WandB
+from duet_jax.metrics.wandb_run import WandB, check_wandb
 from duet_jax.metrics.writers import MetricWriter, Writers, open_writers
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "TensorBoard",
     "WandB",
     "Writers",
+    "check_wandb",
     "open_writers",
     "read_rows",
 ]

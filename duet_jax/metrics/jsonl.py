@@ -15,7 +15,7 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
     """Returns the rows of a metrics file, oldest first.
 
     A run that was killed while it wrote leaves half a line at the end; lines that
-    are not a whole JSON object are left out.
+    are not a whole row are left out.
 
     Args:
       path: a file written by `JsonLines`.
@@ -36,12 +36,13 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
 
 
 def _parse(line: str) -> dict | None:
-    """Returns the object a line holds, or None where there is no whole one."""
+    """Returns the row a line holds, or None where there is no whole one."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+        placed = isinstance(row["step"], int) and isinstance(row["split"], str)
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    return row if isinstance(row, dict) else None
+    return row if placed else None
 
 
 def _plain(value: object) -> float | int | str | None:

@@ -55,13 +55,18 @@ def read_credentials(directory: str | os.PathLike = ".") -> Credentials:
         name: os.environ.get(name, "").strip() or entries.get(name)
         for name in ("WANDB_API_KEY", "WANDB_BASE_URL")
     }
-    base_url = found["WANDB_BASE_URL"]
+    key, base_url = found["WANDB_API_KEY"], found["WANDB_BASE_URL"]
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            "WANDB_API_KEY (environment or .wandb.yaml) holds characters that no key "
+            "has; copy it again from the settings of the server."
+        )
     if base_url is not None and not _is_address(base_url):
         raise UsageError(
             "WANDB_BASE_URL (environment or .wandb.yaml) is not an address; "
             "write it like https://api.wandb.ai."
         )
-    return Credentials(found["WANDB_API_KEY"], base_url and base_url.rstrip("/"))
+    return Credentials(key, base_url and base_url.rstrip("/"))
 
 
 def _read_file(path: pathlib.Path) -> dict[str, str]:
@@ -70,7 +75,7 @@ def _read_file(path: pathlib.Path) -> dict[str, str]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except Exception:  # a wrong date is a ValueError, much nesting a RecursionError
         content = path.name  # no mapping; the error itself would quote the file
     content = {} if content is None else content
     wrong = not isinstance(content, dict) or any(
@@ -88,6 +93,7 @@ def _read_file(path: pathlib.Path) -> dict[str, str]:
 def _is_address(url: str) -> bool:
     try:
         parts = urllib.parse.urlsplit(url)
+        parts.port  # noqa: B018  raises where it is none
         return parts.scheme in ("http", "https") and bool(parts.hostname)
     except ValueError:
         return False

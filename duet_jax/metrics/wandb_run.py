@@ -90,6 +90,18 @@ class WandB:
             )
 
 
+def check_wandb(project: str, mode: str | None) -> None:
+    """Raises a UsageError for what `open_wandb` would refuse, before a run begins."""
+    if project and _chosen(mode) == "online":
+        read_credentials()
+
+
+def _chosen(mode: str | None) -> str:
+    mode = mode or os.environ.get("WANDB_MODE") or "online"
+    lookup(MODES, mode, "config.wandb.mode (or WANDB_MODE)")
+    return mode
+
+
 def open_wandb(
     workdir: pathlib.Path,
     *,
@@ -117,8 +129,7 @@ def open_wandb(
     Raises:
       UsageError: unknown mode, unreadable credentials, or wandb is not installed.
     """
-    mode = mode or os.environ.get("WANDB_MODE") or "online"
-    lookup(MODES, mode, "config.wandb.mode (or WANDB_MODE)")
+    mode = _chosen(mode)
     if mode == "disabled":
         return None
     credentials = read_credentials() if mode == "online" else Credentials(None, None)

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from duet_jax.errors import UsageError
 from duet_jax.metrics.jsonl import JsonLines
 from duet_jax.metrics.tensorboard import TensorBoard
 from duet_jax.metrics.wandb_run import open_wandb
@@ -71,7 +72,8 @@ def open_writers(
         and ignores what is sent again.
 
     Raises:
-      UsageError: the `wandb` section or the credentials file is wrong.
+      UsageError: the `wandb` section or the credentials file is wrong, or a file cannot
+        be opened.
     """
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -88,7 +90,14 @@ def open_writers(
             resume_step=resume_step,
         )
         writers += [run] if run else []
-    if tensorboard:
-        writers.append(TensorBoard(workdir / "tensorboard", resume_step))
-    writers.insert(0, JsonLines(workdir / "metrics.jsonl", resume_step))
+    try:
+        if tensorboard:
+            writers.append(TensorBoard(workdir / "tensorboard", resume_step))
+        writers.insert(0, JsonLines(workdir / "metrics.jsonl", resume_step))
+    except OSError as error:
+        Writers(writers).close()
+        raise UsageError(
+            f"--workdir={workdir}: {error.filename} cannot be written "
+            f"({error.strerror}); put that right, or choose another."
+        ) from error
     return Writers(writers)
