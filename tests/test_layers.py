@@ -13,12 +13,14 @@ PACKAGE = ROOT / "duet_jax"
 
 # A unit, a module or a whole subpackage, imports units of earlier rows only.
 LAYERS = (
-    ("errors", "types"),
+    ("atomic", "errors", "types"),
     (
+        "interruption",
         "registry",
         "devices",
         "mesh",
         "processes",
+        "symptoms",
         "terminal",
         "checkpoints",
         "figures",
@@ -39,7 +41,8 @@ LAYERS = (
     ("settings", "train_state"),
     ("encoding", "plan", "workdir"),
     ("feeds", "record", "report", "runs"),
-    ("evaluators", "steps"),
+    ("diagnosis", "evaluators", "steps"),
+    ("loop",),
     ("benchmark", "evaluate", "train"),
     ("main",),
 )
@@ -172,7 +175,7 @@ def third_party(paths: list[pathlib.Path]) -> set[str]:
         for path in paths
         for name in imports(ast.parse(path.read_text()))
     }
-    own = {"duet_jax", "configs", "main"}
+    own = {"duet_jax", "benchmarks", "configs", "main"}
     own |= {name for path in paths for name in (path.stem, path.parent.name)}
     top -= own | set(sys.stdlib_module_names)
     return {normal(DISTRIBUTIONS.get(name, name)) for name in top}

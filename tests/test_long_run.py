@@ -1,0 +1,28 @@
+"""What a long training uses, in a run that is short."""
+
+from benchmarks import long_run
+
+EPOCHS = 120
+
+
+def test_memory_files_and_threads_stay(tmp_path):
+    """`benchmarks/long_run.py` watches 2,000 epochs; a leak shows in a few as well.
+
+    Each epoch has an evaluation and a checkpoint.
+    """
+    looks = long_run.watch(tmp_path / "run", EPOCHS, checkpoint_every=1, seconds=0.1)
+    later = [each for each in looks if each["epoch"] > EPOCHS / 3]
+    middle, end = (
+        [each for each in later if low < each["epoch"] <= high]
+        for low, high in ((EPOCHS / 3, EPOCHS * 2 / 3), (EPOCHS * 2 / 3, EPOCHS))
+    )
+    assert len(middle) > 5
+    assert len(end) > 5
+
+    def least(name, part):
+        return min(each[name] for each in part)
+
+    # Forty epochs on: 0.1 MiB each is what TensorStore keeps of a checkpoint.
+    assert least("memory_mib", end) - least("memory_mib", middle) < 15
+    assert least("files", end) <= least("files", middle) + 2
+    assert least("threads", end) <= least("threads", middle) + 4
