@@ -31,6 +31,7 @@ class DatasetFacts(NamedTuple):
       class_names: one name per label.
       num_train: training images.
       num_test: test images.
+      content: changes when other images take their place; "" where they cannot.
     """
 
     name: str
@@ -39,6 +40,7 @@ class DatasetFacts(NamedTuple):
     class_names: tuple[str, ...]
     num_train: int
     num_test: int
+    content: str = ""
 
 
 class Dataset(NamedTuple):
@@ -51,6 +53,7 @@ class Dataset(NamedTuple):
       class_names: one name per label.
       files: where the images of both splits came from, training images first, relative
         to the folder of the set; empty where they are not files of their own.
+      content: as in `DatasetFacts`.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Dataset(NamedTuple):
     test: Split
     class_names: tuple[str, ...]
     files: tuple[str, ...] = ()
+    content: str = ""
 
     @property
     def facts(self) -> DatasetFacts:
@@ -69,6 +73,7 @@ class Dataset(NamedTuple):
             self.class_names,
             len(self.train.labels),
             len(self.test.labels),
+            self.content,
         )
 
     @property

@@ -188,8 +188,10 @@ def check_dataset(facts: DatasetFacts, workdir: pathlib.Path) -> None:
     changed = [
         f"{name}: {getattr(old, name)} -> {value}"
         for name, value in facts._asdict().items()
-        if getattr(old, name) != value
+        if name != "content" and getattr(old, name) != value
     ]
+    if not changed and facts.content != old.content:
+        changed = ["as many of the same classes, in files of other names or sizes"]
     if changed:
         raise UsageError(
             f"{workdir} holds a run on other images ({'; '.join(changed)}); give back "
@@ -249,7 +251,7 @@ def _read_facts(workdir: pathlib.Path) -> DatasetFacts | None:
     values = _read_json(path)
     if values is None:
         return None
-    if set(values) != set(DatasetFacts._fields):
+    if set(values) | {*DatasetFacts._field_defaults} != set(DatasetFacts._fields):
         raise _damaged(path, f"its entries are {', '.join(values)}")
     facts = DatasetFacts(**_with_tuples(values))
     for name, kind in DatasetFacts.__annotations__.items():

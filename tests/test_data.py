@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from duet_jax import data
-from duet_jax.data import cache, load_dataset
+from duet_jax.data import cache, find_dataset, load_dataset
 from duet_jax.data import tfds as tfds_source
 from duet_jax.data.decoding import decode, pack, preprocessed_side, square
 from duet_jax.errors import UsageError
@@ -982,3 +982,27 @@ def test_too_large_for_memory(monkeypatch):
     monkeypatch.setattr("duet_jax.data.decoding.np.empty", no_memory)
     with pytest.raises(UsageError, match="10 images of 4x4 pixels do not fit"):
         pack([], 10, 4, "x")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_tells_images_from_others(folder, change):
+    """Names and sizes of the files: not where they are, and not how they are read."""
+    before = load_folder(folder).content
+    apply, options = CHANGES[change], {}
+    if isinstance(apply, dict):
+        options = apply
+    else:
+        apply(folder)
+    same_images = change in ("a file is touched", "the image size", "the margin")
+    after = load_folder(folder, **options)
+    assert (after.content == before) == same_images
+    assert after.facts.content == after.content
+    assert load_folder(folder, **options).content == after.content  # from the cache
+    found = find_dataset("folder", path=str(folder), image_size=8)
+    assert found.facts.content == after.content
+
+
+def test_a_copied_folder_holds_the_same_images(folder, tmp_path):
+    before = load_folder(folder).content
+    folder.rename(tmp_path / "moved")
+    assert load_folder(tmp_path / "moved").content == before != ""

@@ -117,6 +117,25 @@ def test_a_change_that_alters_the_run_is_refused(tmp_path, changes, words):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_train": 99}, "num_train: 100 -> 99"),
+        ({"class_names": ("0", "2")}, "class_names: "),
+        ({"content": "b"}, "as many of the same classes, in files of other names"),
+    ],
+)
+def test_other_images_are_refused(tmp_path, change, words):
+    facts = FACTS._replace(content="a")
+    workdir.write_run(tiny.config(), facts, tmp_path)
+    workdir.check_dataset(facts._replace(**change), tmp_path)  # nothing is saved yet
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    workdir.check_dataset(facts, tmp_path)
+    with pytest.raises(UsageError, match="holds a run on other images") as refused:
+        workdir.check_dataset(facts._replace(**change), tmp_path)
+    assert words in str(refused.value)
+
+
 def test_a_harmless_change_is_recorded(tmp_path):
     started(tmp_path, tiny.config())
     changed = tiny.config(evaluate_every=2, checkpoint__keep=5)

@@ -172,7 +172,7 @@ def _decode(source: Source, name: str, side: int) -> Dataset:
             strict=True,
         )
     )
-    return Dataset(name, train, test, source.class_names, source.files)
+    return Dataset(name, train, test, source.class_names, source.files, source.content)
 
 
 # Reserved names; every other name is looked up in TensorFlow Datasets.

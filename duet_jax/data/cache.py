@@ -80,7 +80,7 @@ def load(
             "the cache %s is damaged and will be made again (%s)", entry, error
         )
         return None
-    return Dataset(name, train, test, source.class_names, source.files)
+    return Dataset(name, train, test, source.class_names, source.files, source.content)
 
 
 def _load_split(entry: pathlib.Path, split: str) -> Split:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from duet_jax.data.decoding import decode, is_grey
-from duet_jax.data.source import Example, Reader, Source
+from duet_jax.data.source import Example, Reader, Source, content_of
 from duet_jax.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ def find(name: str, path: str) -> Source:
         examples=lambda: _examples(path, root, files, class_names),
         location=root,
         identity={"folder": os.path.realpath(root), "files": files},
+        content=content_of([(file.relative, file.size) for file in files]),
         files=tuple(file.relative for file in files),
         reader=_Files(path, root, files, class_names),
         channels=lambda: _channels(path, root, files),

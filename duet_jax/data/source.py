@@ -3,6 +3,8 @@
 import abc
 import dataclasses
 import functools
+import hashlib
+import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -47,6 +49,8 @@ class Source(NamedTuple):
       location: where the data come from, for messages.
       identity: JSON-able; everything the examples depend on, so that a changed source
         has a changed identity. None when decoding is too fast to be worth a cache.
+      content: `content_of` what tells these images from others, wherever they lie and
+        whenever they were put there; "" if they are always the same.
       files: where each example comes from, in the same order, relative to the location;
         empty if examples are not files of their own.
       reader: random access to the same examples; None where there is none.
@@ -60,9 +64,16 @@ class Source(NamedTuple):
     examples: Callable[[], Iterator[Example]]
     location: str
     identity: dict[str, Any] | None
+    content: str = ""
     files: tuple[str, ...] = ()
     reader: Reader | None = None
     channels: Callable[[], int] | None = None
+
+
+def content_of(parts: Any) -> str:
+    """Returns a short hash of JSON-able `parts`, such as names and sizes of files."""
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +114,7 @@ class FoundDataset:
             self.source.class_names,
             self.source.num_train,
             self.source.num_test,
+            self.source.content,
         )
 
     @property

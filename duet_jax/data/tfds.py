@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from duet_jax.data.decoding import decode, is_grey
-from duet_jax.data.source import Example, Reader, Source
+from duet_jax.data.source import Example, Reader, Source, content_of
 from duet_jax.errors import UsageError
 from duet_jax.registry import suggestion
 
@@ -70,6 +70,7 @@ def find(name: str, path: str) -> Source:
                 "format": info.file_format.value,
                 "splits": {split: _fingerprint(info.splits[split]) for split in splits},
             },
+            content=_content(info, splits),
             reader=_reader(name, builder, splits, image_key, label_key),
             channels=lambda: _channels(name, builder, splits, image_key),
         )
@@ -156,6 +157,16 @@ def _fingerprint(split: Any) -> list:
     """Returns what changes when the files of a split are written again."""
     stats = [(file.name, file.stat()) for file in split.filepaths]
     return [split.num_examples, *((name, s.length, s.mtime) for name, s in stats)]
+
+
+def _content(info: Any, splits: Sequence[str]) -> str:
+    """Returns what changes when other examples are prepared, not when they move."""
+    files = [
+        (file.name, file.stat().length)
+        for split in splits
+        for file in info.splits[split].filepaths
+    ]
+    return content_of([info.full_name, files])
 
 
 def _examples(
