@@ -34,7 +34,6 @@ class Interruption:
     def __init__(self) -> None:
         self.signal = 0
         self._deferring = False
-        self._heard = threading.Event()
         self._lock = threading.Lock()
         self._undo = contextlib.ExitStack()
 
@@ -81,17 +80,12 @@ class Interruption:
                 print(f"\nstopped by {name}", file=sys.stderr, flush=True)
                 os._exit(128 + number)
             self.signal = number
-        self._heard.set()
         _log.warning("%s: ending when the run is saved; again to end at once", name)
 
     def defer(self) -> None:
         """Has the first signal noted from now on; the second one ends the program."""
         with self._lock:
             self._deferring = True
-
-    def wait(self, seconds: float) -> bool:
-        """Returns whether a signal has come, at once or within `seconds`."""
-        return self._heard.wait(seconds)
 
 
 def interrupted(number: int, what_now: str) -> InterruptionError:

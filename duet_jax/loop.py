@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import ml_collections
@@ -19,9 +19,6 @@ from duet_jax.plan import Plan
 from duet_jax.record import BrokenUpdateError, Record
 from duet_jax.steps import Compiled, evaluate
 from duet_jax.types import TrainState
-
-# A signal to all processes of a job may reach those that read images first.
-_SIGNAL_SECONDS = 1.0
 
 
 @dataclasses.dataclass
@@ -62,7 +59,7 @@ class Loop:
         self.interruption.defer()
         step = start
         try:
-            with contextlib.closing(self._calls(start)) as calls:
+            with contextlib.closing(self.feed.training(start)) as calls:
                 for arguments in calls:
                     state, scores = self._train(state, arguments)
                     # Saving goes on beside one call. Nothing later is recorded before
@@ -83,15 +80,6 @@ class Loop:
         return diagnosis.stop(
             self.plan, self.feed, state, self.feed.num_train, self.directory, newest
         )
-
-    def _calls(self, start: int) -> Iterator[Arguments]:
-        """Yields the arguments of each call; none after a signal."""
-        try:
-            with contextlib.closing(self.feed.training(start)) as calls:
-                yield from calls
-        except TrainingError:
-            if not self.interruption.wait(_SIGNAL_SECONDS):
-                raise
 
     def _train(self, state: TrainState, arguments: Arguments):
         # A batch is put on the devices explicitly. A hidden copy would stall them.
@@ -150,7 +138,6 @@ class Loop:
         if not saved:
             self._save(state, None)
         self.checkpoints.wait()
-        processes.wait_for_all("the end")
         raise interrupted(
             number,
             f"step {step} of {self.plan.total_steps} is saved in {self.directory}, and "

@@ -198,6 +198,15 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def part() -> None:
+    """Leaves the others, once every process has come to this point.
+
+    For an end that all have agreed on: each can then exit with a status of its own.
+    """
+    if are_several():
+        jax.distributed.shutdown()
+
+
 def first_alone(name: str, function: Callable[[], _Result]) -> _Result:
     """Returns `function()`, which the others call when the first process is done.
 

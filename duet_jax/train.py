@@ -28,6 +28,7 @@ from duet_jax import (
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.data import StreamedDataset
 from duet_jax.encoding import FrozenEncoder
+from duet_jax.errors import InterruptionError
 from duet_jax.feeds import Feed, make_feed, open_dataset
 from duet_jax.interruption import Interruption
 from duet_jax.loop import Loop
@@ -73,8 +74,12 @@ def train(
         workdir.check_dataset(dataset.facts, directory)
         streamed = isinstance(dataset, StreamedDataset)
         plan = make_plan(config, dataset.facts, streamed=streamed)
-        with _claimed(config, directory):
-            _go_on(config, directory, dataset, plan, interruption)
+        try:
+            with _claimed(config, directory):
+                _go_on(config, directory, dataset, plan, interruption)
+        except InterruptionError:
+            processes.part()
+            raise
         report.end_lines(directory)
         processes.wait_for_all("the end")  # who leaves early is taken for dead
 

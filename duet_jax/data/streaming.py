@@ -35,6 +35,8 @@ _MOST_WAITING = 6
 _LONGEST_FREEING = 5.0  # seconds
 # Until workers are killed; on their own they end with the part they are making.
 _LONGEST_CLOSING = 10.0
+# After a SIGTERM, of a worker that the main process has not ended.
+_LONGEST_WORK = 30.0
 
 
 class Rows(Protocol):
@@ -296,8 +298,14 @@ def _pipeline(part: _Part, *, in_worker: bool) -> grain.IterDataset:
 
 
 def _end_with_parent(index: int, count: int) -> None:
-    """Has this worker end when the main process does, even if that is killed."""
+    """Has this worker end when the main process does, even if that is killed.
+
+    And not before: a scheduler sends SIGTERM to every process, but the main one needs
+    images until it has saved its work. It ends its workers itself.
+    """
     del index, count
+    signal.signal(signal.SIGTERM, lambda *_: _end_later())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -307,15 +315,24 @@ def _end_with_parent(index: int, count: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _end_later() -> None:
+    """Ends this worker if nobody does so in time."""
+    timer = threading.Timer(_LONGEST_WORK, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     """Keeps Ctrl-C from the threads and processes that are started meanwhile.
 
     A terminal interrupts every process; only the main one should say so, and it ends
-    the others. Python itself unblocks when it starts the tracker of shared memory,
-    which is therefore to have happened before.
+    the others. SIGTERM waits until a worker knows what to do at it. Python itself
+    unblocks when it starts the tracker of shared memory, which is therefore to have
+    happened before.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    both = [signal.SIGINT, signal.SIGTERM]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, both)
     try:
         yield
     finally:
