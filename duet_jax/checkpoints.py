@@ -187,6 +187,12 @@ class Checkpoints:
                 )
             self._verified.add(step)
             return step
+        if damages and not self._any_seal():
+            raise UsageError(
+                f"{_SEAL} is missing in all checkpoints in {self._directory}: they are "
+                "of an earlier version, or damaged; nothing is started over: choose "
+                "another --workdir. They can still be evaluated."
+            )
         if damages:
             listed = "; ".join(f"{step}: {damage}" for step, damage in damages.items())
             raise UsageError(
@@ -362,11 +368,23 @@ class Checkpoints:
 
     def _check(self, step: int, item: str | None = None) -> None:
         """Raises a UsageError unless all files, or those of an item, are sound."""
+        if item and not self._any_seal():
+            _log.warning(
+                "%s is missing in all checkpoints in %s: they are of an earlier "
+                "version, and whether they are damaged cannot be told",
+                _SEAL,
+                self._directory,
+            )
+            return
         try:
             if step not in self._verified:
                 _verify(self._directory / str(step), item)
         except _DamageError as damage:
             raise self._damaged(step, damage) from damage
+
+    def _any_seal(self) -> bool:
+        steps = (self._directory / str(step) for step in self.all_steps())
+        return any((step / _SEAL).exists() for step in steps)
 
     def _damaged(self, step: int, damage: "_DamageError") -> UsageError:
         return UsageError(

@@ -56,7 +56,14 @@ def stop(
       last_good: step of the newest checkpoint; None where there is none.
     """
     _log.info("an update was not finite: computing it again ...")
-    diagnosis = diagnose(plan, feed, state, num_train)
+    try:
+        diagnosis = diagnose(plan, feed, state, num_train)
+    except Exception as error:  # such as want of memory: not what ends the run
+        reason = " ".join(str(error).split())[:200]
+        return TrainingError(
+            f"the update of step {int(state.step)} is not finite; it was not applied, "
+            f"and cannot be computed again ({reason}); {_kept(last_good)}; {_REMEDIES}."
+        )
     path = directory / f"nonfinite_step_{diagnosis['step']}.json"
     where = f"batch, draws and norms are in {path}"
     try:
@@ -75,16 +82,17 @@ def explain(diagnosis: Mapping[str, Any], where: str, last_good: int | None) -> 
       where: what has become of the file, in words.
       last_good: step of the newest checkpoint; None where there is none.
     """
-    kept = (
-        "there is no checkpoint yet"
-        if last_good is None
-        else f"the last good checkpoint is that of step {last_good}"
-    )
     causes = "; ".join(diagnosis["causes"])
     return (
         f"the update of step {diagnosis['step']} is not finite: {causes}. It was not "
-        f"applied; {kept}; {where}; {_REMEDIES}."
+        f"applied; {_kept(last_good)}; {where}; {_REMEDIES}."
     )
+
+
+def _kept(last_good: int | None) -> str:
+    if last_good is None:
+        return "there is no checkpoint yet"
+    return f"the last good checkpoint is that of step {last_good}"
 
 
 def write(path: str | os.PathLike, diagnosis: Mapping[str, Any]) -> None:

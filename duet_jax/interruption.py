@@ -18,6 +18,8 @@ from duet_jax.errors import InterruptionError
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A terminal that has been stopped takes no text.
+_LONGEST_PRINTING = 0.5  # seconds
 
 
 class Interruption:
@@ -68,17 +70,17 @@ class Interruption:
         threading.Thread(target=self._hear, args=(ours,), daemon=True).start()
 
     def _hear(self, ours: socket.socket) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # closed at the end
             while numbers := ours.recv(1):
                 if numbers[0] in _SIGNALS:
-                    self._take(numbers[0])
+                    with contextlib.suppress(OSError):  # nobody reads what is said
+                        self._take(numbers[0])
 
     def _take(self, number: int) -> None:
         name = signal.Signals(number).name
         with self._lock:
             if not self._deferring or self.signal:
-                print(f"\nstopped by {name}", file=sys.stderr, flush=True)
-                os._exit(128 + number)
+                _exit(128 + number, f"\nstopped by {name}")
             self.signal = number
         _log.warning("%s: ending when the run is saved; again to end at once", name)
 
@@ -86,6 +88,15 @@ class Interruption:
         """Has the first signal noted from now on; the second one ends the program."""
         with self._lock:
             self._deferring = True
+
+
+def _exit(status: int, text: str) -> None:
+    """Ends the program at once, saying `text` if somebody reads it."""
+    threading.Timer(_LONGEST_PRINTING, os._exit, (status,)).start()
+    try:
+        print(text, file=sys.stderr, flush=True)
+    finally:
+        os._exit(status)
 
 
 def interrupted(number: int, what_now: str) -> InterruptionError:

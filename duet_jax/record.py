@@ -173,9 +173,9 @@ class Record:
         if not made.any():
             raise TrainingError(
                 f"none of the {len(made)} updates up to step {step} was finite, and "
-                "config.on_nonfinite=skip has skipped them all; the checkpoints in "
-                f"{self._workdir / 'checkpoints'} are older and sound. Go on from them "
-                "with config.on_nonfinite=stop for a diagnosis."
+                "config.on_nonfinite=skip has skipped them all; what there is in "
+                f"{self._workdir / 'checkpoints'} is older and sound. Repeat the "
+                "command with config.on_nonfinite=stop for a diagnosis."
             )
         means = {name: float(np.mean(values[made])) for name, values in scores.items()}
         images = len(made) * self._plan.batch_size
@@ -199,8 +199,8 @@ class Record:
     def _stop(self, step: int, means: Mapping[str, float]) -> None:
         shown = ", ".join(f"{name}={float(value):g}" for name, value in means.items())
         raise TrainingError(
-            f"the test loss of step {step} is not finite ({shown}); the checkpoints "
-            f"in {self._workdir / 'checkpoints'} are older and sound. Try a lower "
+            f"the test loss of step {step} is not finite ({shown}); what there is in "
+            f"{self._workdir / 'checkpoints'} is older and sound. Try a lower "
             "config.optimizer.learning_rate or config.compute_dtype=float32."
         )
 

@@ -28,7 +28,7 @@ from duet_jax import (
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.data import StreamedDataset
 from duet_jax.encoding import FrozenEncoder
-from duet_jax.errors import InterruptionError
+from duet_jax.errors import InterruptionError, UsageError
 from duet_jax.feeds import Feed, make_feed, open_dataset
 from duet_jax.interruption import Interruption
 from duet_jax.loop import Loop
@@ -41,6 +41,9 @@ from duet_jax.steps import compile_functions, initial_shapes, initial_state
 from duet_jax.types import Dataset, TrainState, View
 
 _log = logging.getLogger(__name__)
+
+# What the first process tells the others in the place of a step.
+_NONE, _REFUSED = -1, -2
 
 
 def train(
@@ -129,9 +132,17 @@ def _go_on(
 
 def _newest(saved: Checkpoints) -> int | None:
     """Returns the step to go on from, for all processes; None for a new run."""
-    newest = saved.newest_sound() if processes.is_first() else None
-    newest = processes.agree(-1 if newest is None else newest)
-    return None if newest < 0 else newest
+    newest, refusal = _NONE, None
+    if processes.is_first():
+        try:
+            newest = saved.newest_sound()
+            newest = _NONE if newest is None else newest
+        except UsageError as error:
+            newest, refusal = _REFUSED, error
+    newest = processes.agree(newest)
+    if newest == _REFUSED:
+        raise refusal or UsageError("process 0 refuses to go on; it says why.")
+    return None if newest == _NONE else newest
 
 
 def _open_writers(

@@ -40,10 +40,11 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _check_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Raises a UsageError where `workdir` holds another run."""
+    """Raises a UsageError where `workdir` holds another run, or remains of one."""
     old = _read_config(workdir)
-    if not is_started(workdir):
+    if not _steps(workdir):
         _check_not_lost(workdir, old)
+    if not is_started(workdir):
         return  # a run that never saved anything, say for want of memory
     if old is None:
         raise UsageError(
@@ -65,14 +66,16 @@ def _check_not_lost(workdir: pathlib.Path, config: dict | None) -> None:
     """
     path = workdir / "metrics.jsonl"
     rows = metrics.read_rows(path) if config and path.exists() else []
-    epoch = max((row.get("epoch", 0) for row in rows), default=0)
-    # A second checkpoint is begun when the first one is complete.
+    epochs = [row.get("epoch") for row in rows]
+    last = max((e for e in epochs if isinstance(e, int | float)), default=0)
+    # Nothing later is recorded before the first checkpoint is complete.
     if rows and (
         not (workdir / "checkpoints").exists()
-        or epoch > 2 * config.get("checkpoint", {}).get("every", 0)
+        or is_started(workdir)
+        or last > config.get("checkpoint", {}).get("every", 0)
     ):
         raise UsageError(
-            f"{workdir} holds the records of a run up to epoch {epoch:g} but none of "
+            f"{workdir} holds the records of a run up to epoch {last:g} but none of "
             "its checkpoints; give them back, or choose another --workdir: nothing is "
             "started over."
         )
@@ -80,9 +83,13 @@ def _check_not_lost(workdir: pathlib.Path, config: dict | None) -> None:
 
 def is_started(workdir: pathlib.Path) -> bool:
     """Returns whether a run in `workdir` has ever saved anything, sound or not."""
-    places = ("[0-9]*", "damaged-*")
-    found = (each for place in places for each in (workdir / "checkpoints").glob(place))
-    return any("tmp" not in each.name for each in found)
+    return bool(_steps(workdir)) or any((workdir / "checkpoints").glob("damaged-*"))
+
+
+def _steps(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the checkpoints of a run, without those that were never complete."""
+    found = (workdir / "checkpoints").glob("[0-9]*")
+    return [path for path in found if path.name.isdecimal()]
 
 
 @contextlib.contextmanager
@@ -112,10 +119,11 @@ def claimed(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Iterato
 def _check_free(workdir: pathlib.Path) -> None:
     """Raises a UsageError if another process trains in `workdir`."""
     with contextlib.suppress(FileNotFoundError), (workdir / _LOCK).open("r+") as file:
-        _lock(workdir, file)
+        # Shared: those that look at the same moment do not find each other.
+        _lock(workdir, file, fcntl.LOCK_SH)
 
 
-def _lock(workdir: pathlib.Path, file: TextIO) -> None:
+def _lock(workdir: pathlib.Path, file: TextIO, kind: int = fcntl.LOCK_EX) -> None:
     """Locks a file until it is closed.
 
     By `lockf` and not `flock`: a child process that outlives this one must not hold it.
@@ -124,7 +132,7 @@ def _lock(workdir: pathlib.Path, file: TextIO) -> None:
       UsageError: another process holds the lock.
     """
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
         holder = file.readline().strip() or "another process"

@@ -181,8 +181,23 @@ def test_none_is_sound(directory, warnings):
 def test_a_checkpoint_without_a_seal(directory):
     for step in STEPS:
         (directory / str(step) / "checksums.json").unlink()
-    with pytest.raises(UsageError, match=r"6: checksums\.json is missing"):
+    message = r"checksums\.json is missing in all .* nothing is started over"
+    with pytest.raises(UsageError, match=message):
         newest_sound(directory)
+
+
+def test_an_earlier_version_can_be_evaluated(directory, caplog):
+    """Its checkpoints have no seal; a single one that has lost it is damaged."""
+    like = state(0)
+    (directory / str(STEPS[-1]) / "checksums.json").unlink()
+    with Checkpoints(directory, create=False) as saved:
+        with pytest.raises(UsageError, match="is damaged"):
+            saved.restore_model(like.params, like.batch_stats)
+        for step in STEPS[:-1]:
+            (directory / str(step) / "checksums.json").unlink()
+        params, _ = saved.restore_model(like.params, like.batch_stats)
+    assert "whether they are damaged cannot be told" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, params, state(STEPS[-1]).params)
 
 
 def test_what_is_restored_is_checked(directory):

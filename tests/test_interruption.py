@@ -27,6 +27,13 @@ def caches(tmp_path_factory):
     return tmp_path_factory.mktemp("caches")
 
 
+# As on a terminal: what is started in the background ignores SIGINT.
+LISTENING = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
+
+
 def command(workdir, **fields):
     return [
         sys.executable,
@@ -44,13 +51,11 @@ def program(caches, workdir, **fields):
     log = workdir.with_suffix(f".{time.monotonic_ns()}.log")
     with log.open("w") as file:
         process = subprocess.Popen(
-            command(workdir, **fields),
+            [sys.executable, "-c", LISTENING, *command(workdir, **fields)[1:]],
             cwd=ROOT,
             stdout=file,
             stderr=subprocess.STDOUT,
             env={"XDG_CACHE_HOME": str(caches), **environment()},
-            # Also where the tests themselves run in the background.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
     try:
         yield process, log.read_text
@@ -168,6 +173,36 @@ def test_a_signal_before_the_training_ends_at_once(tmp_path):
         assert process.wait(PATIENCE) == 143
         assert time.monotonic() - start < 2
         assert log().endswith("stopped by SIGTERM\n")
+
+
+@pytest.mark.parametrize("how", ["closed", "full"])
+def test_a_terminal_that_takes_no_text(tmp_path, how):
+    """What is to be said must not keep the program from ending."""
+    reader, writer = os.pipe()
+    code = (
+        "import time\n"
+        "from duet_jax.interruption import Interruption\n"
+        "with Interruption():\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(100)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=writer
+    ) as process:
+        assert process.stdout.readline() == b"ready\n"
+        if how == "closed":
+            os.close(reader)
+        else:
+            os.set_blocking(writer, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writer, b"x" * 4096)
+            os.set_blocking(writer, True)
+        process.terminate()
+        assert process.wait(10) == 143
+    os.close(writer)
+    if how == "full":
+        os.close(reader)
 
 
 def test_a_signal_to_one_process_ends_the_job(caches, tmp_path, uninterrupted):

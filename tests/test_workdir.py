@@ -150,16 +150,21 @@ def test_a_harmless_change_is_recorded(tmp_path):
     assert len((tmp_path / "changes.jsonl").read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("remains", ["nothing", "an empty directory"])
+@pytest.mark.parametrize("remains", ["nothing", "an empty directory", "damaged-4"])
 def test_a_run_that_lost_its_checkpoints_is_not_started_over(tmp_path, remains):
     config = tiny.config()
     workdir.write_run(config, FACTS, tmp_path)
-    rows = [{"step": 2 * n, "epoch": float(n), "split": "test"} for n in range(1, 5)]
+    last = 1 if remains == "damaged-4" else 2
+    rows = [
+        {"step": 2 * n, "epoch": float(n), "split": "test"} for n in range(1, last + 1)
+    ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "metrics.jsonl").write_text(text)
     if remains != "nothing":
         (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UsageError, match=r"up to epoch 4 but none of its checkpoints"):
+    if remains == "damaged-4":
+        (tmp_path / "checkpoints" / remains).mkdir()
+    with pytest.raises(UsageError, match=r"up to epoch \d but none of its checkpoints"):
         workdir.check(config, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == text
 
@@ -167,10 +172,25 @@ def test_a_run_that_lost_its_checkpoints_is_not_started_over(tmp_path, remains):
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path):
     config = tiny.config()
     workdir.write_run(config, FACTS, tmp_path)
-    (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+    for name in ("2.unsealed.orbax-checkpoint-tmp", "2.unsealed"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
     row = {"step": 2, "epoch": 1.0, "split": "test"}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     workdir.check(config, tmp_path)
+    workdir.check(tiny.config(seed=3), tmp_path)  # nothing of it counts
+
+
+def test_those_who_look_do_not_exclude_each_other(tmp_path):
+    (tmp_path / ".lock").touch()
+    looker = HOLDER.replace("LOCK_EX", "LOCK_SH")
+    with subprocess.Popen(
+        [sys.executable, "-c", looker, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        workdir.check(tiny.config(), tmp_path)
+        other.communicate()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -91,6 +91,7 @@ class JsonLines:
         plain = {name: _plain(value) for name, value in row.items()}
         self._file.write(json.dumps(plain, allow_nan=False) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # a checkpoint must not outlive its rows
 
     def picture(self, name: str, path: str | os.PathLike, step: int) -> None:
         """Does nothing: the picture is a file already."""
