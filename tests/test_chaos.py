@@ -21,7 +21,7 @@ def whole(tmp_path_factory):
 def test_a_run_that_is_killed_comes_to_the_same_end(whole, tmp_path):
     workdir = tmp_path / "run"
     for phase in ("compiling", "stepping", "saving", "evaluating", "finishing"):
-        start = chaos.kill(workdir, phase, 0.5)
+        start = chaos.kill(workdir, phase, 0.2)
         assert start is not None, phase
         assert start.repeats <= chaos.STEPS_PER_EPOCH
     last = chaos.finish(workdir)
