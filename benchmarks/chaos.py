@@ -13,6 +13,7 @@ with a run that nobody has touched:
 - every .json file and picture can be read.
 """
 
+import argparse
 import collections
 import contextlib
 import json
@@ -31,7 +32,6 @@ from typing import Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import app, flags
 from absl import logging as absl_logging
 from PIL import Image
 
@@ -41,11 +41,6 @@ _PATIENCE = 300.0  # seconds for a single start
 # Of every run; the smoke configuration has two updates an epoch.
 EPOCHS = 12
 STEPS_PER_EPOCH = 2  # and a checkpoint after each epoch
-
-_KILLS = flags.DEFINE_integer("kills", 100, "In all.", lower_bound=1)
-_KILLS_PER_RUN = flags.DEFINE_integer("kills_per_run", 8, "Before a run may finish.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
-_OUT = flags.DEFINE_string("out", "", "JSON file for the counts.")
 
 
 def _text(path: pathlib.Path) -> str:
@@ -235,20 +230,30 @@ def trial(
     return killed, [*repeats, finish(workdir).repeats]
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Counts kills by phase, and what went wrong."""
-    del argv
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=100, help="in all")
+    parser.add_argument(
+        "--kills_per_run", type=int, default=8, help="before a run may finish"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the counts")
+    options = parser.parse_args()
+    for name in ("kills", "kills_per_run"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}={getattr(options, name)} must be at least 1")
     absl_logging.set_verbosity(absl_logging.FATAL)
-    moments = random.Random(_SEED.value)
+    moments = random.Random(options.seed)
     begun = time.monotonic()
     killed, repeats, problems, runs = collections.Counter(), [], [], 0
     with tempfile.TemporaryDirectory() as place:
         whole = pathlib.Path(place) / "whole"
         finish(whole)
-        while killed.total() < _KILLS.value:
+        while killed.total() < options.kills:
             runs += 1
             run = pathlib.Path(place) / f"run{runs}"
-            kills = min(_KILLS_PER_RUN.value, _KILLS.value - killed.total())
+            kills = min(options.kills_per_run, options.kills - killed.total())
             counts, again = trial(run, kills, moments)
             killed += counts
             repeats += again
@@ -265,11 +270,11 @@ def main(argv: list[str]) -> None:
         "seconds": round(time.monotonic() - begun),
     }
     print(json.dumps(result, indent=2))
-    if _OUT.value:
-        pathlib.Path(_OUT.value).write_text(json.dumps(result, indent=2) + "\n")
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
     if problems or max(repeats) > STEPS_PER_EPOCH:
         raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

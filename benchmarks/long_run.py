@@ -7,6 +7,7 @@ a drawing after every ten, and a checkpoint after every --checkpoint_every. Linu
 the figures are those of /proc.
 """
 
+import argparse
 import json
 import pathlib
 import subprocess
@@ -15,17 +16,9 @@ import tempfile
 import time
 
 import numpy as np
-from absl import app, flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 _PARTS = 10  # lines of the table
-
-_EPOCHS = flags.DEFINE_integer("epochs", 2000, "Of the run.", lower_bound=_PARTS)
-_CHECKPOINT_EVERY = flags.DEFINE_integer(
-    "checkpoint_every", 1, "Epochs between checkpoints.", lower_bound=1
-)
-_SECONDS = flags.DEFINE_float("seconds", 1.0, "Between two looks.", lower_bound=0.01)
-_OUT = flags.DEFINE_string("out", "", "JSON file for the figures.")
 
 
 def look(pid: int, metrics: pathlib.Path) -> dict[str, float] | None:
@@ -85,31 +78,40 @@ def by_part(looks: list[dict], epochs: int) -> list[dict[str, float]]:
     return table
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Prints a table, and writes it."""
-    del argv
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--epochs", type=int, default=2000, help="of the run")
+    parser.add_argument(
+        "--checkpoint_every", type=int, default=1, help="epochs between checkpoints"
+    )
+    parser.add_argument("--seconds", type=float, default=1.0, help="between two looks")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the figures")
+    options = parser.parse_args()
+    if options.epochs < _PARTS:
+        parser.error(f"--epochs={options.epochs} must be at least {_PARTS}")
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         looks = watch(
             pathlib.Path(place) / "run",
-            _EPOCHS.value,
-            _CHECKPOINT_EVERY.value,
-            _SECONDS.value,
+            options.epochs,
+            options.checkpoint_every,
+            options.seconds,
         )
-    table = by_part(looks, _EPOCHS.value)
+    table = by_part(looks, options.epochs)
     for row in table:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
     seconds = round(time.monotonic() - begun)
     print(f"{len(looks)} looks in {seconds} s")
-    if _OUT.value:
+    if options.out:
         found = {
-            "epochs": _EPOCHS.value,
-            "checkpoint_every": _CHECKPOINT_EVERY.value,
+            "epochs": options.epochs,
+            "checkpoint_every": options.checkpoint_every,
             "seconds": seconds,
             "table": table,
         }
-        pathlib.Path(_OUT.value).write_text(json.dumps(found, indent=2) + "\n")
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

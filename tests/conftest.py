@@ -1,5 +1,6 @@
 """Strictness that every test runs under."""
 
+import logging
 import os
 import pathlib
 import sys
@@ -11,5 +12,18 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax
+import pytest
+from absl import logging as absl_logging
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was():
+    """Undoes what a program's main function, called in a test, does to logging."""
+    verbosity = absl_logging.get_verbosity()
+    yield
+    absl_logging.set_verbosity(verbosity)
+    logger = logging.getLogger("duet_jax")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)

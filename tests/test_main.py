@@ -6,7 +6,6 @@ and nothing on disk.
 
 import contextlib
 import json
-import logging
 import os
 import pathlib
 import subprocess
@@ -16,7 +15,6 @@ from unittest import mock
 import jax
 import pytest
 import tiny
-from absl import logging as absl_logging
 
 import main
 from configs import base, digits_duet_rot
@@ -35,15 +33,8 @@ STEPS = 1442 // BATCH_SIZE
 
 
 @pytest.fixture(autouse=True)
-def _as_a_fresh_process(monkeypatch, tmp_path):
-    """Works in an empty directory and undoes what `main` sets up in the process."""
+def _empty_directory(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    logger = logging.getLogger("duet_jax")
-    for name in ("handlers", "level", "propagate"):
-        monkeypatch.setattr(logger, name, getattr(logger, name))
-    verbosity = absl_logging.get_verbosity()
-    yield
-    absl_logging.set_verbosity(verbosity)
 
 
 def refusal(capsys, *arguments: str) -> str:
