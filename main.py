@@ -1,7 +1,8 @@
 """Trains DUET, SimCLR or ESSL, and measures what has been trained.
 
     python main.py --config=configs/cifar10_duet_rot.py --workdir=runs/rot
-    python main.py --workdir=runs/rot --mode=linear_probe
+    python main.py --workdir=runs/rot --mode=linear_probe,knn
+    python main.py --config=configs/figure4.py:duet-rot --mode=train,linear_probe
 
 Any field of the configuration can be set: --config.batch_size=512. An evaluation takes
 the run's own configuration; there, only what does not alter the run can be set.
@@ -9,12 +10,9 @@ the run's own configuration; there, only what does not alter the run can be set.
 
 import contextlib
 import errno
-import functools
 import logging
-import os
 import pathlib
 import re
-import runpy
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -25,26 +23,23 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from duet_jax import processes, settings, workdir
+from duet_jax import config_files, processes, settings, workdir
 from duet_jax.benchmark import benchmark
 from duet_jax.errors import InterruptionError, TrainingError, UsageError
 from duet_jax.evaluate import evaluate
 from duet_jax.evaluators import EVALUATORS
-from duet_jax.registry import lookup, suggestion
+from duet_jax.registry import lookup
 from duet_jax.terminal import flush_output, log_to_terminal, prepare_streams, printable
 from duet_jax.train import train
 
 _HERE = pathlib.Path(__file__).parent
 _DEFAULT_CONFIG = str(_HERE / "configs" / "digits_duet_rot.py")
-_BASE = str(_HERE / "configs" / "base.py")
 
-# What can be done with a run: name -> function of (resolved config, work directory) and
-# the flags that are given of those it takes.
-MODES: dict[str, Callable[..., None]] = {
-    "train": train,
-    "benchmark": benchmark,
-    **{name: functools.partial(evaluate, name) for name in EVALUATORS},
-}
+# What is done with a configuration: name -> function of (resolved config, work
+# directory) and the flags that are given of those it takes. With the work directory of
+# a run the EVALUATORS do what they do.
+PROGRAMS: dict[str, Callable[..., None]] = {"train": train, "benchmark": benchmark}
+MODES = (*PROGRAMS, *EVALUATORS)
 
 # Flags besides --config: name -> (default, meaning).
 _FLAGS: dict[str, tuple[str | None, str]] = {
@@ -52,7 +47,11 @@ _FLAGS: dict[str, tuple[str | None, str]] = {
         None,
         "Directory of the run; default runs/<name of the configuration file>.",
     ),
-    "mode": ("train", f"What to do: {', '.join(MODES)}."),
+    "mode": (
+        "train",
+        f"What to do: {', '.join(MODES)}; or several, one after another, such as "
+        "train,linear_probe,knn.",
+    ),
     "step": (None, "Checkpoint to evaluate: a number, newest or best; default newest."),
     "protocol": (None, "Of linear_probe: lbfgs or sgd; default lbfgs."),
     "codes": (
@@ -104,13 +103,13 @@ class Command(NamedTuple):
     Attributes:
       config: resolved.
       workdir: directory of the run.
-      mode: key of MODES.
+      modes: one or more of MODES.
       options: the other flags that are given, by name.
     """
 
     config: ml_collections.ConfigDict
     workdir: pathlib.Path
-    mode: str
+    modes: tuple[str, ...]
     options: dict[str, str]
 
 
@@ -120,18 +119,47 @@ def parse(argv: Sequence[str]) -> Command:
     Raises:
       UsageError: whatever is wrong on it or in the configuration.
     """
+    command, unused = _read(argv)
+    for name, reason in unused.items():
+        raise UsageError(
+            f"config.{name} has no effect with {reason}; leave it out, or change that."
+        )
+    return command
+
+
+def with_effect(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments of a command without the fields that nothing reads there.
+
+    So that one list of fields can be given to commands that differ, say, in method.
+
+    Raises:
+      UsageError: as `parse`, save for those fields.
+    """
+    _, unused = _read(argv)
+
+    def has_effect(argument: str) -> bool:
+        match = _OVERRIDE.match(argument)
+        return match is None or match[1] not in unused
+
+    return [each for each in argv if has_effect(each)]
+
+
+def _read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
+    """Returns what is asked for, and why which of the fields set has no effect."""
     path, arguments = _split(argv[1:])
     program = _program_flags(argv[:1] + arguments)
-    evaluating = program.mode not in _BEFORE_A_RUN
+    modes = _modes(program.mode)
+    evaluating = modes[0] not in PROGRAMS
     if evaluating:
         defaults = _of_the_run(path, program)
     else:
         path = _DEFAULT_CONFIG if path is None else path
-        defaults = load_defaults(path)
+        defaults = config_files.load(path)
     names = [match[1] for match in map(_OVERRIDE.match, arguments) if match]
     settings.check_names(defaults, names)
     if evaluating:
-        settings.check_evaluation(names, EVALUATORS[program.mode].fields)
+        measured = [field for mode in modes for field in EVALUATORS[mode].fields]
+        settings.check_evaluation(names, measured)
     known = dict(settings.fields(defaults))
     arguments = [argv[0], *(_with_commas(each, known) for each in arguments)]
     values = _flags(defaults, arguments)
@@ -142,9 +170,25 @@ def parse(argv: Sequence[str]) -> Command:
     if rest[1:]:
         raise UsageError(f"{rest[1]!r} is not a flag; write --config.<field>=<value>.")
     config = settings.check(values.config, defaults)
-    settings.check_unused(values.config, names)
-    directory = values.workdir or f"runs/{pathlib.Path(path).stem}"
-    return Command(config, _place(directory), values.mode, _options(values))
+    directory = values.workdir or f"runs/{config_files.stem(path)}"
+    command = Command(config, _place(directory), modes, _options(values))
+    return command, settings.unused(values.config, names)
+
+
+def _modes(names: str) -> tuple[str, ...]:
+    """Returns what --mode asks for, one thing after another."""
+    modes = tuple(name.strip() for name in names.split(","))
+    for mode in modes:
+        lookup(dict.fromkeys(MODES), mode, "--mode")
+    for mode in modes[1:]:
+        if mode in PROGRAMS or modes[0] == "benchmark":
+            raise UsageError(
+                f"--mode={names}: {mode} cannot come after {modes[0]}; evaluations "
+                "can, of a run or after its training."
+            )
+    if len({*modes}) < len(modes):
+        raise UsageError(f"--mode={names} names a mode twice.")
+    return modes
 
 
 def _place(directory: str) -> pathlib.Path:
@@ -169,16 +213,16 @@ def _program_flags(arguments: Sequence[str]) -> flags.FlagValues:
         values(arguments, known_only=True)
     except flags.Error as error:
         raise _explained(error, {}) from error
-    lookup(MODES, values.mode, "--mode")
+    modes = _modes(values.mode)
     if values.workdir == "":
         raise UsageError("--workdir='' must name a directory, or be left out.")
-    taken = _taken(values.mode)
+    taken = {name for mode in modes for name in _taken(mode)}
     for name in _options(values):
         if name not in taken:
-            modes = [mode for mode in MODES if name in _taken(mode)]
+            takers = [mode for mode in MODES if name in _taken(mode)]
             raise UsageError(
                 f"--{name} has no effect with --mode={values.mode}; it belongs to "
-                f"--mode={' or '.join(modes)}."
+                f"--mode={' or '.join(takers)}."
             )
     return values
 
@@ -223,7 +267,7 @@ def _of_the_run(
         )
     saved = workdir.load_config(_place(program.workdir))
     try:
-        return settings.completed(saved, runpy.run_path(_BASE)["get_config"]())
+        return settings.completed(saved, config_files.schema())
     except UsageError as error:
         raise UsageError(f"{program.workdir}: {error}") from error
 
@@ -278,33 +322,6 @@ def _with_commas(argument: str, known: Mapping[str, Any]) -> str:
     return argument
 
 
-def load_defaults(path: str) -> ml_collections.ConfigDict:
-    """Returns the configuration in the file at `path`, before any override.
-
-    Raises:
-      UsageError: there is no such file, it fails, or its fields are not those of
-        `configs/base.py`.
-    """
-    if not os.path.isfile(path):
-        files = sorted(f"configs/{p.name}" for p in _HERE.glob("configs/[!_]*.py"))
-        raise UsageError(
-            f"--config={path} is not a file; choose one of {', '.join(files)}."
-            f"{suggestion(path, files)}"
-        )
-    try:
-        config = runpy.run_path(path)["get_config"]()
-        settings.check_schema(config, runpy.run_path(_BASE)["get_config"]())
-    except UsageError as error:
-        raise UsageError(f"--config={path}: {error}") from error
-    except (Exception, SystemExit) as error:  # it is a program: anything can happen
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(
-            f"--config={path} cannot be read ({text}); it must define get_config() "
-            "like configs/base.py."
-        ) from error
-    return config
-
-
 def _explained(error: flags.Error, known: Mapping[str, Any]) -> UsageError:
     match = _BAD_VALUE.match(str(error))
     if match:
@@ -317,7 +334,7 @@ def _explained(error: flags.Error, known: Mapping[str, Any]) -> UsageError:
 def help_text(argv: Sequence[str]) -> str:
     """Returns what --help prints: the flags, and the fields with their values."""
     path = _split(argv[1:])[0] or _DEFAULT_CONFIG
-    defaults = load_defaults(path)
+    defaults = config_files.load(path)
     values = _flags(defaults, [])
     about = [f"  --{name}: {values[name].help}" for name in values]
     shown = [
@@ -325,6 +342,20 @@ def help_text(argv: Sequence[str]) -> str:
     ]
     title = f"Fields, explained in configs/base.py, with the values of {path}:"
     return "\n".join([__doc__, *about, "", title, "", *shown])
+
+
+def perform(command: Command) -> None:
+    """Does what is asked for, one mode after another."""
+    config, directory, modes, options = command
+    for mode in modes:
+        if mode in PROGRAMS:
+            own = {k: v for k, v in options.items() if k in _BEFORE_A_RUN[mode]}
+            PROGRAMS[mode](config, directory, **own)
+    measured = [mode for mode in modes if mode in EVALUATORS]
+    if measured:
+        processes.check_alone(f"--mode={','.join(measured)}")
+        others = {k: v for k, v in options.items() if k not in _CLUSTER}
+        evaluate(measured, config, directory, **others)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -340,8 +371,7 @@ def main(argv: Sequence[str]) -> int:
             print(help_text(argv))
         else:
             command = parse(argv)
-            mode = MODES[command.mode]
-            mode(command.config, command.workdir, **command.options)
+            perform(command)
         flush_output()
     except (Exception, KeyboardInterrupt) as error:
         told = _told(error, command)
@@ -364,7 +394,7 @@ def _told(error: BaseException, command: Command | None) -> tuple[str, int] | No
       error: that ends the program.
       command: what it was doing; None while the command line was read.
     """
-    mode, directory = (command.mode, command.workdir) if command else (None, None)
+    mode, directory = (command.modes[0], command.workdir) if command else (None, None)
     again = "the same command starts again"
     if mode == "train":
         again = "the same command goes on from the newest checkpoint"

@@ -11,7 +11,7 @@ import math
 import pathlib
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,21 +30,22 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def evaluate(
-    name: str,
+    names: Sequence[str],
     config: ml_collections.ConfigDict,
     directory: pathlib.Path,
     *,
     step: int | str | None = None,
     **options: str,
 ) -> None:
-    """Measures the run in `directory` and stores and prints the result.
+    """Measures the run in `directory` and stores and prints the results.
 
     Args:
-      name: key of EVALUATORS.
+      names: keys of EVALUATORS, in order. They share the restored encoder and the
+        representations it gives.
       config: of the run, from `settings.check`.
       directory: the run's work directory; receives eval/<name>.json and pictures.
       step: of the checkpoint: a number, "newest" (None) or "best".
-      **options: flags of the evaluator.
+      **options: flags of the evaluators; each is given its own.
 
     Raises:
       UsageError: anything the user can put right; nothing has been overwritten then.
@@ -57,11 +58,14 @@ def evaluate(
     _log.info("devices      %s", devices.describe())
     _log.info("checkpoint   step %d of %s, %s", run.step, directory, config.method)
     evaluation = Evaluation(run, directory / "eval", valid, perform)
-    found = perform(evaluation, name, options)
-    for table in found["tables"]:
-        print(as_text(Table(**table)))
-        print()
-    _log.info("results in   %s", directory / "eval" / f"{_stem(name, options)}.json")
+    for name in names:
+        own = {k: v for k, v in options.items() if k in EVALUATORS[name].flags}
+        found = perform(evaluation, name, own)
+        for table in found["tables"]:
+            print(as_text(Table(**table)))
+            print()
+        stem = _stem(name, own)
+        _log.info("results in   %s", directory / "eval" / f"{stem}.json")
 
 
 def valid(evaluation: Evaluation, stem: str) -> dict[str, Any] | None:

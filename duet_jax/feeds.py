@@ -241,6 +241,7 @@ def _open_dataset(
         image_size=config.dataset.image_size,
         center_crop=config.dataset.center_crop,
         num_classes=config.dataset.num_classes or None,
+        train_fraction=config.dataset.train_fraction,
     )
     placement = config.dataset.placement
     if placement == "auto":

@@ -192,6 +192,15 @@ def are_several() -> bool:
     return jax.distributed.is_initialized()
 
 
+def check_alone(flag: str) -> None:
+    """Raises a UsageError, naming `flag`, if this process is one of several."""
+    if are_several():
+        raise UsageError(
+            f"{flag} takes one process; evaluate in a job of its own, with --workdir "
+            "and without --config."
+        )
+
+
 def wait_for_all(name: str) -> None:
     """Returns when every process has come to the point called `name`."""
     if are_several():

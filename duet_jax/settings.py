@@ -63,6 +63,7 @@ RULES: dict[str, Rule] = {
     "dataset.name": Rule(bool, "must name a data set"),
     "dataset.image_size": _between(8, 4096),
     "dataset.num_classes": _at_least(0),
+    "dataset.train_fraction": Rule(lambda x: 0 < x <= 1, "must be above 0, up to 1"),
     "dataset.placement": _one_of("auto", "device", "host"),
     "dataset.workers": _at_least(-1),
     "augmentation.jitter_strength": Rule(
@@ -365,21 +366,18 @@ def _is_like(value: Any, default: Any) -> bool:
     return type(value) is type(default)
 
 
-def check_unused(config: ml_collections.ConfigDict, names: Iterable[str]) -> None:
-    """Raises a UsageError where the user sets a field that has no effect.
+def unused(config: ml_collections.ConfigDict, names: Iterable[str]) -> dict[str, str]:
+    """Returns those of the dotted `names` that have no effect, and the reason of each.
 
     Args:
       config: what the user asks for, which `check` has accepted.
-      names: dotted, of the fields that the user sets.
+      names: of the fields that the user sets.
     """
     unread = _unread(config)
-    for name in names:
-        reason = unread.get(name) or unread.get(name.partition(".")[0])
-        if reason:
-            raise UsageError(
-                f"config.{name} has no effect with {reason}; leave it out, or change "
-                "that."
-            )
+    reasons = {
+        name: unread.get(name) or unread.get(name.partition(".")[0]) for name in names
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -12,11 +12,18 @@ import textwrap
 import pytest
 
 import main
-from duet_jax import settings
+from configs import _scales, table2
+from duet_jax import config_files, settings
 from duet_jax.methods import METHODS, DataSpec
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("[!_]*.py"))
+# Files of rows, each a configuration.
+GRIDS = {
+    path: config_files.load_experiment(str(path))
+    for path in sorted((ROOT / "configs").glob("[!_]*.py"))
+    if "\nROWS = " in path.read_text()
+}
+CONFIGS = [p for p in sorted((ROOT / "configs").glob("[!_]*.py")) if p not in GRIDS]
 BASE = ROOT / "configs" / "base.py"
 EXPERIMENTS = [path for path in CONFIGS if path != BASE]
 
@@ -165,8 +172,12 @@ def test_loads_where_jax_is_not_installed():
         sys.meta_path.insert(0, Blocker())
         sys.path.insert(0, ".")
         for path in sorted(pathlib.Path("configs").glob("[!_]*.py")):
-            config = runpy.run_path(str(path))["get_config"]()
-            print(path.stem, config.method, config.dataset.name)
+            module = runpy.run_path(str(path))
+            for row in module.get("ROWS", ()):
+                module["get_config"](row)
+            if "ROWS" not in module:
+                config = module["get_config"]()
+                print(path.stem, config.method, config.dataset.name)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
@@ -264,3 +275,96 @@ def test_every_field_is_explained():
     for before, line in itertools.pairwise(lines):
         if re.match(r"    \w+\.\w+ = (?!.*ConfigDict)", line):
             assert "#" in line or before.strip().startswith("#"), line
+
+
+# --- files of rows --------------------------------------------------------------------
+
+each_grid = pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+
+
+def row_of(path, row):
+    return flat(config_files.load(f"{path}:{row}"))
+
+
+def changed(path, one, other):
+    first, second = row_of(path, one), row_of(path, other)
+    return {name for name in first if first[name] != second[name]}
+
+
+def test_the_grids_are_complete():
+    assert {path.stem for path in GRIDS} == {
+        "figure4",
+        "table2",
+        "table3",
+        "duet_sweep",
+    }
+
+
+@each_grid
+def test_a_grid_says_how_it_is_run(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert f"python sweep.py --experiment=configs/{path.name}" in text
+    assert "quoted" in text.lower()
+
+
+def test_the_rows_of_figure_4():
+    """One crop, one more augmentation, three things to make of it."""
+    (path,) = (path for path in GRIDS if path.stem == "figure4")
+    codes = ["rot", "ron", "fli", "flv", "gra", "blu", "bri", "con", "sat", "hue"]
+    rows = set(GRIDS[path].rows)
+    assert rows == {
+        "simclr",
+        *(f"simclr-{code}" for code in codes),
+        *(f"essl-{code}" for code in codes if code != "blu"),
+        *(f"duet-{code}" for code in ["sca", *codes]),
+    }
+    for code in codes:
+        ours = row_of(path, f"duet-{code}")
+        assert (ours["method"], ours["learned"]) == ("duet", code)
+        assert ours["augmentation.stack"] == ("sca", code)
+        assert changed(path, f"duet-{code}", f"simclr-{code}") == {"method"}
+    assert row_of(path, "duet-rot") == flat(
+        get_config(ROOT / "configs" / "cifar10_duet_rot.py")
+    )
+
+
+def test_the_rows_of_table_2():
+    (path,) = (path for path in GRIDS if path.stem == "table2")
+    for data in ("cifar10", "cifar100"):
+        turned = changed(path, f"{data}-simclr", f"{data}-simclr-rot")
+        assert turned == {"augmentation.stack"}
+        for code in table2.STACK:
+            plain, turned = f"{data}-duet-{code}", f"{data}-duet-{code}-with-rot"
+            assert changed(path, plain, turned) == {"augmentation.stack"}
+            stack = row_of(path, turned)["augmentation.stack"]
+            assert [each for each in stack if each != "rot"] == [*table2.STACK]
+            assert row_of(path, plain)["learned"] == code
+        assert row_of(path, f"{data}-duet-rot")["dataset.name"] == data
+    (other,) = (path for path in GRIDS if path.stem == "table3")
+    assert GRIDS[other].rows == GRIDS[path].rows
+    assert list(GRIDS[other].measures) == ["transfer"]
+
+
+def test_a_sweep_changes_one_field():
+    (path,) = (path for path in GRIDS if path.stem == "duet_sweep")
+    centre = "lambda-1000"
+    assert changed(path, centre, "bins-8") == set()
+    for row in GRIDS[path].rows:
+        kind = row.partition("-")[0]
+        expected = {
+            "lambda": {"duet.structure_weight"},
+            "bins": {"duet.num_bins"},
+            "kappa": {"duet.target", "duet.concentration"},
+            "sigma": {"duet.target", "duet.sigma"},
+        }[kind]
+        assert changed(path, centre, row) <= expected
+
+
+def test_scales_leave_a_row_what_it_is_about():
+    for path, grid in GRIDS.items():
+        module = importlib.import_module(f"configs.{path.stem}")
+        for row, scale in itertools.product(grid.rows, _scales.SCALES):
+            found = row_of(path, f"{row}@{scale}")
+            assert {name: found[name] for name in module.ROWS[row]} == module.ROWS[row]
+            for name, value in _scales.SCALES[scale].items():
+                assert found[name] == module.ROWS[row].get(name, value)

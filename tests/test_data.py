@@ -23,6 +23,7 @@ from duet_jax import data
 from duet_jax.data import cache, find_dataset, load_dataset
 from duet_jax.data import tfds as tfds_source
 from duet_jax.data.decoding import decode, pack, preprocessed_side, square
+from duet_jax.data.source import kept_rows
 from duet_jax.errors import UsageError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -437,6 +438,44 @@ def decodings(monkeypatch) -> list[str]:
     original = data._decode
     monkeypatch.setattr(data, "_decode", counted)
     return names
+
+
+@pytest.mark.parametrize(
+    ("fraction", "rows"),
+    [
+        (1.0, range(10)),
+        (0.5, [0, 2, 4, 6, 8]),
+        (0.3, [0, 3, 6]),
+        (0.7, [0, 1, 2, 4, 5, 7, 8]),
+        (0.001, [0]),
+    ],
+)
+def test_a_share_of_the_images_is_spread_over_the_set(fraction, rows):
+    np.testing.assert_array_equal(kept_rows(10, fraction), list(rows))
+
+
+def test_fewer_training_images(folder, tmp_path, decodings):
+    """Both shares come from one entry of the cache; all test images are there."""
+    cache_dir = str(tmp_path / "cache")
+    whole = load_folder(folder, cache_dir=cache_dir)
+    half = load_folder(folder, cache_dir=cache_dir, train_fraction=0.5)
+    assert decodings == ["folder"]
+    for part, all_of_it in zip(half.train, whole.train, strict=True):
+        np.testing.assert_array_equal(part, all_of_it[[0, 2, 4]])
+    for part, all_of_it in zip(half.test, whole.test, strict=True):
+        np.testing.assert_array_equal(part, all_of_it)
+    assert half.files == tuple(whole.files[row] for row in (0, 2, 4, 6, 7))
+    assert half.facts == whole.facts._replace(num_train=3)
+
+
+def test_a_share_of_ordered_classes_has_all_of_them():
+    """A folder lists class after class; every tenth image is a tenth of each."""
+    whole = load_dataset("digits", image_size=8)
+    order = np.argsort(whole.train.labels, kind="stable")
+    labels = whole.train.labels[order][kept_rows(len(order), 0.1)]
+    counts = np.bincount(labels, minlength=10)
+    assert counts.sum() == round(0.1 * len(order))
+    assert np.ptp(counts) <= 2
 
 
 def same(a, b) -> bool:

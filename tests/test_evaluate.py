@@ -796,7 +796,7 @@ def test_an_interrupted_evaluation(trained, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(main.MODES, "knn", interrupt)
+    monkeypatch.setattr(main, "evaluate", interrupt)
     command = ["main.py", "--mode=knn", f"--workdir={trained['duet']}"]
     assert main.main(command) == 130
     assert capsys.readouterr().err == "stopped; the same command starts again\n"

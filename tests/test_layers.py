@@ -39,12 +39,13 @@ LAYERS = (
     ),
     ("methods",),
     ("settings", "train_state"),
-    ("encoding", "plan", "workdir"),
-    ("feeds", "record", "report", "runs"),
-    ("diagnosis", "evaluators", "steps"),
+    ("config_files", "encoding", "plan", "workdir"),
+    ("feeds", "grid", "record", "report", "runs"),
+    ("diagnosis", "evaluators", "results", "steps"),
     ("loop",),
     ("benchmark", "evaluate", "train"),
     ("main",),
+    ("sweep",),
 )
 LEVELS = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
@@ -72,7 +73,7 @@ def module_name(path: pathlib.Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-SOURCES = [ROOT / "main.py", *sorted(PACKAGE.rglob("*.py"))]
+SOURCES = [ROOT / "main.py", ROOT / "sweep.py", *sorted(PACKAGE.rglob("*.py"))]
 TREES = {module_name(path): ast.parse(path.read_text(), str(path)) for path in SOURCES}
 
 
@@ -90,8 +91,8 @@ def imports(tree: ast.Module) -> set[str]:
 def unit_of(name: str) -> str | None:
     """The row entry that a dotted name of ours belongs to."""
     first, *rest = name.split(".")
-    if first == "main":
-        return "main"
+    if first in ("main", "sweep"):
+        return first
     return rest[0] if first == "duet_jax" and rest else None
 
 
@@ -175,7 +176,7 @@ def third_party(paths: list[pathlib.Path]) -> set[str]:
         for path in paths
         for name in imports(ast.parse(path.read_text()))
     }
-    own = {"duet_jax", "benchmarks", "configs", "main"}
+    own = {"duet_jax", "benchmarks", "configs", "main", "sweep"}
     own |= {name for path in paths for name in (path.stem, path.parent.name)}
     top -= own | set(sys.stdlib_module_names)
     return {normal(DISTRIBUTIONS.get(name, name)) for name in top}

@@ -18,7 +18,7 @@ import tiny
 
 import main
 from configs import base, digits_duet_rot
-from duet_jax import processes, settings, workdir
+from duet_jax import config_files, processes, settings, workdir
 from duet_jax.errors import TrainingError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -373,6 +373,7 @@ OUT_OF_RANGE = {
     "dataset.name": "",
     "dataset.image_size": "7",
     "dataset.num_classes": "-1",
+    "dataset.train_fraction": "0",
     "dataset.placement": "disk",
     "dataset.workers": "-2",
     "augmentation.jitter_strength": "0.4,0.4,0.4",
@@ -565,13 +566,13 @@ ACCEPTED = {
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_accepted(case):
     arguments, expected = ACCEPTED[case]
-    config, _, mode, _ = main.parse(["main.py", *arguments])
+    config, _, modes, _ = main.parse(["main.py", *arguments])
     found = dict(settings.fields(config))
     assert {name: found[name] for name in expected} == expected
     assert {name: type(found[name]) for name in expected} == {
         name: type(value) for name, value in expected.items()
     }
-    assert mode == "train"
+    assert modes == ("train",)
 
 
 @pytest.mark.parametrize(
@@ -610,7 +611,9 @@ def test_parsing_leaves_nothing_behind():
 
 def test_the_mode_is_run(monkeypatch, tmp_path, capsys):
     calls = []
-    monkeypatch.setitem(main.MODES, "train", lambda *arguments: calls.append(arguments))
+    monkeypatch.setitem(
+        main.PROGRAMS, "train", lambda *arguments: calls.append(arguments)
+    )
     assert main.main(["main.py", SMOKE, f"--workdir={tmp_path / 'run'}"]) == 0
     ((config, directory),) = calls
     assert (config.epochs, directory) == (2, tmp_path / "run")
@@ -621,7 +624,7 @@ def test_a_failed_run_has_a_status_of_its_own(monkeypatch, capsys):
     def fail(config, directory):
         raise TrainingError("the training loss of step 3 is not finite.")
 
-    monkeypatch.setitem(main.MODES, "train", fail)
+    monkeypatch.setitem(main.PROGRAMS, "train", fail)
     assert main.main(["main.py", SMOKE]) == 1
     expected = "error: the training loss of step 3 is not finite.\n"
     assert capsys.readouterr().err == expected
@@ -631,7 +634,7 @@ def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
     def interrupt(config, directory):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(main.MODES, "train", interrupt)
+    monkeypatch.setitem(main.PROGRAMS, "train", interrupt)
     assert main.main(["main.py", SMOKE]) == 130
     assert capsys.readouterr().err.startswith("stopped; the same command goes on")
 
@@ -640,7 +643,7 @@ def test_want_of_memory_is_one_line(monkeypatch, capsys):
     def fail(config, directory):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
-    monkeypatch.setitem(main.MODES, "train", fail)
+    monkeypatch.setitem(main.PROGRAMS, "train", fail)
     assert main.main(["main.py", SMOKE]) == 1
     message = capsys.readouterr().err
     assert "too little memory" in message
@@ -651,7 +654,7 @@ def test_a_lost_process_is_one_line(monkeypatch, capsys):
     def fail(config, directory):
         raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo failed\nConnection closed")
 
-    monkeypatch.setitem(main.MODES, "train", fail)
+    monkeypatch.setitem(main.PROGRAMS, "train", fail)
     with pytest.raises(jax.errors.JaxRuntimeError):  # of a single process: a defect
         main.main(["main.py", SMOKE])
     monkeypatch.setattr(processes, "are_several", lambda: True)
@@ -680,7 +683,7 @@ def test_a_failed_process_does_not_wait_for_the_others(monkeypatch):
 def test_a_benchmark_takes_a_configuration(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setitem(
-        main.MODES, "benchmark", lambda *both, **rest: calls.append((*both, rest))
+        main.PROGRAMS, "benchmark", lambda *both, **rest: calls.append((*both, rest))
     )
     arguments = [
         "--mode=benchmark",
@@ -723,7 +726,7 @@ def test_a_defect_is_not_hidden(monkeypatch):
     def fail(config, directory):
         raise ZeroDivisionError
 
-    monkeypatch.setitem(main.MODES, "train", fail)
+    monkeypatch.setitem(main.PROGRAMS, "train", fail)
     with pytest.raises(ZeroDivisionError):
         main.main(["main.py", SMOKE])
 
@@ -785,7 +788,7 @@ def test_another_run_is_left_alone(arguments, parts, old_run, capsys):
     ],
 )
 def test_harmless_differences_are_accepted(arguments, old_run, monkeypatch):
-    monkeypatch.setitem(main.MODES, "train", workdir.check)
+    monkeypatch.setitem(main.PROGRAMS, "train", workdir.check)
     before = snapshot(old_run)
     assert main.main(["main.py", SMOKE, *arguments, f"--workdir={old_run}"]) == 0
     assert snapshot(old_run) == before
@@ -929,7 +932,7 @@ def test_help(flag, capsys, tmp_path):
     for name in ("config", "workdir", "mode"):
         assert f"\n  --{name}: " in text
     shown = [li[11:] for li in text.splitlines() if li.startswith("  --config.")]
-    defaults = settings.fields(main.load_defaults(SMOKE[9:]))
+    defaults = settings.fields(config_files.load(SMOKE[9:]))
     assert shown == [f"{name}={value!r}" for name, value in defaults]
     assert "dataset.name='digits'" in shown
     assert not any(tmp_path.iterdir())

@@ -194,11 +194,13 @@ def test_test_images_in_order_with_the_last_repeated(sources, source):
     np.testing.assert_array_equal(labels, whole.test.labels[positions])
 
 
+@pytest.mark.parametrize("fraction", [1.0, 0.7])
 @pytest.mark.parametrize("source", ["folder", "digits", "tfds"])
-def test_any_example_by_number(sources, source):
-    options = sources[source] | {"image_size": 8}
+def test_any_example_by_number(sources, source, fraction):
+    options = sources[source] | {"image_size": 8, "train_fraction": fraction}
     whole, (facts, examples) = load_dataset(**options), stream_dataset(**options)
     examples = pickle.loads(pickle.dumps(examples))
+    assert facts == whole.facts
     image, label = examples[facts.num_train - 1]
     np.testing.assert_array_equal(image, whole.train.images[-1])
     assert label == whole.train.labels[-1]

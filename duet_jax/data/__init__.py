@@ -44,6 +44,7 @@ def find_dataset(
     image_size: int = 32,
     center_crop: bool = False,
     num_classes: int | None = None,
+    train_fraction: float = 1.0,
 ) -> FoundDataset:
     """Finds a data set without decoding it.
 
@@ -57,6 +58,8 @@ def find_dataset(
       center_crop: keep a margin around the views: the images are stored with side
         `floor(image_size * 256 / 224)`, and the views are cut from them.
       num_classes: number of classes the data must have; `None` or 0 accepts any.
+      train_fraction: share of the training images that is used, above 0, up to 1; see
+        `FoundDataset.kept`.
 
     Raises:
       UsageError: the data are missing, incomplete or not an image classification set.
@@ -64,7 +67,7 @@ def find_dataset(
     side = preprocessed_side(image_size, center_crop)
     source = SOURCES.get(name, tfds.find)(name, path)
     _check(source, name, num_classes)
-    return FoundDataset(name, source, side)
+    return FoundDataset(name, source, side, train_fraction)
 
 
 def load_dataset(name: str, *, cache_dir: str = "", **options: Any) -> Dataset:
@@ -105,7 +108,7 @@ def decode_dataset(found: FoundDataset, cache_dir: str = "") -> Dataset:
     Returns:
       Images uint8, [examples, side, side, channels], C-contiguous; one channel when all
       images of both splits are grey, otherwise three. Labels int32. Both splits hold
-      every example once, in the order of the source.
+      every example that is used once, in the order of the source.
 
     Raises:
       UsageError: images are damaged or without a label, or memory does not suffice.
@@ -121,6 +124,7 @@ def decode_dataset(found: FoundDataset, cache_dir: str = "") -> Dataset:
         dataset = _decode(source, name, side)
         cache.store(entry, dataset, source)
         origin = source.location
+    dataset = _with_rows(dataset, found.kept)  # one entry of the cache for all shares
     logger.info(
         "%s: %d train and %d test images of %dx%dx%d, %d classes, from %s in %.1f s",
         name,
@@ -134,6 +138,18 @@ def decode_dataset(found: FoundDataset, cache_dir: str = "") -> Dataset:
         time.perf_counter() - started,
     )
     return dataset
+
+
+def _with_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    """Returns the data set with some of its training images."""
+    count = len(dataset.train.labels)
+    if len(rows) == count:
+        return dataset
+    train = Split(*(part[rows] for part in dataset.train))
+    files = dataset.files
+    if files:
+        files = (*(files[row] for row in rows), *files[count:])
+    return dataset._replace(train=train, files=files)
 
 
 def _check(source: Source, name: str, num_classes: int | None) -> None:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from duet_jax.errors import UsageError
@@ -36,6 +37,40 @@ class Reader(abc.ABC):
     def read(self, rows: Sequence[int]) -> Iterator[Example]:
         """Yields several examples in the order of `rows`; for whom that is cheaper."""
         return (self[int(row)] for row in rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Thinned(Reader):
+    """A reader of fewer training images: those of `kept_rows`, and all test images.
+
+    Attributes:
+      whole: the reader of all.
+      num_train: training images in all.
+      kept: training images that remain.
+    """
+
+    whole: Reader
+    num_train: int
+    kept: int
+
+    def __getitem__(self, index: int) -> Example:
+        """Returns one of the examples that remain."""
+        return self.whole[self._row(index)]
+
+    def read(self, rows: Sequence[int]) -> Iterator[Example]:
+        """Yields several examples in the order of `rows`."""
+        return self.whole.read([self._row(row) for row in rows])
+
+    def _row(self, index: int) -> int:
+        if index < self.kept:
+            return int(index) * self.num_train // self.kept
+        return int(index) - self.kept + self.num_train
+
+
+def kept_rows(num_train: int, fraction: float) -> np.ndarray:
+    """Returns the training images that a share leaves, evenly spread: int64, [kept]."""
+    kept = max(1, round(fraction * num_train))
+    return np.arange(kept) * num_train // kept
 
 
 class Source(NamedTuple):
@@ -84,11 +119,26 @@ class FoundDataset:
       name: how messages call it.
       source: where it is.
       side: of the square images to be made of it, in pixels.
+      train_fraction: share of the training images that is used.
     """
 
     name: str
     source: Source
     side: int
+    train_fraction: float = 1.0
+
+    @functools.cached_property
+    def kept(self) -> np.ndarray:
+        """The training images that are used, evenly spread: int64, [examples]."""
+        return kept_rows(self.source.num_train, self.train_fraction)
+
+    @property
+    def reader(self) -> Reader | None:
+        """Random access to the examples that are used; None where there is none."""
+        whole, count = self.source.reader, self.source.num_train
+        if whole is None or len(self.kept) == count:
+            return whole
+        return Thinned(whole, count, len(self.kept))
 
     @functools.cached_property
     def channels(self) -> int:
@@ -112,14 +162,14 @@ class FoundDataset:
             self.side,
             self.channels,
             self.source.class_names,
-            self.source.num_train,
+            len(self.kept),
             self.source.num_test,
             self.source.content,
         )
 
     @property
     def nbytes(self) -> int:
-        """Size of both splits when decoded, in bytes."""
+        """Size of both splits when decoded, in bytes, whatever share of it is used."""
         return self._num_pixels * self.channels
 
     def fits(self, limit: int) -> bool:

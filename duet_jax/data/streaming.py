@@ -133,7 +133,7 @@ def stream(found: FoundDataset) -> StreamedDataset:
         found.name,
         source.location,
         len(source.class_names),
-        source.reader,
+        found.reader,
         found.side,
         found.channels,
     )

@@ -173,7 +173,8 @@ def load(run: Run, name: str | None = None, path: str | None = None) -> Dataset:
 
     Args:
       run: says the size, and which set where it is not given.
-      name: as `dataset.name`; None for the run's own.
+      name: as `dataset.name`; None for the run's own, with its share of the training
+        images.
       path: as `dataset.path`; None for the run's own.
 
     Raises:
@@ -186,6 +187,7 @@ def load(run: Run, name: str | None = None, path: str | None = None) -> Dataset:
         image_size=settings.image_size,
         center_crop=settings.center_crop,
         cache_dir=settings.cache_dir,
+        train_fraction=settings.train_fraction if name is None else 1.0,
     )
 
 

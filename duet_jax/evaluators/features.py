@@ -19,7 +19,8 @@ def measure(evaluation: Evaluation, out: str | None = None) -> Result:
 
     Arrays, for <split> in train, test: `<split>_full` float32 [n, features] and, for
     DUET, `<split>_content` [n, features / bins] and `<split>_structure` [n, bins];
-    `<split>_labels` int32 [n]; `<split>_indices` int64 [n], the place in the split, or
+    `<split>_labels` int32 [n]; `<split>_indices` int64 [n], the place in the split (of
+    those images that are used: see `dataset.train_fraction`), or
     `<split>_paths`, relative to `dataset.path`, for a folder; `class_names`. No array
     holds objects: `np.load(file)` needs no pickle.
 

@@ -5,6 +5,7 @@ writes it. Files appear whole or not at all, so a viewer that reloads them never
 half of one. No window system is touched.
 """
 
+from duet_jax.figures.bars import build_bars
 from duet_jax.figures.canvas import COLUMNS
 from duet_jax.figures.circle import build_polar, build_turned
 from duet_jax.figures.confusion import build_confusion
@@ -15,6 +16,7 @@ from duet_jax.figures.views import build_views, draw_views
 
 __all__ = [
     "COLUMNS",
+    "build_bars",
     "build_confusion",
     "build_curves",
     "build_embedding",

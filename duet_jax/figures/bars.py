@@ -1,0 +1,112 @@
+"""Methods side by side, case by case."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from duet_jax.figures.style import (
+    INK,
+    MUTED,
+    SERIES,
+    grid,
+    legend,
+    styled,
+    titled,
+)
+
+# Values of the seeds by case, of one method.
+Cases = Mapping[str, Sequence[float]]
+
+_WIDTH = 0.8  # of a group of bars, where one is the distance of two groups
+_NAMES = {"duet": "DUET", "simclr": "SimCLR", "essl": "ESSL"}
+
+
+@styled
+def build_bars(panels: Mapping[str, Mapping[str, Cases]], *, title: str = "") -> Figure:
+    """Draws one panel for every measure, one above the other.
+
+    Args:
+      panels: title of the measure -> method -> case -> values of the seeds. A bar is
+        their mean, its whisker the standard deviation, a dot one seed. The case "" of a
+        method is drawn across its panel, as what the others compare with, if there are
+        others.
+      title: above all.
+    """
+    methods = list(dict.fromkeys(m for panel in panels.values() for m in panel))
+    colours = dict(zip(methods, SERIES * len(methods), strict=False))
+    cases = _cases(panels)
+    width = max(6.0, 2.0 + 0.3 * len(cases) * max(1, len(methods)))
+    figure = titled(min(width, 24.0), 0.8 + 2.4 * len(panels), title)
+    for number, (measure, panel) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(len(panels), 1, number)
+        _draw(axes, panel, cases, colours)
+        axes.set_title(measure, loc="left")
+    _draw_legend(figure, panels, colours)
+    return figure
+
+
+def _cases(panels: Mapping[str, Mapping[str, Cases]]) -> list[str]:
+    found = dict.fromkeys(
+        case for panel in panels.values() for each in panel.values() for case in each
+    )
+    return [case for case in found if case] or [*found]
+
+
+def _draw(
+    axes: Axes,
+    panel: Mapping[str, Cases],
+    cases: Sequence[str],
+    colours: Mapping[str, str],
+) -> None:
+    grid(axes)
+    axes.grid(visible=False, axis="x")
+    step = _WIDTH / len(colours)
+    for place, (method, colour) in enumerate(colours.items()):
+        found = panel.get(method, {})
+        for x, case in enumerate(cases):
+            if found.get(case):
+                middle = x + (place - (len(colours) - 1) / 2) * step
+                _draw_bar(axes, middle, 0.9 * step, found[case], colour)
+        if found.get("") and cases != [""]:
+            mean = statistics.fmean(found[""])
+            axes.axhline(mean, color=colour, lw=1.2, ls="--")
+    axes.axhline(0, color=MUTED, lw=0.8)
+    axes.set_xticks(range(len(cases)), [case or "(none)" for case in cases])
+    if len(cases) > 12:
+        axes.tick_params(axis="x", rotation=60)
+    axes.set_xlim(-0.6, len(cases) - 0.4)
+
+
+def _draw_bar(
+    axes: Axes, middle: float, width: float, values: Sequence[float], colour: str
+) -> None:
+    mean = statistics.fmean(values)
+    axes.bar(middle, mean, width, color=colour)
+    if len(values) > 1:
+        spread = statistics.stdev(values)
+        axes.errorbar(middle, mean, spread, color=INK, lw=1, capsize=2)
+    places = [
+        middle + width * (0.5 * (n + 0.5) / len(values) - 0.25)
+        for n in range(len(values))
+    ]
+    axes.plot(places, values, "o", ms=3, mfc="white", mec=INK, mew=0.6)
+
+
+def _draw_legend(
+    figure: Figure,
+    panels: Mapping[str, Mapping[str, Cases]],
+    colours: Mapping[str, str],
+) -> None:
+    handles = [Patch(color=colour) for colour in colours.values()]
+    names = [_NAMES.get(method, method) for method in colours]
+    for method, colour in colours.items():
+        if any(panel.get(method, {}).get("") for panel in panels.values()):
+            handles.append(Line2D([], [], color=colour, lw=1.2, ls="--"))
+            names.append(f"{_NAMES.get(method, method)} without")
+    handles.append(Line2D([], [], marker="o", ls="", ms=3, mfc="white", mec=INK))
+    names.append("one seed")
+    legend(figure, handles, names, loc="upper right", ncols=len(names))

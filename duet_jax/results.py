@@ -1,0 +1,368 @@
+"""What a grid of runs has found: a table for people, two for programs, a picture."""
+
+import csv
+import io
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from duet_jax import atomic, devices, metrics
+from duet_jax.figures import build_bars
+from duet_jax.figures.style import save
+from duet_jax.grid import Cell
+
+
+class Measure(NamedTuple):
+    """A number by which rows are compared.
+
+    Attributes:
+      title: head of its column.
+      percent: whether it is a fraction, shown as per cent.
+      note: what it is, below the table.
+    """
+
+    title: str
+    percent: bool
+    note: str
+
+
+MEASURES = {
+    "linear_probe": Measure(
+        "linear probe [%]",
+        True,
+        "top-1 of the linear probe (L-BFGS) on the full features of the test split",
+    ),
+    "knn": Measure("kNN [%]", True, "top-1 of the nearest neighbours, full features"),
+    "online": Measure(
+        "online [%]",
+        True,
+        "top-1 of the online probe on the test split after the last epoch; it was "
+        "trained on augmented views",
+    ),
+    "read_level": Measure(
+        "code read [%]",
+        True,
+        "share of test images of which a regression on the full features tells the "
+        "row's augmentation, where that has few values",
+    ),
+    "read_r2": Measure(
+        "code read, R²",
+        False,
+        "R² of that regression, where the parameter is continuous",
+    ),
+    "divergence": Measure(
+        "divergence",
+        False,
+        "Jensen-Shannon divergence of the structure from its target, in nats",
+    ),
+}
+_TRANSFER = Measure("{} [%]", True, "top-1 of a linear probe on that data set")
+
+
+def measure_of(name: str) -> Measure:
+    """Returns what is known of a measure; those of `transfer` are named by the set."""
+    known = MEASURES.get(name)
+    title = _TRANSFER.title.format(name)
+    return known or _TRANSFER._replace(title=title)
+
+
+def of_cell(cell: Cell) -> dict[str, float]:
+    """Returns what was measured of a finished cell, by measure."""
+    found = {
+        name: _result(cell, name)["representations"]["full"]["top1"]
+        for name in ("linear_probe", "knn")
+        if name in cell.modes
+    }
+    rows = metrics.read_rows(cell.workdir / "metrics.jsonl")
+    tests = [row["online_top1"] for row in rows if row["split"] == "test"]
+    found["online"] = tests[-1]
+    if "equivariance" in cell.modes and cell.code:
+        found |= _of_code(_result(cell, "equivariance")[cell.code])
+    if "transfer" in cell.modes:
+        for name, probe in _result(cell, "transfer").items():
+            found[name] = probe["representations"]["full"]["top1"]
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _of_code(found: Mapping[str, Any]) -> dict[str, float]:
+    regression = found["regression"]["full"]
+    names = {"accuracy": "read_level", "r_squared": "read_r2"}
+    values = {names[key]: regression[key] for key in names if key in regression}
+    if "divergence" in found:
+        values["divergence"] = found["divergence"]["mean"]
+    return values
+
+
+def _result(cell: Cell, mode: str) -> dict[str, Any]:
+    return json.loads((cell.workdir / "eval" / f"{mode}.json").read_text())["results"]
+
+
+class Row(NamedTuple):
+    """What is known of a row of the experiment.
+
+    Attributes:
+      name: of the row.
+      method: duet, simclr or essl.
+      case: what tells it from the other rows of its method; "" for nothing.
+      cells: of all its seeds.
+      values: by measure, of the seeds that are finished.
+      facts: what was run, the same for all seeds or "mixed".
+      failed: what the others have said last, by seed.
+    """
+
+    name: str
+    method: str
+    case: str
+    cells: tuple[Cell, ...]
+    values: dict[str, list[float]]
+    facts: dict[str, str]
+    failed: dict[int, str]
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds are finished."""
+        return sum(cell.finished for cell in self.cells)
+
+
+def collect(cells: Sequence[Cell]) -> list[Row]:
+    """Returns the rows of a grid, in order, with what is finished of them."""
+    names = dict.fromkeys(cell.row for cell in cells)
+    return [_row([cell for cell in cells if cell.row == name]) for name in names]
+
+
+def _row(cells: Sequence[Cell]) -> Row:
+    first, done = cells[0], [cell for cell in cells if cell.finished]
+    found = [of_cell(cell) for cell in done]
+    measures = dict.fromkeys(name for values in found for name in values)
+    return Row(
+        name=first.row,
+        method=first.method,
+        case=case_of(first.row, first.method),
+        cells=tuple(cells),
+        values={
+            name: [values[name] for values in found if name in values]
+            for name in measures
+        },
+        facts=_facts(done),
+        failed={
+            cell.seed: cell.record()["error"]
+            for cell in cells
+            if cell.record().get("error")
+        },
+    )
+
+
+def case_of(row: str, method: str) -> str:
+    """Returns the name of a row without its method: duet-rot -> rot."""
+    return "-".join(part for part in row.split("-") if part != method)
+
+
+def _facts(cells: Sequence[Cell]) -> dict[str, str]:
+    """What was run, in words."""
+    found = [_facts_of(cell) for cell in cells]
+    seconds = [cell.record()["seconds"] for cell in cells if "seconds" in cell.record()]
+    lost = any(cell.record().get("lost") for cell in cells)
+    facts = {
+        name: next(iter({each[name] for each in found}))
+        if len({each[name] for each in found}) == 1
+        else "mixed"
+        for name in (found[0] if found else ())
+    }
+    if seconds:
+        facts["seconds"] = ("≥ " if lost else "") + f"{statistics.median(seconds):.0f}"
+    return facts
+
+
+def _facts_of(cell: Cell) -> dict[str, str]:
+    config = json.loads((cell.workdir / "config.json").read_text())
+    data = json.loads((cell.workdir / "dataset.json").read_text())
+    device = next(
+        json.loads((cell.workdir / "eval" / f"{mode}.json").read_text())["device"]
+        for mode in cell.modes[1:]
+    )
+    count = devices.count_cores()
+    cores = f"{count} CPU core{'s' if count > 1 else ''}"
+    return {
+        "data": f"{data['name']}, {data['num_train']:,} images",
+        "epochs": str(config["epochs"]),
+        "hardware": cores if device.endswith("(cpu)") else device,
+        "commit": cell.record().get("commit", "") or "-",
+    }
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Returns the sample standard deviation; NaN for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def write(rows: Sequence[Row], directory: pathlib.Path, title: str, about: str) -> None:
+    """Writes table.md, table.csv, runs.csv and, if anything is finished, chart.png.
+
+    Args:
+      rows: from `collect`.
+      directory: that receives them.
+      title: of the table and the picture.
+      about: lines on what was run, such as the command.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "table.md": as_markdown(rows, title, about),
+        "table.csv": _as_csv(_records(rows)),
+        "runs.csv": _as_csv(_runs(rows)),
+    }
+    for name, text in texts.items():
+        with atomic.replacing(directory / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    panels = _panels(rows)
+    if panels:
+        save(directory / "chart.png", build_bars(panels, title=title))
+
+
+def _measures(rows: Sequence[Row]) -> list[str]:
+    """All measures of a grid: ours in our order, then those of `transfer`."""
+    found = dict.fromkeys(name for row in rows for name in row.values)
+    return [name for name in MEASURES if name in found] + [
+        name for name in found if name not in MEASURES
+    ]
+
+
+def shown(values: Sequence[float], *, percent: bool) -> str:
+    """Returns mean ± standard deviation; per cent with one decimal, else three."""
+    if not values:
+        return "-"
+    scale, digits = (100, 1) if percent else (1, 3)
+    text = f"{scale * statistics.fmean(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {scale * deviation(values):.{digits}f}"
+    return text
+
+
+def as_markdown(rows: Sequence[Row], title: str, about: str) -> str:
+    """Returns the table for people.
+
+    First, where there are several methods, the main measure as method x case; then
+    every row with all that was measured.
+    """
+    parts = [f"# {title}", about]
+    measures = _measures(rows)
+    if measures and len({row.method for row in rows}) > 1:
+        parts.append(_matrix(rows, measures[0]))
+    parts.append(_long(rows, measures))
+    parts.append(
+        "Mean ± standard deviation (n - 1) over seeds; seconds are the median of a "
+        "run with its evaluations."
+    )
+    notes = [f"- {measure_of(m).title}: {measure_of(m).note}." for m in measures]
+    if notes:
+        parts.append("\n".join(notes))
+    failed = [
+        f"- {row.name} seed {seed}: `{error}`"
+        for row in rows
+        for seed, error in row.failed.items()
+    ]
+    if failed:
+        parts.append("\n".join(["Failed:", "", *failed]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _matrix(rows: Sequence[Row], measure: str) -> str:
+    methods = list(dict.fromkeys(row.method for row in rows))
+    cases = dict.fromkeys(row.case for row in rows)
+    cells = {
+        (row.case, row.method): shown(
+            row.values.get(measure, ()), percent=measure_of(measure).percent
+        )
+        for row in rows
+    }
+    header = [measure_of(measure).title, *methods]
+    lines = [
+        [case or "(none)", *(cells.get((case, method), "") for method in methods)]
+        for case in cases
+    ]
+    return _table([header, *lines])
+
+
+def _long(rows: Sequence[Row], measures: Sequence[str]) -> str:
+    facts = ("data", "epochs", "seconds", "hardware", "commit")
+    header = ["row", *(measure_of(name).title for name in measures), "seeds", *facts]
+    lines = [
+        [
+            row.name,
+            *(
+                shown(row.values.get(name, ()), percent=measure_of(name).percent)
+                for name in measures
+            ),
+            f"{row.seeds} of {len(row.cells)}",
+            *(row.facts.get(name, "-") for name in facts),
+        ]
+        for row in rows
+    ]
+    return _table([header, *lines])
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    texts = [f"| {' | '.join(cell for cell in line)} |" for line in lines]
+    return "\n".join([texts[0], "|---" * len(lines[0]) + "|", *texts[1:]])
+
+
+def _records(rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
+    """One line a row: means and standard deviations."""
+    measures = _measures(rows)
+    for row in rows:
+        record = {"row": row.name, "method": row.method, "case": row.case}
+        for name in measures:
+            values = row.values.get(name, ())
+            record[f"{name}_mean"] = statistics.fmean(values) if values else ""
+            record[f"{name}_sd"] = deviation(values) if len(values) > 1 else ""
+        yield record | {
+            "seeds": row.seeds,
+            "seeds_asked": len(row.cells),
+            **{
+                name: row.facts.get(name, "")
+                for name in ("data", "epochs", "seconds", "hardware", "commit")
+            },
+        }
+
+
+def _runs(rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
+    """One line a run."""
+    measures = _measures(rows)
+    for cell in (cell for row in rows for cell in row.cells):
+        values = of_cell(cell) if cell.finished else {}
+        record = cell.record()
+        yield {
+            "row": cell.row,
+            "seed": cell.seed,
+            "finished": cell.finished,
+            **{name: values.get(name, "") for name in measures},
+            "seconds": record.get("seconds", ""),
+            "commit": record.get("commit", ""),
+            "error": record.get("error", ""),
+            "command": cell.command,
+        }
+
+
+def _as_csv(records: Iterable[Mapping[str, Any]]) -> str:
+    records = list(records)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def _panels(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """Values by title of the measure, method and case; what the picture shows."""
+    panels: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for name in _measures(rows):
+        measure = measure_of(name)
+        scale = 100 if measure.percent else 1
+        for row in rows:
+            if row.values.get(name):
+                methods = panels.setdefault(measure.title, {})
+                values = [scale * value for value in row.values[name]]
+                methods.setdefault(row.method, {})[row.case] = values
+    return panels

@@ -1,0 +1,439 @@
+"""Sweeps: what is run, how it survives, and what the tables say."""
+
+import contextlib
+import csv
+import json
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import program
+import pytest
+
+import main
+import sweep
+from duet_jax import config_files, grid, results
+from duet_jax.metrics import read_rows
+
+ROOT = pathlib.Path(__file__).parent.parent
+FIGURE4 = str(ROOT / "configs" / "figure4.py")
+SWEEP = str(ROOT / "sweep.py")
+ROWS_OF_4 = f"--experiment={FIGURE4}"
+
+# Grey digits: duet-hue cannot be run on them.
+ROWS = "simclr,duet-hue,duet-rot"
+TINY = (
+    f"--experiment={FIGURE4}",
+    f"--rows={ROWS}",
+    "--scale=tiny",
+    "--seeds=2",
+    "--config.dataset.name=digits",
+    "--config.figures_every=99",
+)
+# Long enough for signals to meet them.
+EPOCHS = 12
+
+
+def run(*arguments, cwd, timeout=300):
+    return program.run(*arguments, cwd=cwd, script=SWEEP, timeout=timeout)
+
+
+def environment():
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": program._caches()}
+
+
+@contextlib.contextmanager
+def started(*arguments, cwd):
+    """A sweep at work, which does not outlive the test."""
+    with (cwd / "sweep.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, SWEEP, *arguments],
+            cwd=cwd,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happens"
+        assert process.poll() is None, "the sweep has ended"
+        time.sleep(0.02)
+
+
+def has_checkpoint(run):
+    return any(path.name.isdigit() for path in run.glob("checkpoints/*"))
+
+
+def record(workdir, row, seed):
+    path = workdir / row / f"seed{seed}.figure4.json"
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep that was stopped, killed, and run to its end; with what it then said."""
+    place = tmp_path_factory.mktemp("sweep")
+    arguments = (*TINY, f"--config.epochs={EPOCHS}", "--workdir=runs")
+    runs = place / "runs"
+    with started(*arguments, cwd=place) as process:
+        wait_for(lambda: has_checkpoint(runs / "simclr" / "seed0"), process)
+        process.send_signal(signal.SIGTERM)
+        stopped = process.wait(60)
+    after_stop = record(runs, "simclr", 0)
+    with started(*arguments, cwd=place) as process:
+        wait_for(lambda: has_checkpoint(runs / "duet-rot" / "seed0"), process)
+        process.kill()
+        process.wait()
+    # Its training goes on alone; the next sweep waits for it.
+    last = run(*arguments, cwd=place)
+    return {
+        "place": place,
+        "arguments": arguments,
+        "stopped": stopped,
+        "after stop": after_stop,
+        "last": last,
+    }
+
+
+def test_a_stopped_sweep_saves_what_it_was_at(swept):
+    assert swept["stopped"] == 128 + signal.SIGTERM
+    assert swept["after stop"]["status"] == 128 + signal.SIGTERM
+    log = (swept["place"] / "runs/simclr/seed0.figure4.log").read_text()
+    assert "SIGTERM" in log
+    assert "continuing   from the checkpoint of step" in log
+
+
+def test_a_sweep_goes_on_to_its_end(swept):
+    runs = swept["place"] / "runs"
+    for row in ("simclr", "duet-rot"):
+        for seed in (0, 1):
+            assert record(runs, row, seed)["status"] == 0
+            rows = read_rows(runs / row / f"seed{seed}" / "metrics.jsonl")
+            epochs = [each["epoch"] for each in rows if each["split"] == "train"]
+            assert epochs == [*range(1, EPOCHS + 1)]
+            found = {p.name for p in (runs / row / f"seed{seed}/eval").glob("*.json")}
+            assert found == {"linear_probe.json", "knn.json", "equivariance.json"}
+    assert record(runs, "duet-rot", 0)["lost"]
+    assert not record(runs, "duet-rot", 1)["lost"]
+
+
+def test_a_failing_row_is_told_and_does_not_keep_others_from_running(swept):
+    last = swept["last"]
+    assert last.status == 1
+    for seed in (0, 1):
+        (line,) = [
+            x for x in last.errors if x.startswith(f"error: duet-hue seed {seed}")
+        ]
+        assert "hue (shift of the hue) needs images with 3 channels" in line
+    table = (swept["place"] / "runs" / "table.md").read_text()
+    assert "| duet-hue | - | - |" in table
+    assert "- duet-hue seed 1: `config.augmentation.stack=" in table
+
+
+def test_what_is_finished_is_skipped(swept):
+    runs = swept["place"] / "runs"
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("eval/*.json")}
+    again = run(*swept["arguments"], cwd=swept["place"])
+    assert again.status == 1
+    assert "6 runs, 2 to do" in again.lines
+    after = {path: path.stat().st_mtime_ns for path in runs.rglob("eval/*.json")}
+    assert before == after
+    assert len(before) == 12
+
+
+def test_the_tables_hold_what_was_measured(swept):
+    runs = swept["place"] / "runs"
+    with (runs / "table.csv").open() as file:
+        table = {row["row"]: row for row in csv.DictReader(file)}
+    assert [*table] == ["simclr", "duet-rot", "duet-hue"]  # the order of the file
+    tops = [
+        json.loads((runs / f"duet-rot/seed{s}/eval/linear_probe.json").read_text())[
+            "results"
+        ]["representations"]["full"]["top1"]
+        for s in (0, 1)
+    ]
+    row = table["duet-rot"]
+    assert float(row["linear_probe_mean"]) == pytest.approx(sum(tops) / 2)
+    assert float(row["linear_probe_sd"]) == pytest.approx(
+        abs(tops[0] - tops[1]) / 2**0.5
+    )
+    assert row["seeds"] == "2"
+    assert row["epochs"] == str(EPOCHS)
+    assert row["data"] == "digits, 72 images"
+    assert row["seconds"].startswith("≥ ")  # one of its sweeps was killed
+    assert re.fullmatch(r"\d+ CPU cores?", row["hardware"])
+    assert row["commit"] == grid.commit()
+    assert table["duet-hue"]["seeds"] == "0"
+    assert table["duet-hue"]["linear_probe_mean"] == ""
+    with (runs / "runs.csv").open() as file:
+        lines = [*csv.DictReader(file)]
+    assert len(lines) == 6
+    assert [float(x["linear_probe"]) for x in lines if x["row"] == "duet-rot"] == tops
+    text = (runs / "table.md").read_text()
+    assert "figure4, scale tiny" in text
+    mean = results.shown(tops, percent=True)
+    assert f"| rot |  | {mean} |" in text  # method x case
+    assert shlex.join(["python", "sweep.py", *swept["arguments"]]) in text
+    assert (runs / "chart.png").stat().st_size > 1000
+
+
+def test_two_sweeps_do_not_do_the_same(swept, tmp_path):
+    """The second leaves to the first what that is at, and waits for it."""
+    arguments = (*TINY[:1], "--rows=simclr", *TINY[2:], "--config.epochs=4")
+    with started(*arguments, "--workdir=runs", cwd=tmp_path) as first:
+        first_run = tmp_path / "runs/simclr/seed0"
+        wait_for(first_run.exists, first)
+        second = run(*arguments, "--workdir=runs", "--out=second", cwd=tmp_path)
+        assert first.wait(120) == 0
+    assert second.status == 0
+    said = (tmp_path / "sweep.log").read_text() + "\n".join(second.lines)
+    assert said.count("simclr seed 0  linear probe") == 2  # both tell of it
+    log = (tmp_path / "runs/simclr/seed0.figure4.log").read_text()
+    assert log.count("finished     test") == 1
+    assert (tmp_path / "second" / "table.md").exists()
+
+
+def test_transfer_of_encoders_that_are_there(swept, tmp_path):
+    """As Table 3 does with those of Table 2: trained once, measured by another file."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from configs import figure4\n"
+        "ROWS, get_config = figure4.ROWS, figure4.get_config\n"
+        "MEASURES = {'transfer': {'datasets': 'digits'}}\n"
+    )
+    runs = swept["place"] / "runs"
+    before = (runs / "duet-rot/seed0/metrics.jsonl").read_bytes()
+    arguments = [f"--experiment={path}", "--rows=duet-rot", *TINY[2:]]
+    arguments += [f"--config.epochs={EPOCHS}", f"--workdir={runs}", "--out=out"]
+    done = run(*arguments, cwd=tmp_path)
+    assert (done.status, done.errors) == (0, [])
+    assert (runs / "duet-rot/seed0/metrics.jsonl").read_bytes() == before
+    text = (tmp_path / "out/table.md").read_text()
+    assert "| row | online [%] | digits [%] | seeds |" in text
+    assert record(runs, "duet-rot", 0)["status"] == 0  # of the other experiment
+
+
+# --- what is asked for ----------------------------------------------------------------
+
+
+def commands(capsys, *arguments):
+    assert sweep.main(["sweep.py", *arguments, "--print"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def refusal(capsys, *arguments):
+    assert sweep.main(["sweep.py", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("scale", config_files.scales())
+@pytest.mark.parametrize("name", ["figure4", "table2", "table3", "duet_sweep"])
+def test_every_row_can_be_run(name, scale, capsys, here):
+    path = ROOT / "configs" / f"{name}.py"
+    experiment = config_files.load_experiment(str(path))
+    lines = commands(capsys, f"--experiment={path}", f"--scale={scale}")
+    assert len(lines) == len(experiment.rows) == len({*lines})
+    assert not any(here.iterdir())
+
+
+def test_printed_commands_are_commands(capsys, here):
+    override = "--config.duet.structure_weight=7"
+    lines = commands(
+        capsys,
+        f"--experiment={FIGURE4}",
+        "--rows=*-rot",
+        "--seeds=3,5",
+        "--scale=short",
+        "--workdir=some/place",
+        override,
+    )
+    parsed = [main.parse(shlex.split(line)[1:]) for line in lines]
+    rows = ["simclr-rot", "simclr-rot", "essl-rot", "essl-rot", "duet-rot", "duet-rot"]
+    assert [str(each.workdir) for each in parsed] == [
+        f"some/place/{row}/seed{seed}"
+        for row, seed in zip(rows, [3, 5] * 3, strict=True)
+    ]
+    assert [each.config.seed for each in parsed] == [3, 5] * 3
+    assert [each.config.method for each in parsed] == [row[:-4] for row in rows]
+    # Fields reach the rows that read them.
+    assert [override in line for line in lines] == [False] * 4 + [True] * 2
+    assert parsed[-1].config.duet.structure_weight == 7.0
+    modes = ("train", "linear_probe", "knn", "equivariance")
+    assert {each.modes for each in parsed} == {modes}
+    assert {each.options["codes"] for each in parsed} == {"rot"}
+
+
+REFUSED = {
+    "no experiment": ([], ["--experiment"]),
+    "no such file": (
+        ["--experiment=fig4.py"],
+        ["fig4.py", "configs/figure4.py"],
+    ),
+    "no rows": ([f"--experiment={ROOT / 'configs/base.py'}"], ["ROWS", "main.py"]),
+    "no such row": (
+        [ROWS_OF_4, "--rows=*rott*"],
+        ["'*rott*'", "duet-rot"],
+    ),
+    "one of two": ([ROWS_OF_4, "--rows=simclr,"], ["''"]),
+    "scale": ([ROWS_OF_4, "--scale=big"], ["big", "tiny"]),
+    "seeds": ([ROWS_OF_4, "--seeds=many"], ["--seeds=many"]),
+    "no seeds": ([ROWS_OF_4, "--seeds=0"], ["--seeds=0"]),
+    "a seed twice": ([ROWS_OF_4, "--seeds=1,1"], ["--seeds=1,1"]),
+    "flag": ([ROWS_OF_4, "--row=x"], ["--row=x"]),
+    "seed": ([ROWS_OF_4, "--config.seed=3"], ["--seeds"]),
+    "field": (
+        [ROWS_OF_4, "--config.epoch=3"],
+        ["simclr", "config.epochs"],
+    ),
+    "value": ([ROWS_OF_4, "--config.epochs=0"], ["config.epochs=0"]),
+    "broken": (
+        ["--experiment=broken.py"],
+        ["broken.py", "SyntaxError"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case, capsys, here):
+    (here / "broken.py").write_text("ROWS = {")
+    arguments, parts = REFUSED[case]
+    line = refusal(capsys, *arguments)
+    assert [part for part in parts if part not in line] == [], line
+    assert [path.name for path in here.iterdir()] == ["broken.py"]
+
+
+ROW_REFUSED = {
+    "": ["name one of its rows", ":simclr", "duet-rot"],
+    ":duet-rto": ["'duet-rto'", "'duet-rot'"],
+    ":duet-rot@tinny": ["'tinny'", "'tiny'"],
+}
+
+
+@pytest.mark.parametrize("row", ROW_REFUSED)
+def test_rows_of_main(row, capsys, here):
+    assert main.main(["main.py", f"--config={FIGURE4}{row}"]) == 2
+    line = capsys.readouterr().err
+    assert [part for part in ROW_REFUSED[row] if part not in line] == [], line
+    assert not any(here.iterdir())
+
+
+def test_a_file_without_rows_takes_none(capsys, here):
+    assert main.main(["main.py", f"--config={ROOT}/configs/smoke.py:duet"]) == 2
+    assert "has no rows; leave out :duet" in capsys.readouterr().err
+
+
+def test_a_row_is_a_run_of_its_own(here):
+    command = main.parse(["main.py", f"--config={FIGURE4}:duet-rot@tiny"])
+    assert str(command.workdir) == "runs/figure4-duet-rot@tiny"
+    assert command.config.augmentation.stack == ("sca", "rot")
+
+
+# --- tables ---------------------------------------------------------------------------
+
+
+def row(name, method, values, failed=None):
+    cell = grid.Cell(
+        "x", name, 0, method, "rot", 1, ("train",), pathlib.Path("none/seed0"), ()
+    )
+    case = results.case_of(name, method)
+    return results.Row(name, method, case, (cell,), values, {}, failed or {})
+
+
+def test_names_of_cases():
+    assert results.case_of("simclr", "simclr") == ""
+    assert results.case_of("duet-rot", "duet") == "rot"
+    assert results.case_of("cifar10-duet-rot", "duet") == "cifar10-rot"
+    assert results.case_of("lambda-10", "duet") == "lambda-10"
+
+
+def test_how_numbers_are_shown():
+    assert results.shown([0.5, 0.7], percent=True) == "60.0 ± 14.1"
+    assert results.shown([0.5], percent=True) == "50.0"
+    assert results.shown([0.1234, 0.1236], percent=False) == "0.123 ± 0.000"
+    assert results.shown([], percent=True) == "-"
+
+
+def test_the_table_for_people():
+    rows = [
+        row("simclr", "simclr", {"linear_probe": [0.25, 0.75]}),
+        row("simclr-rot", "simclr", {"linear_probe": [0.5], "read_r2": [0.125]}),
+        row("duet-rot", "duet", {"mnist": [0.9], "linear_probe": [1.0]}),
+        row("duet-hue", "duet", {}, {0: "error: no"}),
+    ]
+    lines = results.as_markdown(rows, "title", "about").splitlines()
+    assert lines[:3] == ["# title", "", "about"]
+    assert lines[4:10] == [
+        "| linear probe [%] | simclr | duet |",
+        "|---|---|---|",
+        "| (none) | 50.0 ± 35.4 |  |",
+        "| rot | 50.0 | 100.0 |",
+        "| hue |  | - |",
+        "",
+    ]
+    assert lines[10].startswith(
+        "| row | linear probe [%] | code read, R² | mnist [%] | seeds | data |"
+    )
+    assert lines[14].startswith("| duet-rot | 100.0 | - | 90.0 | 0 of 1 |")
+    assert "- duet-hue seed 0: `error: no`" in lines
+
+
+def test_one_method_needs_no_matrix():
+    text = results.as_markdown([row("lambda-1", "duet", {"knn": [0.5]})], "t", "a")
+    assert text.splitlines()[4].startswith("| row |")
+
+
+def test_a_record_of_another_command_does_not_count(tmp_path):
+    cell = grid.Cell("x", "r", 0, "duet", "", 1, ("train",), tmp_path / "s", ("--a",))
+    cell.write(status=0)
+    assert cell.finished
+    assert not cell._replace(arguments=("--b",)).finished
+    assert not cell._replace(experiment="y").finished
+    (tmp_path / "s.x.json").write_text("{")
+    assert not cell.finished
+
+
+def test_a_cell_is_claimed_once(tmp_path):
+    cell = grid.Cell("x", "r", 0, "duet", "", 1, ("train",), tmp_path / "s", ())
+    with cell.claimed() as first, cell.claimed() as second:
+        assert first is not None
+        assert second is None
+    with cell.claimed() as third:
+        assert third is not None
+
+
+def test_the_claim_outlives_the_sweep(tmp_path):
+    """A command that goes on when its sweep is killed keeps others away."""
+    cell = grid.Cell("x", "r", 0, "duet", "", 1, ("train",), tmp_path / "s", ())
+    with cell.claimed() as claim:
+        command = [sys.executable, "-c", "input()"]
+        orphan = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(claim,))
+    with cell.claimed() as claim:
+        assert claim is None
+    orphan.communicate(b"\n")
+    with cell.claimed() as claim:
+        assert claim is not None
