@@ -11,6 +11,7 @@ for all rows that read them: --config.dataset.path=<images>.
 
 import argparse
 import fnmatch
+import json
 import logging
 import pathlib
 import shlex
@@ -153,9 +154,8 @@ def _cell(
         experiment=pathlib.Path(experiment.path).stem,
         row=row,
         seed=seed,
-        method=config.method,
         code=code,
-        epochs=config.epochs,
+        config=json.loads(config.to_json()),
         modes=modes,
         workdir=workdir,
         arguments=tuple(arguments),
@@ -255,10 +255,10 @@ def perform(cells: Sequence[grid.Cell], stop: grid.Stop) -> Iterator[grid.Cell]:
 
 
 def _perform(cell: grid.Cell, claim: int, stop: grid.Stop, overview: _Overview) -> None:
-    finished = cell.finished or grid.run(
-        cell, claim, stop, lambda share: overview.show(cell, share)
-    )
-    if finished:
+    if cell.finished:
+        cell.settle()
+        overview.finished(cell)
+    elif grid.run(cell, claim, stop, lambda share: overview.show(cell, share)):
         overview.finished(cell)
     elif not stop.signal:
         overview.failed(cell)

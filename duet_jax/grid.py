@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from duet_jax import atomic, metrics
+from duet_jax import atomic, metrics, settings
 from duet_jax.terminal import printable
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -31,9 +31,8 @@ class Cell(NamedTuple):
       experiment: name of its file.
       row: its name.
       seed: of everything random.
-      method: duet, simclr or essl.
       code: the augmentation that the row is about; "" if about none.
-      epochs: of its training.
+      config: of its training, resolved, as in a `config.json`.
       modes: what is done, in order; all but the first are evaluations.
       workdir: of its run.
       arguments: of `main.py`.
@@ -42,12 +41,21 @@ class Cell(NamedTuple):
     experiment: str
     row: str
     seed: int
-    method: str
     code: str
-    epochs: int
+    config: dict[str, Any]
     modes: tuple[str, ...]
     workdir: pathlib.Path
     arguments: tuple[str, ...]
+
+    @property
+    def method(self) -> str:
+        """Duet, simclr or essl."""
+        return self.config["method"]
+
+    @property
+    def epochs(self) -> int:
+        """Of its training."""
+        return self.config["epochs"]
 
     @property
     def name(self) -> str:
@@ -90,8 +98,30 @@ class Cell(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether it is trained and measured."""
-        return self.record().get("status") == 0
+        """Whether it is trained and measured, by a sweep or by its command alone."""
+        status = self.record().get("status")
+        return status == 0 or (status is None and self._complete())
+
+    def _complete(self) -> bool:
+        """Whether the work directory holds all that the command leaves there."""
+        try:
+            config = json.loads((self.workdir / "config.json").read_text())
+            last = metrics.read_rows(self.workdir / "metrics.jsonl")[-1]
+            steps = {self.result(mode)["step"] for mode in self.modes[1:]}
+        except (OSError, ValueError, LookupError):
+            return False
+        trained = last["split"] == "test" and last["epoch"] >= self.epochs
+        same = not settings.differences(config, self.config)
+        return trained and same and steps <= {last["step"]}
+
+    def result(self, mode: str) -> dict[str, Any]:
+        """Returns what `eval/<mode>.json` holds."""
+        return json.loads((self.workdir / "eval" / f"{mode}.json").read_text())
+
+    def settle(self) -> None:
+        """Notes that it was finished out of sight, so that nobody knows how long."""
+        if self.record().get("status") != 0:
+            self.write(status=0, lost=True)
 
     @property
     def share(self) -> float:
@@ -110,6 +140,7 @@ class Cell(NamedTuple):
         self.workdir.parent.mkdir(parents=True, exist_ok=True)
         with self.workdir.with_name(f".{self.workdir.name}.lock").open("w") as file:
             try:
+                # Not `lockf`: this one a process hands on to those it starts.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield None

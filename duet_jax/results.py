@@ -1,12 +1,14 @@
 """What a grid of runs has found: a table for people, two for programs, a picture."""
 
+import contextlib
 import csv
+import fcntl
 import io
 import json
 import math
 import pathlib
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from duet_jax import atomic, devices, metrics
@@ -72,7 +74,7 @@ def measure_of(name: str) -> Measure:
 def of_cell(cell: Cell) -> dict[str, float]:
     """Returns what was measured of a finished cell, by measure."""
     found = {
-        name: _result(cell, name)["representations"]["full"]["top1"]
+        name: _found(cell, name)["representations"]["full"]["top1"]
         for name in ("linear_probe", "knn")
         if name in cell.modes
     }
@@ -80,9 +82,9 @@ def of_cell(cell: Cell) -> dict[str, float]:
     tests = [row["online_top1"] for row in rows if row["split"] == "test"]
     found["online"] = tests[-1]
     if "equivariance" in cell.modes and cell.code:
-        found |= _of_code(_result(cell, "equivariance")[cell.code])
+        found |= _of_code(_found(cell, "equivariance")[cell.code])
     if "transfer" in cell.modes:
-        for name, probe in _result(cell, "transfer").items():
+        for name, probe in _found(cell, "transfer").items():
             found[name] = probe["representations"]["full"]["top1"]
     return {name: value for name, value in found.items() if value is not None}
 
@@ -96,8 +98,8 @@ def _of_code(found: Mapping[str, Any]) -> dict[str, float]:
     return values
 
 
-def _result(cell: Cell, mode: str) -> dict[str, Any]:
-    return json.loads((cell.workdir / "eval" / f"{mode}.json").read_text())["results"]
+def _found(cell: Cell, mode: str) -> dict[str, Any]:
+    return cell.result(mode)["results"]
 
 
 class Row(NamedTuple):
@@ -177,17 +179,13 @@ def _facts(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def _facts_of(cell: Cell) -> dict[str, str]:
-    config = json.loads((cell.workdir / "config.json").read_text())
     data = json.loads((cell.workdir / "dataset.json").read_text())
-    device = next(
-        json.loads((cell.workdir / "eval" / f"{mode}.json").read_text())["device"]
-        for mode in cell.modes[1:]
-    )
+    device = cell.result(cell.modes[1])["device"]
     count = devices.count_cores()
     cores = f"{count} CPU core{'s' if count > 1 else ''}"
     return {
         "data": f"{data['name']}, {data['num_train']:,} images",
-        "epochs": str(config["epochs"]),
+        "epochs": str(cell.epochs),
         "hardware": cores if device.endswith("(cpu)") else device,
         "commit": cell.record().get("commit", "") or "-",
     }
@@ -207,7 +205,22 @@ def write(rows: Sequence[Row], directory: pathlib.Path, title: str, about: str) 
       title: of the table and the picture.
       about: lines on what was run, such as the command.
     """
+    with _alone(directory):
+        _write(rows, directory, title, about)
+
+
+@contextlib.contextmanager
+def _alone(directory: pathlib.Path) -> Iterator[None]:
+    """Lets one sweep at a time write there."""
     directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(
+    rows: Sequence[Row], directory: pathlib.Path, title: str, about: str
+) -> None:
     texts = {
         "table.md": as_markdown(rows, title, about),
         "table.csv": _as_csv(_records(rows)),

@@ -1,5 +1,6 @@
 """Every mode on real checkpoints, through the command line."""
 
+import contextlib
 import dataclasses
 import errno
 import html.parser
@@ -18,7 +19,7 @@ from PIL import Image
 from test_main import snapshot
 
 import main
-from duet_jax import atomic, evaluate, runs, train_state
+from duet_jax import atomic, evaluate, processes, runs, train_state
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.data import load_dataset
 from duet_jax.errors import UsageError
@@ -149,6 +150,44 @@ def test_the_encoder_is_the_one_that_was_trained(trained):
     # And so is the watch on the neighbours.
     watched = call(directory, "knn")["results"]["representations"]["full"]["top1"]
     assert watched == pytest.approx(rows[-1]["knn_top1"], abs=1e-6)
+
+
+def test_several_modes_share_an_encoder(copied, capsys):
+    directory = copied("duet")
+    one_by_one = [call(directory, mode)["results"] for mode in ("knn", "equivariance")]
+    shutil.rmtree(directory / "eval")
+    capsys.readouterr()
+    options = ["--mode=knn,equivariance", "--codes=rot", "--config.knn.k=200", CACHE]
+    assert main.main(["main.py", f"--workdir={directory}", *options]) == 0
+    found = [
+        json.loads((directory / "eval" / f"{mode}.json").read_text())
+        for mode in ("knn", "equivariance")
+    ]
+    assert [each["results"] for each in found] == one_by_one
+    assert [each["options"] for each in found] == [{}, {"codes": "rot"}]
+    printed = capsys.readouterr().out
+    assert printed.index("k nearest neighbours") < printed.index("equivariance to rot")
+
+
+def test_training_and_then_measuring(trained, tmp_path):
+    directory = tmp_path / "run"
+    arguments = [SMOKE, "--config.knn.every=1", "--config.tensorboard=False", CACHE]
+    modes = "--mode=train,linear_probe,features"
+    command = ["main.py", f"--workdir={directory}", *arguments, modes, "--out=f.npz"]
+    with contextlib.chdir(tmp_path):
+        assert main.main(command) == 0
+        assert main.main(command) == 0  # nothing to train, measured again
+    assert (tmp_path / "f.npz").exists()
+    apart = call(trained["duet"], "linear_probe")
+    found = json.loads((directory / "eval/linear_probe.json").read_text())
+    for name in ("step", "weights", "settings", "results"):
+        assert found[name] == apart[name]
+
+
+def test_several_processes_do_not_evaluate(trained, capsys, monkeypatch):
+    monkeypatch.setattr(processes, "are_several", lambda: True)
+    message = refusal(capsys, "--mode=knn", f"--workdir={trained['duet']}")
+    assert "--mode=knn takes one process" in message
 
 
 def test_the_watch_is_only_in_the_rows_it_is_asked_for(trained):
@@ -596,6 +635,17 @@ REFUSED = {
     "no neighbours": (
         ["--mode=knn", "--workdir={run}", "--config.knn.k=0"],
         "config.knn.k=0 must be 1 or more",
+    ),
+    "train after an evaluation": (
+        ["--mode=knn,train", "--workdir={run}"],
+        "train cannot come after knn",
+    ),
+    "evaluate a benchmark": ([SMOKE, "--mode=benchmark,knn"], "cannot come after"),
+    "a mode twice": (["--mode=knn,knn", "--workdir={run}"], "names a mode twice"),
+    "a mode too few": (["--mode=knn,", "--workdir={run}"], "--mode='' is not known"),
+    "a protocol for two that take none": (
+        ["--mode=knn,equivariance", "--workdir={run}", "--protocol=sgd"],
+        "belongs to --mode=linear_probe",
     ),
     "no data sets": (["--mode=transfer", "--workdir={run}"], "needs --datasets"),
     "a folder without a path": (

@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from duet_jax.figures import (
+    build_bars,
     build_confusion,
     build_embedding,
     build_marginals,
@@ -46,6 +47,58 @@ def names(labels):
 
 def in_legend(owner):
     return names(owner.get_legend().get_texts())
+
+
+# Bars
+
+
+def heights(axes):
+    return [bar.get_height() for bar in axes.patches]
+
+
+def test_bars_are_means_of_seeds():
+    panels = {
+        "probe": {
+            "duet": {"rot": [50.0, 70.0], "hue": [40.0]},
+            "simclr": {"": [30.0, 20.0], "rot": [10.0]},
+        },
+        ODD: {"duet": {"hue": [-0.5, 0.5, 0.3]}},
+    }
+    figure = drawn(build_bars(panels, title=ODD))
+    first, second = figure.axes
+    assert titles(figure) == ["probe", ODD]
+    for axes in figure.axes:
+        assert names(axes.get_xticklabels()) == ["rot", "hue"]
+    np.testing.assert_allclose(heights(first), [10, 60, 40])  # simclr, duet, duet
+    np.testing.assert_allclose(heights(second), [0.1])
+    across = [line for line in first.lines if line.get_linestyle() == "--"]
+    assert [line.get_ydata()[0] for line in across] == [25.0]
+    legend = names(figure.legends[0].get_texts())
+    assert legend == ["SimCLR", "DUET", "SimCLR without it", "one seed"]
+
+
+def test_bars_show_each_seed_and_the_deviation():
+    figure = drawn(build_bars({"x": {"duet": {"a": [1.0, 2.0, 6.0]}}}))
+    (axes,) = figure.axes
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    np.testing.assert_allclose(np.sort(dots[0].get_ydata()), [1, 2, 6])
+    (whisker,) = axes.collections
+    ((_, low), (_, high)) = whisker.get_segments()[0]
+    spread = np.std([1.0, 2.0, 6.0], ddof=1)
+    np.testing.assert_allclose([low, high], [3 - spread, 3 + spread])
+
+
+def test_a_method_without_cases_has_one_bar():
+    figure = drawn(build_bars({"x": {"simclr": {"": [40.0]}}}))
+    (axes,) = figure.axes
+    np.testing.assert_allclose(heights(axes), [40])
+    assert names(axes.get_xticklabels()) == ["(none)"]
+    assert names(figure.legends[0].get_texts()) == ["SimCLR", "one seed"]
+
+
+def test_many_cases_fit():
+    cases = {f"code-{n}": [float(n)] for n in range(40)}
+    drawn(build_bars({"x": {"other": cases, "duet": cases, "essl": cases}}))
 
 
 # Confusion

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,8 +63,8 @@ def started(*arguments, cwd):
         try:
             yield process
         finally:
-            process.kill()
-            process.wait()
+            process.terminate()  # and with it what it has started
+            process.wait(60)
 
 
 def wait_for(condition, process, seconds=120):
@@ -189,6 +190,25 @@ def test_the_tables_hold_what_was_measured(swept):
     assert f"| rot |  | {mean} |" in text  # method x case
     assert shlex.join(["python", "sweep.py", *swept["arguments"]]) in text
     assert (runs / "chart.png").stat().st_size > 1000
+
+
+def test_runs_of_a_scheduler_are_found(swept, tmp_path):
+    """The printed command alone, in another process: nothing is left to be done."""
+    place, runs = swept["place"], swept["place"] / "runs"
+    shutil.copytree(runs / "duet-rot" / "seed1", tmp_path / "runs/duet-rot/seed1")
+    arguments = (*TINY[:1], "--rows=duet-rot", *TINY[2:], f"--config.epochs={EPOCHS}")
+    arguments = [*arguments[:3], "--seeds=1,2", *arguments[4:], "--workdir=runs"]
+    printed = run(*arguments, "--print", cwd=place).out.splitlines()
+    assert printed[0] == record(runs, "duet-rot", 1)["command"]
+    with started(*arguments, cwd=tmp_path) as process:
+        wait_for(lambda: "[1 of 2" in (tmp_path / "sweep.log").read_text(), process)
+    text = (tmp_path / "sweep.log").read_text()
+    assert "2 runs, 1 to do" in text
+    # A part of its measurements is not all.
+    (tmp_path / "runs/duet-rot/seed1/eval/knn.json").unlink()
+    (tmp_path / "runs/duet-rot/seed1.figure4.json").unlink()
+    with started(*arguments, cwd=tmp_path) as process:
+        wait_for(lambda: "2 to do" in (tmp_path / "sweep.log").read_text(), process)
 
 
 def test_two_sweeps_do_not_do_the_same(swept, tmp_path):
@@ -356,10 +376,13 @@ def test_a_row_is_a_run_of_its_own(here):
 # --- tables ---------------------------------------------------------------------------
 
 
+def cell_of(workdir, *arguments, name="r", method="duet"):
+    config = {"method": method, "epochs": 1}
+    return grid.Cell("x", name, 0, "rot", config, ("train",), workdir, arguments)
+
+
 def row(name, method, values, failed=None):
-    cell = grid.Cell(
-        "x", name, 0, method, "rot", 1, ("train",), pathlib.Path("none/seed0"), ()
-    )
+    cell = cell_of(pathlib.Path("none/seed0"), name=name, method=method)
     case = results.case_of(name, method)
     return results.Row(name, method, case, (cell,), values, {}, failed or {})
 
@@ -408,7 +431,7 @@ def test_one_method_needs_no_matrix():
 
 
 def test_a_record_of_another_command_does_not_count(tmp_path):
-    cell = grid.Cell("x", "r", 0, "duet", "", 1, ("train",), tmp_path / "s", ("--a",))
+    cell = cell_of(tmp_path / "s", "--a")
     cell.write(status=0)
     assert cell.finished
     assert not cell._replace(arguments=("--b",)).finished
@@ -418,7 +441,7 @@ def test_a_record_of_another_command_does_not_count(tmp_path):
 
 
 def test_a_cell_is_claimed_once(tmp_path):
-    cell = grid.Cell("x", "r", 0, "duet", "", 1, ("train",), tmp_path / "s", ())
+    cell = cell_of(tmp_path / "s")
     with cell.claimed() as first, cell.claimed() as second:
         assert first is not None
         assert second is None
@@ -428,7 +451,7 @@ def test_a_cell_is_claimed_once(tmp_path):
 
 def test_the_claim_outlives_the_sweep(tmp_path):
     """A command that goes on when its sweep is killed keeps others away."""
-    cell = grid.Cell("x", "r", 0, "duet", "", 1, ("train",), tmp_path / "s", ())
+    cell = cell_of(tmp_path / "s")
     with cell.claimed() as claim:
         command = [sys.executable, "-c", "input()"]
         orphan = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(claim,))

@@ -1,7 +1,8 @@
 """Methods side by side, case by case."""
 
+import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,7 +23,8 @@ from duet_jax.figures.style import (
 Cases = Mapping[str, Sequence[float]]
 
 _WIDTH = 0.8  # of a group of bars, where one is the distance of two groups
-_NAMES = {"duet": "DUET", "simclr": "SimCLR", "essl": "ESSL"}
+# The same colour in every picture; other methods take what is left.
+_NAMES = {"simclr": "SimCLR", "essl": "ESSL", "duet": "DUET"}
 
 
 @styled
@@ -36,10 +38,9 @@ def build_bars(panels: Mapping[str, Mapping[str, Cases]], *, title: str = "") ->
         others.
       title: above all.
     """
-    methods = list(dict.fromkeys(m for panel in panels.values() for m in panel))
-    colours = dict(zip(methods, SERIES * len(methods), strict=False))
+    colours = _colours(dict.fromkeys(m for panel in panels.values() for m in panel))
     cases = _cases(panels)
-    width = max(6.0, 2.0 + 0.3 * len(cases) * max(1, len(methods)))
+    width = max(6.0, 2.0 + 0.3 * len(cases) * len(colours))
     figure = titled(min(width, 24.0), 0.8 + 2.4 * len(panels), title)
     for number, (measure, panel) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(len(panels), 1, number)
@@ -47,6 +48,14 @@ def build_bars(panels: Mapping[str, Mapping[str, Cases]], *, title: str = "") ->
         axes.set_title(measure, loc="left")
     _draw_legend(figure, panels, colours)
     return figure
+
+
+def _colours(methods: Iterable[str]) -> dict[str, str]:
+    """Returns the methods in the order of their bars, each with its colour."""
+    methods = list(methods)
+    known = [*_NAMES, *(each for each in methods if each not in _NAMES)]
+    every = dict(zip(known, itertools.cycle(SERIES), strict=False))
+    return {method: colour for method, colour in every.items() if method in methods}
 
 
 def _cases(panels: Mapping[str, Mapping[str, Cases]]) -> list[str]:
@@ -104,9 +113,10 @@ def _draw_legend(
     handles = [Patch(color=colour) for colour in colours.values()]
     names = [_NAMES.get(method, method) for method in colours]
     for method, colour in colours.items():
-        if any(panel.get(method, {}).get("") for panel in panels.values()):
+        across = any(panel.get(method, {}).get("") for panel in panels.values())
+        if across and _cases(panels) != [""]:
             handles.append(Line2D([], [], color=colour, lw=1.2, ls="--"))
-            names.append(f"{_NAMES.get(method, method)} without")
+            names.append(f"{_NAMES.get(method, method)} without it")
     handles.append(Line2D([], [], marker="o", ls="", ms=3, mfc="white", mec=INK))
     names.append("one seed")
     legend(figure, handles, names, loc="upper right", ncols=len(names))
