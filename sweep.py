@@ -132,17 +132,17 @@ def _cell(
     if options.scale != "full":
         name += f"@{options.scale}"
     workdir = pathlib.Path(_workdir(options)) / row / f"seed{seed}"
-    modes = ("train", *experiment.measures)
     code = _code(name)
-    flags = {k: v for each in experiment.measures.values() for k, v in each.items()}
-    if "equivariance" in modes and code:
-        flags.setdefault("codes", code)
+    measures = {mode: dict(flags) for mode, flags in experiment.measures.items()}
+    if "equivariance" in measures and code:
+        measures["equivariance"].setdefault("codes", code)
+    flags = {k: v for each in measures.values() for k, v in each.items()}
     arguments = [
         f"--config={name}",
         f"--workdir={workdir}",
         f"--config.seed={seed}",
         *overrides,
-        f"--mode={','.join(modes)}",
+        f"--mode={','.join(['train', *measures])}",
         *(f"--{flag}={value}" for flag, value in flags.items()),
     ]
     try:
@@ -156,8 +156,8 @@ def _cell(
         seed=seed,
         code=code,
         config=json.loads(config.to_json()),
-        modes=modes,
-        workdir=workdir,
+        measures=measures,
+        directory=workdir,
         arguments=tuple(arguments),
     )
 
@@ -215,9 +215,9 @@ class _Overview:
         self._say(f"{cell.name}  {'  '.join(found)}  {duration(seconds)}")
 
     def failed(self, cell: grid.Cell) -> None:
-        """Says why, and that the sweep goes on."""
-        self._total -= 1
-        self._bar.total = self._total
+        """Says why; the sweep goes on."""
+        self._done += 1
+        self._bar.update(1)
         self._say(f"{cell.name}  failed: {cell.record()['error']}")
 
     def _say(self, text: str) -> None:

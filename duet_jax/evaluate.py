@@ -64,7 +64,7 @@ def evaluate(
         for table in found["tables"]:
             print(as_text(Table(**table)))
             print()
-        stem = _stem(name, own)
+        stem = workdir.result_name(name, own)
         _log.info("results in   %s", directory / "eval" / f"{stem}.json")
 
 
@@ -109,14 +109,8 @@ def perform(
     seconds = {**parts, "total": time.perf_counter() - start}
     found = _plain(_record(evaluation, name, options, result, seconds))
     with workdir.writing(evaluation.directory, "--workdir"):
-        _write(evaluation.directory, _stem(name, options), found, result)
+        _write(evaluation.directory, workdir.result_name(name, options), found, result)
     return found
-
-
-def _stem(name: str, options: Mapping[str, str]) -> str:
-    """Name of the files of a result: another protocol is another result."""
-    protocol = options.get("protocol", "lbfgs")
-    return name if protocol == "lbfgs" else f"{name}_{protocol}"
 
 
 def _origin(evaluation: Evaluation, name: str) -> dict[str, Any]:
@@ -135,7 +129,7 @@ def _record(
     result: Result,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    run = evaluation.run
+    run, stem = evaluation.run, workdir.result_name(name, options)
     return {
         "mode": name,
         "options": options,
@@ -144,7 +138,7 @@ def _record(
         "dataset": evaluation.facts._asdict(),
         "results": result.values,
         "tables": [table._asdict() for table in result.tables],
-        "pictures": [f"{_stem(name, options)}_{each}.png" for each in result.figures],
+        "pictures": [f"{stem}_{each}.png" for each in result.figures],
         "seconds": seconds,
         "device": devices.describe(),
         "versions": {

@@ -14,14 +14,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from duet_jax import atomic, metrics, settings
+from duet_jax import atomic, metrics, settings, workdir
 from duet_jax.terminal import printable
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class Cell(NamedTuple):
@@ -33,8 +33,8 @@ class Cell(NamedTuple):
       seed: of everything random.
       code: the augmentation that the row is about; "" if about none.
       config: of its training, resolved, as in a `config.json`.
-      modes: what is done, in order; all but the first are evaluations.
-      workdir: of its run.
+      measures: the evaluations that follow it, in order, and their flags.
+      directory: of its run.
       arguments: of `main.py`.
     """
 
@@ -43,8 +43,8 @@ class Cell(NamedTuple):
     seed: int
     code: str
     config: dict[str, Any]
-    modes: tuple[str, ...]
-    workdir: pathlib.Path
+    measures: Mapping[str, Mapping[str, str]]
+    directory: pathlib.Path
     arguments: tuple[str, ...]
 
     @property
@@ -77,8 +77,8 @@ class Cell(NamedTuple):
         return self._beside("json")
 
     def _beside(self, suffix: str) -> pathlib.Path:
-        name = f"{self.workdir.name}.{self.experiment}.{suffix}"
-        return self.workdir.with_name(name)
+        name = f"{self.directory.name}.{self.experiment}.{suffix}"
+        return self.directory.with_name(name)
 
     def record(self) -> dict[str, Any]:
         """Returns how far it has come: the entries that `write` was given, or none."""
@@ -99,24 +99,22 @@ class Cell(NamedTuple):
     @property
     def finished(self) -> bool:
         """Whether it is trained and measured, by a sweep or by its command alone."""
-        status = self.record().get("status")
-        return status == 0 or (status is None and self._complete())
-
-    def _complete(self) -> bool:
-        """Whether the work directory holds all that the command leaves there."""
+        if self.record().get("status"):  # it has failed, or was stopped
+            return False
         try:
-            config = json.loads((self.workdir / "config.json").read_text())
-            last = metrics.read_rows(self.workdir / "metrics.jsonl")[-1]
-            steps = {self.result(mode)["step"] for mode in self.modes[1:]}
-        except (OSError, ValueError, LookupError):
+            config = json.loads((self.directory / "config.json").read_text())
+            last = metrics.read_rows(self.directory / "metrics.jsonl")[-1]
+            steps = {self.result(mode)["step"] for mode in self.measures}
+        except (OSError, ValueError, LookupError, TypeError):
             return False
         trained = last["split"] == "test" and last["epoch"] >= self.epochs
         same = not settings.differences(config, self.config)
         return trained and same and steps <= {last["step"]}
 
     def result(self, mode: str) -> dict[str, Any]:
-        """Returns what `eval/<mode>.json` holds."""
-        return json.loads((self.workdir / "eval" / f"{mode}.json").read_text())
+        """Returns what one of its evaluations has left in `eval/`."""
+        name = workdir.result_name(mode, self.measures[mode])
+        return json.loads((self.directory / "eval" / f"{name}.json").read_text())
 
     def settle(self) -> None:
         """Notes that it was finished out of sight, so that nobody knows how long."""
@@ -126,7 +124,7 @@ class Cell(NamedTuple):
     @property
     def share(self) -> float:
         """How much of its training is done, from 0 to 1."""
-        path = self.workdir / "metrics.jsonl"
+        path = self.directory / "metrics.jsonl"
         rows = metrics.read_rows(path) if path.exists() else []
         return min(1.0, rows[-1].get("epoch", 0) / self.epochs) if rows else 0.0
 
@@ -137,8 +135,8 @@ class Cell(NamedTuple):
         A process that inherits the file holds the claim as well, until its end, should
         this one be killed. None if another process has it.
         """
-        self.workdir.parent.mkdir(parents=True, exist_ok=True)
-        with self.workdir.with_name(f".{self.workdir.name}.lock").open("w") as file:
+        self.directory.parent.mkdir(parents=True, exist_ok=True)
+        with self.directory.with_name(f".{self.directory.name}.lock").open("w") as file:
             try:
                 # Not `lockf`: this one a process hands on to those it starts.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -206,7 +204,7 @@ def run(cell: Cell, claim: int, stop: Stop, look: Callable[[float], None]) -> bo
     lost = record.get("lost", False) or record.get("status", 0) is None
     cell.write(status=None, error="", lost=lost, commit=commit())
     status = _run(cell, claim, stop, look)
-    error = "" if status == 0 else _last_line(cell.log, status)
+    error = _last_line(cell.log, status) if status and not stop.signal else ""
     seconds = record.get("seconds", 0.0) + time.time() - began
     cell.write(status=status, error=error, seconds=round(seconds, 1))
     return status == 0

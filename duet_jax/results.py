@@ -35,7 +35,7 @@ MEASURES = {
     "linear_probe": Measure(
         "linear probe [%]",
         True,
-        "top-1 of the linear probe (L-BFGS) on the full features of the test split",
+        "top-1 of the linear probe on the full features, test split",
     ),
     "knn": Measure("kNN [%]", True, "top-1 of the nearest neighbours, full features"),
     "online": Measure(
@@ -74,19 +74,25 @@ def measure_of(name: str) -> Measure:
 def of_cell(cell: Cell) -> dict[str, float]:
     """Returns what was measured of a finished cell, by measure."""
     found = {
-        name: _found(cell, name)["representations"]["full"]["top1"]
+        name: _top1(_found(cell, name))
         for name in ("linear_probe", "knn")
-        if name in cell.modes
+        if name in cell.measures
     }
-    rows = metrics.read_rows(cell.workdir / "metrics.jsonl")
+    rows = metrics.read_rows(cell.directory / "metrics.jsonl")
     tests = [row["online_top1"] for row in rows if row["split"] == "test"]
     found["online"] = tests[-1]
-    if "equivariance" in cell.modes and cell.code:
+    if "equivariance" in cell.measures and cell.code:
         found |= _of_code(_found(cell, "equivariance")[cell.code])
-    if "transfer" in cell.modes:
+    if "transfer" in cell.measures:
         for name, probe in _found(cell, "transfer").items():
-            found[name] = probe["representations"]["full"]["top1"]
+            found[name] = _top1(probe)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _top1(found: Mapping[str, Any]) -> float:
+    """Returns the accuracy on the full features; a mean where there are repeats."""
+    top1 = found["representations"]["full"]["top1"]
+    return statistics.fmean(top1) if isinstance(top1, list) else top1
 
 
 def _of_code(found: Mapping[str, Any]) -> dict[str, float]:
@@ -179,16 +185,23 @@ def _facts(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def _facts_of(cell: Cell) -> dict[str, str]:
-    data = json.loads((cell.workdir / "dataset.json").read_text())
-    device = cell.result(cell.modes[1])["device"]
-    count = devices.count_cores()
-    cores = f"{count} CPU core{'s' if count > 1 else ''}"
+    data = json.loads((cell.directory / "dataset.json").read_text())
     return {
         "data": f"{data['name']}, {data['num_train']:,} images",
         "epochs": str(cell.epochs),
-        "hardware": cores if device.endswith("(cpu)") else device,
+        "hardware": _hardware(cell),
         "commit": cell.record().get("commit", "") or "-",
     }
+
+
+def _hardware(cell: Cell) -> str:
+    """Returns the device of the first evaluation, in words; "-" where there is none."""
+    if not cell.measures:
+        return "-"
+    device = cell.result(next(iter(cell.measures)))["device"]
+    count = devices.count_cores()
+    cores = f"{count} CPU core{'s' if count > 1 else ''}"
+    return cores if device.endswith("(cpu)") else device
 
 
 def deviation(values: Sequence[float]) -> float:

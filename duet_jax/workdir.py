@@ -8,7 +8,7 @@ import os
 import pathlib
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 import ml_collections
@@ -293,6 +293,17 @@ def _unusable(workdir: pathlib.Path, error: OSError) -> UsageError:
     return UsageError(
         f"--workdir={workdir} cannot be used ({error.strerror}); choose another."
     )
+
+
+def result_name(mode: str, options: Mapping[str, str]) -> str:
+    """Returns the name, in eval/, of the files of a result.
+
+    Args:
+      mode: the evaluation.
+      options: its flags; another protocol is another result.
+    """
+    protocol = options.get("protocol", "lbfgs")
+    return mode if protocol == "lbfgs" else f"{mode}_{protocol}"
 
 
 def write_run(

@@ -378,7 +378,7 @@ def test_a_row_is_a_run_of_its_own(here):
 
 def cell_of(workdir, *arguments, name="r", method="duet"):
     config = {"method": method, "epochs": 1}
-    return grid.Cell("x", name, 0, "rot", config, ("train",), workdir, arguments)
+    return grid.Cell("x", name, 0, "rot", config, {}, workdir, arguments)
 
 
 def row(name, method, values, failed=None):
@@ -433,11 +433,44 @@ def test_one_method_needs_no_matrix():
 def test_a_record_of_another_command_does_not_count(tmp_path):
     cell = cell_of(tmp_path / "s", "--a")
     cell.write(status=0)
-    assert cell.finished
-    assert not cell._replace(arguments=("--b",)).finished
-    assert not cell._replace(experiment="y").finished
+    assert cell.record()["status"] == 0
+    assert cell._replace(arguments=("--b",)).record() == {}
+    assert cell._replace(experiment="y").record() == {}
     (tmp_path / "s.x.json").write_text("{")
+    assert cell.record() == {}
+
+
+def test_what_a_finished_run_has(tmp_path):
+    cell = cell_of(tmp_path / "s")._replace(
+        measures={"linear_probe": {"protocol": "sgd"}}
+    )
+    files = {
+        "config.json": cell.config,
+        "metrics.jsonl": {"step": 3, "epoch": 1.0, "split": "test"},
+        "eval/linear_probe_sgd.json": {"step": 3},
+    }
+    (cell.directory / "eval").mkdir(parents=True)
+    for name, content in files.items():
+        assert not cell.finished
+        (cell.directory / name).write_text(json.dumps(content))
+    assert cell.finished
+    cell.write(status=1)
     assert not cell.finished
+    cell.write(status=None)
+    assert cell.finished
+    cell.settle()
+    assert (cell.record()["status"], cell.record()["lost"]) == (0, True)
+    for name, other in (
+        ("config.json", {"method": "duet", "epochs": 2}),
+        ("metrics.jsonl", {"step": 3, "epoch": 0.5, "split": "test"}),
+        ("metrics.jsonl", {"step": 3, "epoch": 1.0, "split": "train"}),
+        ("eval/linear_probe_sgd.json", {"step": 2}),
+        ("eval/linear_probe_sgd.json", []),
+    ):
+        (cell.directory / name).write_text(json.dumps(other))
+        assert not cell.finished
+        (cell.directory / name).write_text(json.dumps(files[name]))
+    assert cell.finished
 
 
 def test_a_cell_is_claimed_once(tmp_path):
