@@ -15,7 +15,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -137,11 +137,13 @@ def with_effect(argv: Sequence[str]) -> list[str]:
     """
     _, unused = _read(argv)
 
-    def has_effect(argument: str) -> bool:
-        match = _OVERRIDE.match(argument)
-        return match is None or match[1] not in unused
+    return [each for each in argv if field_of(each) not in unused]
 
-    return [each for each in argv if has_effect(each)]
+
+def field_of(argument: str) -> str | None:
+    """Returns the field that an argument sets, such as epochs; None if it sets none."""
+    match = _OVERRIDE.match(argument)
+    return match and match[1]
 
 
 def _read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
@@ -155,7 +157,7 @@ def _read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
     else:
         path = _DEFAULT_CONFIG if path is None else path
         defaults = config_files.load(path)
-    names = [match[1] for match in map(_OVERRIDE.match, arguments) if match]
+    names = [name for name in map(field_of, arguments) if name is not None]
     settings.check_names(defaults, names)
     if evaluating:
         measured = [field for mode in modes for field in EVALUATORS[mode].fields]
@@ -170,9 +172,16 @@ def _read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
     if rest[1:]:
         raise UsageError(f"{rest[1]!r} is not a flag; write --config.<field>=<value>.")
     config = settings.check(values.config, defaults)
+    for mode in modes:
+        if mode in EVALUATORS:
+            EVALUATORS[mode].check(**_own(_options(values), EVALUATORS[mode].flags))
     directory = values.workdir or f"runs/{config_files.stem(path)}"
-    command = Command(config, _place(directory), modes, _options(values))
+    command = Command(config, place(directory), modes, _options(values))
     return command, settings.unused(values.config, names)
+
+
+def _own(options: Mapping[str, str], flags: Collection[str]) -> dict[str, str]:
+    return {name: value for name, value in options.items() if name in flags}
 
 
 def _modes(names: str) -> tuple[str, ...]:
@@ -191,7 +200,7 @@ def _modes(names: str) -> tuple[str, ...]:
     return modes
 
 
-def _place(directory: str) -> pathlib.Path:
+def place(directory: str) -> pathlib.Path:
     """Returns the path that the user means; the shell leaves a ~ after = as it is."""
     with contextlib.suppress(RuntimeError):  # there is no home
         return pathlib.Path(directory).expanduser()
@@ -224,6 +233,12 @@ def _program_flags(arguments: Sequence[str]) -> flags.FlagValues:
                 f"--{name} has no effect with --mode={values.mode}; it belongs to "
                 f"--mode={' or '.join(takers)}."
             )
+    several = [name for name in _options(values) if name in _CLUSTER]
+    if several and any(mode in EVALUATORS for mode in modes):
+        raise UsageError(
+            f"--{several[0]} has no effect with --mode={values.mode}: evaluations take "
+            "one process; evaluate in a job of its own."
+        )
     return values
 
 
@@ -265,7 +280,7 @@ def _of_the_run(
         raise UsageError(
             f"--mode={program.mode} needs --workdir, the directory of a training."
         )
-    saved = workdir.load_config(_place(program.workdir))
+    saved = workdir.load_config(place(program.workdir))
     try:
         return settings.completed(saved, config_files.schema())
     except UsageError as error:
@@ -349,7 +364,7 @@ def perform(command: Command) -> None:
     config, directory, modes, options = command
     for mode in modes:
         if mode in PROGRAMS:
-            own = {k: v for k, v in options.items() if k in _BEFORE_A_RUN[mode]}
+            own = _own(options, _BEFORE_A_RUN[mode])
             PROGRAMS[mode](config, directory, **own)
     measured = [mode for mode in modes if mode in EVALUATORS]
     if measured:

@@ -10,6 +10,7 @@ for all rows that read them: --config.dataset.path=<images>.
 """
 
 import argparse
+import contextlib
 import fnmatch
 import json
 import logging
@@ -23,15 +24,20 @@ import jax
 import tqdm
 
 import main as program
-from duet_jax import config_files, grid, results
+from duet_jax import config_files, grid, results, workdir
+from duet_jax.cells import Cell
 from duet_jax.errors import UsageError
+from duet_jax.evaluators import EVALUATORS
 from duet_jax.metrics.progress import duration
-from duet_jax.terminal import log_to_terminal, prepare_streams, printable
+from duet_jax.registry import lookup
+from duet_jax.terminal import flush_output, log_to_terminal, prepare_streams, printable
 
 _log = logging.getLogger("duet_jax.sweep")
 
 # Until it is looked again whether another sweep has finished a run.
 _SECONDS_OF_WAITING = 5.0
+# Without a terminal: after which a run at work is mentioned again.
+_SECONDS_OF_SILENCE = 300.0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rows", default="*", help="names or patterns, such as 'simclr,*-rot'"
     )
     parser.add_argument(
-        "--seeds", default="1", help="how many, from 0 on; or which: 3,4,7"
+        "--seeds", default="1", help="how many, from 0 on; or which: 3,4,7, or 7,"
     )
     parser.add_argument("--scale", default="full", help=" ".join(config_files.scales()))
     parser.add_argument(
@@ -64,9 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def plan(
-    options: argparse.Namespace, overrides: Sequence[str]
-) -> tuple[config_files.Experiment, list[grid.Cell]]:
+def plan(options: argparse.Namespace, overrides: Sequence[str]) -> list[Cell]:
     """Returns the runs that are asked for, all of them checked.
 
     Raises:
@@ -78,21 +82,51 @@ def plan(
             f"--scale={options.scale} is not known; choose one of "
             f"{', '.join(config_files.scales())}."
         )
+    for name in ("workdir", "out"):
+        if getattr(options, name) == "":
+            raise UsageError(f"--{name}='' must name a directory, or be left out.")
+    _check_measures(experiment)
     for override in overrides:
-        if not override.startswith(("--config.", "--noconfig.")):
-            raise UsageError(
-                f"{override} is not a flag of sweep.py; fields are written "
-                "--config.<field>=<value>."
-            )
-        if override.startswith("--config.seed="):
-            raise UsageError(f"{override}: the seeds are chosen with --seeds.")
-    rows = _select(experiment.rows, options.rows)
+        _check_override(override)
+    seeds = _seeds(options.seeds)
+    rows = _select([*experiment.rows], options.rows)
     cells = [
-        _cell(experiment, row, seed, options, overrides)
+        cell
         for row in rows
-        for seed in _seeds(options.seeds)
+        for cell in _cells(experiment, row, seeds, options, overrides)
     ]
-    return experiment, cells
+    for override in overrides:
+        if not any(override in cell.arguments for cell in cells):
+            raise UsageError(
+                f"{override} has no effect in any of the rows that are chosen; leave "
+                "it out, or choose others with --rows."
+            )
+    return cells
+
+
+def _check_measures(experiment: config_files.Experiment) -> None:
+    for mode, flags in experiment.measures.items():
+        where = f"--experiment={experiment.path}: MEASURES"
+        try:
+            known = lookup(EVALUATORS, mode, "mode").flags
+        except UsageError as error:
+            raise UsageError(f"{where}: {error}") from error
+        for flag in flags:
+            if flag not in known:
+                raise UsageError(
+                    f"{where}: {mode} has no flag {flag!r}; it has "
+                    f"{', '.join(known) or 'none'}."
+                )
+
+
+def _check_override(override: str) -> None:
+    if program.field_of(override) is None:
+        raise UsageError(
+            f"{override} is not a flag of sweep.py; fields are written "
+            "--config.<field>=<value>."
+        )
+    if program.field_of(override) == "seed":
+        raise UsageError(f"{override}: the seeds are chosen with --seeds.")
 
 
 def _select(rows: Sequence[str], patterns: str) -> list[str]:
@@ -108,17 +142,45 @@ def _select(rows: Sequence[str], patterns: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() for part in parts):
         raise UsageError(
             f"--seeds={text} must be a number of seeds, such as 3, or the seeds "
             "themselves, such as 0,1,2."
         )
     numbers = [int(part) for part in parts]
-    seeds = numbers if len(numbers) > 1 else [*range(numbers[0])]
+    seeds = numbers if "," in text else [*range(numbers[0])]
     if not seeds or len({*seeds}) < len(seeds):
         raise UsageError(f"--seeds={text} must name one seed or more, each once.")
     return seeds
+
+
+def _cells(
+    experiment: config_files.Experiment,
+    row: str,
+    seeds: Sequence[int],
+    options: argparse.Namespace,
+    overrides: Sequence[str],
+) -> Iterator[Cell]:
+    """Yields a row with each of the seeds."""
+    try:
+        first = _cell(experiment, row, seeds[0], options, overrides)
+        for seed in seeds:
+            directory = first.directory.with_name(f"seed{seed}")
+            changes = {
+                f"--workdir={first.directory}": f"--workdir={directory}",
+                f"--config.seed={seeds[0]}": f"--config.seed={seed}",
+            }
+            cell = first._replace(
+                seed=seed,
+                config=first.config | {"seed": seed},
+                directory=directory,
+                arguments=tuple(changes.get(each, each) for each in first.arguments),
+            )
+            cell.check()
+            yield cell
+    except UsageError as error:
+        raise UsageError(f"{row}: {error}") from error
 
 
 def _cell(
@@ -127,43 +189,61 @@ def _cell(
     seed: int,
     options: argparse.Namespace,
     overrides: Sequence[str],
-) -> grid.Cell:
+) -> Cell:
+    for override in overrides:
+        if program.field_of(override) in experiment.rows[row]:
+            raise UsageError(
+                f"{override} is what the row is about; leave it out, or choose other "
+                "rows with --rows."
+            )
     name = f"{experiment.path}:{row}"
     if options.scale != "full":
         name += f"@{options.scale}"
-    workdir = pathlib.Path(_workdir(options)) / row / f"seed{seed}"
+    directory = _workdir(options) / row / f"seed{seed}"
     code = _code(name)
-    measures = {mode: dict(flags) for mode, flags in experiment.measures.items()}
-    if "equivariance" in measures and code:
-        measures["equivariance"].setdefault("codes", code)
+    measures = _measures(experiment, code)
     flags = {k: v for each in measures.values() for k, v in each.items()}
     arguments = [
         f"--config={name}",
-        f"--workdir={workdir}",
+        f"--workdir={directory}",
         f"--config.seed={seed}",
         *overrides,
         f"--mode={','.join(['train', *measures])}",
         *(f"--{flag}={value}" for flag, value in flags.items()),
     ]
-    try:
-        arguments = program.with_effect(["main.py", *arguments])[1:]
-        config = program.parse(["main.py", *arguments]).config
-    except UsageError as error:
-        raise UsageError(f"{row}: {error}") from error
-    return grid.Cell(
+    arguments = program.with_effect(["main.py", *arguments])[1:]
+    config = program.parse(["main.py", *arguments]).config
+    return Cell(
         experiment=pathlib.Path(experiment.path).stem,
         row=row,
         seed=seed,
         code=code,
         config=json.loads(config.to_json()),
         measures=measures,
-        directory=workdir,
+        directory=directory,
         arguments=tuple(arguments),
     )
 
 
-def _workdir(options: argparse.Namespace) -> str:
-    return options.workdir or f"runs/{pathlib.Path(options.experiment).stem}"
+def _measures(
+    experiment: config_files.Experiment, code: str
+) -> dict[str, dict[str, str]]:
+    """Returns what is measured of a row that is about an augmentation, or about none.
+
+    An equivariance is that to the row's augmentation unless the experiment says more.
+    """
+    measures = {mode: dict(flags) for mode, flags in experiment.measures.items()}
+    if not measures.get("equivariance", {"codes": ""}):
+        if code:
+            measures["equivariance"]["codes"] = code
+        else:
+            del measures["equivariance"]
+    return measures
+
+
+def _workdir(options: argparse.Namespace) -> pathlib.Path:
+    default = f"runs/{pathlib.Path(options.experiment).stem}"
+    return program.place(default if options.workdir is None else options.workdir)
 
 
 def _code(name: str) -> str:
@@ -174,12 +254,13 @@ def _code(name: str) -> str:
 
 
 class _Overview:
-    """Says how far the sweep is, above or beside a bar for all of it."""
+    """Says how far the sweep is: a bar on a terminal, and lines anywhere."""
 
-    def __init__(self, cells: Sequence[grid.Cell]):
+    def __init__(self, cells: Sequence[Cell]):
         self._total = len(cells)
         self._done = self._total - len(grid.unfinished(cells))
         self._began, self._before = time.monotonic(), self._done
+        self._spoken = self._began
         self._bar = tqdm.tqdm(
             total=self._total,
             initial=self._done,
@@ -196,45 +277,65 @@ class _Overview:
         pace = (time.monotonic() - self._began) / done
         return duration(pace * (self._total - self._done - share))
 
-    def show(self, cell: grid.Cell, share: float) -> None:
+    def started(self, cell: Cell) -> None:
+        """Says what is run now."""
+        self._say(f"{cell.name}  started, {cell.log}")
+
+    def waiting(self, cell: Cell) -> None:
+        """Says that another process is at a run."""
+        self._say(f"{cell.name}  another process is at it; waiting for its end")
+
+    def show(self, cell: Cell, share: float) -> None:
         """Shows the run at work, and how much of its training is done."""
         epoch = f"epoch {share * cell.epochs:.0f}/{cell.epochs}"
-        text = f"{cell.name}  {epoch}  {self.left(share)} left"
-        self._bar.set_description_str(text)
+        self._bar.set_description_str(f"{self.left(share)} left  {cell.name}  {epoch}")
+        silent = time.monotonic() - self._spoken
+        if self._bar.disable and silent > _SECONDS_OF_SILENCE:
+            self._say(f"{cell.name}  {epoch}", share)
 
-    def finished(self, cell: grid.Cell) -> None:
+    def finished(self, cell: Cell) -> None:
         """Says what was found."""
-        self._done += 1
-        self._bar.update(1)
+        self._count()
         found = [
             f"{results.measure_of(name).title.removesuffix(' [%]')} "
             f"{results.shown([value], percent=results.measure_of(name).percent)}"
-            for name, value in results.of_cell(cell).items()
+            for name, value in cell.found().items()
         ]
-        seconds = cell.record().get("seconds", 0.0)
-        self._say(f"{cell.name}  {'  '.join(found)}  {duration(seconds)}")
+        seconds = cell.record().get("seconds")
+        taken = [duration(seconds)] if isinstance(seconds, int | float) else []
+        self._say("  ".join([cell.name, *found, *taken]))
 
-    def failed(self, cell: grid.Cell) -> None:
+    def failed(self, cell: Cell) -> None:
         """Says why; the sweep goes on."""
+        self._count()
+        self._say(f"{cell.name}  failed: {_error(cell)}")
+
+    def _count(self) -> None:
         self._done += 1
         self._bar.update(1)
-        self._say(f"{cell.name}  failed: {cell.record()['error']}")
 
-    def _say(self, text: str) -> None:
-        _log.info("[%d of %d, %s left] %s", self._done, self._total, self.left(), text)
+    def _say(self, text: str, share: float = 0.0) -> None:
+        self._spoken = time.monotonic()
+        left = self.left(share)
+        _log.info("[%d of %d, %s left] %s", self._done, self._total, left, text)
 
     def close(self) -> None:
         """Removes the bar."""
         self._bar.close()
 
 
-def perform(cells: Sequence[grid.Cell], stop: grid.Stop) -> Iterator[grid.Cell]:
+def _error(cell: Cell) -> str:
+    """Returns what a run that failed has said last."""
+    return cell.record().get("error") or f"not complete; see {cell.log}"
+
+
+def perform(cells: Sequence[Cell], stop: grid.Stop) -> Iterator[Cell]:
     """Runs what is not finished, and yields each run that has ended.
 
-    A run that another sweep is at comes last, and is waited for.
+    A run that another process is at comes last, and is waited for.
     """
     overview = _Overview(cells)
-    waiting = grid.unfinished(cells)
+    waiting, told = grid.unfinished(cells), False
     try:
         while waiting and not stop.signal:
             before, waiting = waiting, []
@@ -248,44 +349,58 @@ def perform(cells: Sequence[grid.Cell], stop: grid.Stop) -> Iterator[grid.Cell]:
                     _perform(cell, claim, stop, overview)
                 yield cell
             if waiting == before:
+                if not told:
+                    overview.waiting(waiting[0])
+                told = True
                 overview.show(waiting[0], waiting[0].share)
                 time.sleep(_SECONDS_OF_WAITING)
     finally:
         overview.close()
 
 
-def _perform(cell: grid.Cell, claim: int, stop: grid.Stop, overview: _Overview) -> None:
+def _perform(cell: Cell, claim: int, stop: grid.Stop, overview: _Overview) -> None:
+    if not cell.finished:
+        overview.started(cell)
+        grid.run(cell, claim, stop, lambda share: overview.show(cell, share))
     if cell.finished:
-        cell.settle()
-        overview.finished(cell)
-    elif grid.run(cell, claim, stop, lambda share: overview.show(cell, share)):
         overview.finished(cell)
     elif not stop.signal:
         overview.failed(cell)
 
 
 def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Does what the command line asks for, and returns the exit status."""
-    experiment, cells = plan(options, overrides)
+    """Does what the command line asks for, and returns the exit status.
+
+    Raises:
+      UsageError: whatever the user can put right, before anything is run.
+      OSError: the work directory or the tables cannot be written any more.
+    """
+    cells = plan(options, overrides)
     if options.print:
         for cell in cells:
             print(cell.command)
         return 0
-    out = pathlib.Path(options.out or _workdir(options))
-    title = f"{pathlib.Path(experiment.path).stem}, scale {options.scale}"
+    out = _workdir(options) if options.out is None else program.place(options.out)
+    workdir.check_writable(_workdir(options), "--workdir")
+    workdir.check_writable(out, "--workdir" if options.out is None else "--out")
     about = f"`{shlex.join(['python', 'sweep.py', *options.given])}`"
-    _log.info("%d runs, %d to do", len(cells), len(grid.unfinished(cells)))
+    count = f"{len(cells)} run{'s' if len(cells) > 1 else ''}"
+    _log.info("%s, %d to do", count, len(grid.unfinished(cells)))
+
+    def write() -> None:
+        results.write(results.collect(cells), out, scale=options.scale, about=about)
+
     with grid.Stop() as stop:
         for _ in perform(cells, stop):
-            results.write(results.collect(cells), out, title, about)
-        results.write(results.collect(cells), out, title, about)
+            write()
+        write()
     if stop.signal:
         _log.info("stopped; the same command goes on")
         return 128 + stop.signal
     left = grid.unfinished(cells)
     _log.info("tables in    %s", out)
     for cell in left:
-        _log.error("%s: %s", cell.name, cell.record().get("error", "not run"))
+        _log.error("%s: %s", cell.name, _error(cell))
     return 1 if left else 0
 
 
@@ -295,16 +410,23 @@ def main(argv: Sequence[str]) -> int:
     log_to_terminal(logging.INFO)
     # Nothing is computed here, and no accelerator is taken from those who do.
     jax.config.update("jax_platforms", "cpu")
-    parser = _parser()
     try:
-        options, overrides = parser.parse_known_args(argv[1:])
+        options, overrides = _parser().parse_known_args(argv[1:])
         options.given = argv[1:]
-        return sweep(options, overrides)
-    except argparse.ArgumentError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-    except UsageError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-    return 2
+        status = sweep(options, overrides)
+        flush_output()
+        return status
+    except (argparse.ArgumentError, UsageError) as error:
+        text, status = str(error), 2
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        text, status = f"{place}{error.strerror or error}; put that right, and go on", 1
+    except KeyboardInterrupt:  # while the rows were checked
+        return 130
+    print(f"error: {printable(text)}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        flush_output()
+    return status
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ A row's configuration is made of four layers, each a change of the one before:
 
     base.py  ->  COMMON of the experiment  ->  the scale  ->  the row itself
 
-so that a row keeps what it is about (its method, its stack, its lambda) at any scale.
+so that a row keeps what it is about (its method, its stack) at any scale. Besides the
+size, the scales for processors change what goes with it: rate and schedule, and DUET's
+lambda wherever a row does not set it.
 """
 
 from collections.abc import Mapping
@@ -35,7 +37,7 @@ _NARROW = {
 SCALES: dict[str, Delta] = {
     # The reference's: resnet32, 800 epochs of batch 1024, all images.
     "full": {},
-    # About a minute a run on two processor cores; every tenth image of CIFAR-10.
+    # Every tenth image of CIFAR-10. docs/results.md says how long that takes.
     "short": {
         **_NARROW,
         "dataset.train_fraction": 0.1,
@@ -45,7 +47,7 @@ SCALES: dict[str, Delta] = {
         "evaluate_every": 5,
         "checkpoint.every": 5,
     },
-    # Seconds: to see that everything works. Nothing is learnt.
+    # To see that everything works; most of the time is compilation. Nothing is learnt.
     "tiny": {
         **_NARROW,
         "encoder.widths": (8, 8, 8, 32),

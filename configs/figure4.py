@@ -16,7 +16,8 @@ crop's own scale. ESSL predicts neither blur nor scale.
 Quoted, not measured by us: about 73 % test accuracy for duet-rot after these 800 epochs
 (README of the reference, which names Figure 4; the paper's batch is 2048). Of the
 other rows neither this project nor the reference's README has a number. The lambda of
-1000 is the reference's for duet-rot; that it serves every other code is our choice.
+1000 is the reference's for duet-rot; that it serves every other code is our choice, and
+so is the 100 of the smaller scales.
 """
 
 from configs import _scales

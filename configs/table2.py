@@ -16,8 +16,8 @@ where <turn> is rot (any angle) or ron (quarter turns). ESSL predicts neither bl
 scale.
 
 Neither this project nor the reference's README has the paper's numbers; none are quoted
-here. Lambda is the default of the reference's program, 10: its 1000 is for a crop and a
-rotation alone. Sweep it with configs/duet_sweep.py.
+here. Lambda is the default of the reference's program, 10, at full scale: its 1000 is
+for a crop and a rotation alone. At the smaller scales it is 100, which is our choice.
 """
 
 from configs import _scales

@@ -8,6 +8,7 @@ mode of `main.py`.
 """
 
 import pathlib
+import re
 import runpy
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -32,12 +33,12 @@ class Experiment(NamedTuple):
 
     Attributes:
       path: of the file.
-      rows: their names, in order.
+      rows: what each of them changes, by name and dotted field.
       measures: what is measured of each: flags by mode.
     """
 
     path: str
-    rows: tuple[str, ...]
+    rows: Mapping[str, Mapping[str, Any]]
     measures: Mapping[str, Mapping[str, str]]
 
 
@@ -76,7 +77,10 @@ def load(name: str) -> ml_collections.ConfigDict:
     except UsageError as error:
         raise UsageError(f"--config={name}: {error}") from error
     except (Exception, SystemExit) as error:  # it is a program: anything can happen
-        raise _unreadable(f"--config={name}", error) from error
+        raise UsageError(
+            f"--config={name} cannot be read ({_in_words(error)}); it must define "
+            "get_config() like configs/base.py."
+        ) from error
     return config
 
 
@@ -89,10 +93,22 @@ def load_experiment(path: str) -> Experiment:
     _check_file(path, "--experiment", path)
     try:
         module = runpy.run_path(path)
-        rows = tuple(module.get("ROWS", ()))
-        measures = module.get("MEASURES", _MEASURES)
+        rows = {name: dict(row) for name, row in dict(module.get("ROWS", {})).items()}
+        measures = {
+            mode: {flag: str(value) for flag, value in dict(flags).items()}
+            for mode, flags in dict(module.get("MEASURES", _MEASURES)).items()
+        }
+        bad = [row for row in rows if not re.fullmatch(r"[\w+-][\w.+-]*", row)]
     except (Exception, SystemExit) as error:
-        raise _unreadable(f"--experiment={path}", error) from error
+        raise UsageError(
+            f"--experiment={path} cannot be read ({_in_words(error)}); it must define "
+            "ROWS and get_config(row) like configs/figure4.py."
+        ) from error
+    if bad:
+        raise UsageError(
+            f"--experiment={path}: the row {bad[0]!r} cannot be a file's name; use "
+            "letters, digits and _ - + . only."
+        )
     if not rows:
         raise UsageError(
             f"--experiment={path} has no ROWS, as configs/figure4.py has; "
@@ -117,7 +133,10 @@ def _split(name: str) -> tuple[str, str]:
 
 def _check_file(path: str, flag: str, given: str) -> None:
     if not pathlib.Path(path).is_file():
-        files = sorted(f"configs/{p.name}" for p in _BASE.parent.glob("[!_]*.py"))
+        found = _BASE.parent.glob("[!_]*.py")
+        if flag == "--experiment":
+            found = (p for p in found if "\nROWS = " in p.read_text(encoding="utf-8"))
+        files = sorted(f"configs/{p.name}" for p in found)
         raise UsageError(
             f"{flag}={given} is not a file; choose one of {', '.join(files)}."
             f"{suggestion(path, files)}"
@@ -136,9 +155,5 @@ def _check_row(path: str, row: str, rows: Mapping[str, Any]) -> None:
         lookup(dict.fromkeys(scales()), scale, "scale")
 
 
-def _unreadable(flag: str, error: BaseException) -> UsageError:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return UsageError(
-        f"{flag} cannot be read ({text}); it must define get_config() like "
-        "configs/base.py."
-    )
+def _in_words(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -92,6 +92,8 @@ def describe() -> str:
     count = f"{len(devices)} x " if len(devices) > 1 else ""
     several = jax.process_count()
     processes = f" in {several} processes" if several > 1 else ""
+    if devices[0].platform == "cpu":
+        return f"{count}cpu, {count_cores()} cores{processes}"
     return f"{count}{devices[0].device_kind} ({devices[0].platform}){processes}"
 
 

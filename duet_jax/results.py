@@ -4,17 +4,16 @@ import contextlib
 import csv
 import fcntl
 import io
-import json
 import math
 import pathlib
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from duet_jax import atomic, devices, metrics
+from duet_jax import atomic
+from duet_jax.cells import Cell
 from duet_jax.figures import build_bars
 from duet_jax.figures.style import save
-from duet_jax.grid import Cell
 
 
 class Measure(NamedTuple):
@@ -61,6 +60,7 @@ MEASURES = {
         "Jensen-Shannon divergence of the structure from its target, in nats",
     ),
 }
+_FACTS = ("data", "epochs", "hardware", "commit")
 _TRANSFER = Measure("{} [%]", True, "top-1 of a linear probe on that data set")
 
 
@@ -71,43 +71,6 @@ def measure_of(name: str) -> Measure:
     return known or _TRANSFER._replace(title=title)
 
 
-def of_cell(cell: Cell) -> dict[str, float]:
-    """Returns what was measured of a finished cell, by measure."""
-    found = {
-        name: _top1(_found(cell, name))
-        for name in ("linear_probe", "knn")
-        if name in cell.measures
-    }
-    rows = metrics.read_rows(cell.directory / "metrics.jsonl")
-    tests = [row["online_top1"] for row in rows if row["split"] == "test"]
-    found["online"] = tests[-1]
-    if "equivariance" in cell.measures and cell.code:
-        found |= _of_code(_found(cell, "equivariance")[cell.code])
-    if "transfer" in cell.measures:
-        for name, probe in _found(cell, "transfer").items():
-            found[name] = _top1(probe)
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _top1(found: Mapping[str, Any]) -> float:
-    """Returns the accuracy on the full features; a mean where there are repeats."""
-    top1 = found["representations"]["full"]["top1"]
-    return statistics.fmean(top1) if isinstance(top1, list) else top1
-
-
-def _of_code(found: Mapping[str, Any]) -> dict[str, float]:
-    regression = found["regression"]["full"]
-    names = {"accuracy": "read_level", "r_squared": "read_r2"}
-    values = {names[key]: regression[key] for key in names if key in regression}
-    if "divergence" in found:
-        values["divergence"] = found["divergence"]["mean"]
-    return values
-
-
-def _found(cell: Cell, mode: str) -> dict[str, Any]:
-    return cell.result(mode)["results"]
-
-
 class Row(NamedTuple):
     """What is known of a row of the experiment.
 
@@ -116,8 +79,10 @@ class Row(NamedTuple):
       method: duet, simclr or essl.
       case: what tells it from the other rows of its method; "" for nothing.
       cells: of all its seeds.
-      values: by measure, of the seeds that are finished.
-      facts: what was run, the same for all seeds or "mixed".
+      seeds: how many of them are finished.
+      values: by measure, of those; fewer where one could not be measured.
+      facts: what was run, in words.
+      seconds: of a run, and whether they are complete; None if unknown.
       failed: what the others have said last, by seed.
     """
 
@@ -125,14 +90,18 @@ class Row(NamedTuple):
     method: str
     case: str
     cells: tuple[Cell, ...]
+    seeds: int
     values: dict[str, list[float]]
     facts: dict[str, str]
+    seconds: tuple[float, bool] | None
     failed: dict[int, str]
 
-    @property
-    def seeds(self) -> int:
-        """How many seeds are finished."""
-        return sum(cell.finished for cell in self.cells)
+    def shown(self, name: str) -> str:
+        """Returns the value of a measure as a text; "-" for none."""
+        values = self.values.get(name, [])
+        text = shown(values, percent=measure_of(name).percent)
+        fewer = values and len(values) < self.seeds
+        return f"{text} (n = {len(values)})" if fewer else text
 
 
 def collect(cells: Sequence[Cell]) -> list[Row]:
@@ -143,22 +112,24 @@ def collect(cells: Sequence[Cell]) -> list[Row]:
 
 def _row(cells: Sequence[Cell]) -> Row:
     first, done = cells[0], [cell for cell in cells if cell.finished]
-    found = [of_cell(cell) for cell in done]
+    found = [cell.found() for cell in done]
     measures = dict.fromkeys(name for values in found for name in values)
     return Row(
         name=first.row,
         method=first.method,
         case=case_of(first.row, first.method),
         cells=tuple(cells),
+        seeds=len(done),
         values={
             name: [values[name] for values in found if name in values]
             for name in measures
         },
         facts=_facts(done),
+        seconds=_seconds(done),
         failed={
-            cell.seed: cell.record()["error"]
+            cell.seed: str(cell.record()["error"])
             for cell in cells
-            if cell.record().get("error")
+            if cell not in done and cell.record().get("error")
         },
     )
 
@@ -169,39 +140,24 @@ def case_of(row: str, method: str) -> str:
 
 
 def _facts(cells: Sequence[Cell]) -> dict[str, str]:
-    """What was run, in words."""
-    found = [_facts_of(cell) for cell in cells]
-    seconds = [cell.record()["seconds"] for cell in cells if "seconds" in cell.record()]
-    lost = any(cell.record().get("lost") for cell in cells)
-    facts = {
-        name: next(iter({each[name] for each in found}))
-        if len({each[name] for each in found}) == 1
-        else "mixed"
+    """What was run, in words; every answer where the cells differ."""
+    found = [cell.facts() for cell in cells]
+    return {
+        name: "; ".join(dict.fromkeys(facts[name] for facts in found))
         for name in (found[0] if found else ())
     }
-    if seconds:
-        facts["seconds"] = ("≥ " if lost else "") + f"{statistics.median(seconds):.0f}"
-    return facts
 
 
-def _facts_of(cell: Cell) -> dict[str, str]:
-    data = json.loads((cell.directory / "dataset.json").read_text())
-    return {
-        "data": f"{data['name']}, {data['num_train']:,} images",
-        "epochs": str(cell.epochs),
-        "hardware": _hardware(cell),
-        "commit": cell.record().get("commit", "") or "-",
-    }
-
-
-def _hardware(cell: Cell) -> str:
-    """Returns the device of the first evaluation, in words; "-" where there is none."""
-    if not cell.measures:
-        return "-"
-    device = cell.result(next(iter(cell.measures)))["device"]
-    count = devices.count_cores()
-    cores = f"{count} CPU core{'s' if count > 1 else ''}"
-    return cores if device.endswith("(cpu)") else device
+def _seconds(cells: Sequence[Cell]) -> tuple[float, bool] | None:
+    """The median of the seconds that are known, and whether that is all of them."""
+    records = [cell.record() for cell in cells]
+    known = [r["seconds"] for r in records if isinstance(r.get("seconds"), int | float)]
+    if not known:
+        return None
+    whole = len(known) == len(cells) and all(
+        r.get("status") == 0 and not r.get("lost") for r in records
+    )
+    return statistics.median(known), whole
 
 
 def deviation(values: Sequence[float]) -> float:
@@ -209,17 +165,19 @@ def deviation(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def write(rows: Sequence[Row], directory: pathlib.Path, title: str, about: str) -> None:
+def write(
+    rows: Sequence[Row], directory: pathlib.Path, *, scale: str, about: str
+) -> None:
     """Writes table.md, table.csv, runs.csv and, if anything is finished, chart.png.
 
     Args:
-      rows: from `collect`.
+      rows: from `collect`; no others will be in the tables.
       directory: that receives them.
-      title: of the table and the picture.
+      scale: at which the rows were run.
       about: lines on what was run, such as the command.
     """
     with _alone(directory):
-        _write(rows, directory, title, about)
+        _write(rows, directory, scale, about)
 
 
 @contextlib.contextmanager
@@ -232,11 +190,12 @@ def _alone(directory: pathlib.Path) -> Iterator[None]:
 
 
 def _write(
-    rows: Sequence[Row], directory: pathlib.Path, title: str, about: str
+    rows: Sequence[Row], directory: pathlib.Path, scale: str, about: str
 ) -> None:
+    title = f"{rows[0].cells[0].experiment}, scale {scale}"
     texts = {
         "table.md": as_markdown(rows, title, about),
-        "table.csv": _as_csv(_records(rows)),
+        "table.csv": _as_csv(_records(rows, scale)),
         "runs.csv": _as_csv(_runs(rows)),
     }
     for name, text in texts.items():
@@ -245,6 +204,8 @@ def _write(
     panels = _panels(rows)
     if panels:
         save(directory / "chart.png", build_bars(panels, title=title))
+    else:
+        (directory / "chart.png").unlink(missing_ok=True)
 
 
 def _measures(rows: Sequence[Row]) -> list[str]:
@@ -278,8 +239,9 @@ def as_markdown(rows: Sequence[Row], title: str, about: str) -> str:
         parts.append(_matrix(rows, measures[0]))
     parts.append(_long(rows, measures))
     parts.append(
-        "Mean ± standard deviation (n - 1) over seeds; seconds are the median of a "
-        "run with its evaluations."
+        "Mean ± standard deviation (n - 1) over seeds. Seconds are those of a run's "
+        "commands in this experiment, from start to end, median over seeds; ≥ where a "
+        "part of them is not known."
     )
     notes = [f"- {measure_of(m).title}: {measure_of(m).note}." for m in measures]
     if notes:
@@ -297,12 +259,7 @@ def as_markdown(rows: Sequence[Row], title: str, about: str) -> str:
 def _matrix(rows: Sequence[Row], measure: str) -> str:
     methods = list(dict.fromkeys(row.method for row in rows))
     cases = dict.fromkeys(row.case for row in rows)
-    cells = {
-        (row.case, row.method): shown(
-            row.values.get(measure, ()), percent=measure_of(measure).percent
-        )
-        for row in rows
-    }
+    cells = {(row.case, row.method): row.shown(measure) for row in rows}
     header = [measure_of(measure).title, *methods]
     lines = [
         [case or "(none)", *(cells.get((case, method), "") for method in methods)]
@@ -312,33 +269,46 @@ def _matrix(rows: Sequence[Row], measure: str) -> str:
 
 
 def _long(rows: Sequence[Row], measures: Sequence[str]) -> str:
-    facts = ("data", "epochs", "seconds", "hardware", "commit")
-    header = ["row", *(measure_of(name).title for name in measures), "seeds", *facts]
+    titles = (measure_of(name).title for name in measures)
+    header = ["row", *titles, "seeds", "seconds", *_FACTS]
     lines = [
         [
             row.name,
-            *(
-                shown(row.values.get(name, ()), percent=measure_of(name).percent)
-                for name in measures
-            ),
+            *(row.shown(name) for name in measures),
             f"{row.seeds} of {len(row.cells)}",
-            *(row.facts.get(name, "-") for name in facts),
+            _as_text(row.seconds),
+            *(row.facts.get(name, "-") for name in _FACTS),
         ]
         for row in rows
     ]
     return _table([header, *lines])
 
 
+def _as_text(seconds: tuple[float, bool] | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds[0]:.0f}" if seconds[1] else f"≥ {seconds[0]:.0f}"
+
+
 def _table(lines: Sequence[Sequence[str]]) -> str:
-    texts = [f"| {' | '.join(cell for cell in line)} |" for line in lines]
+    texts = [
+        f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |"
+        for line in lines
+    ]
     return "\n".join([texts[0], "|---" * len(lines[0]) + "|", *texts[1:]])
 
 
-def _records(rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
+def _records(rows: Sequence[Row], scale: str) -> Iterable[dict[str, Any]]:
     """One line a row: means and standard deviations."""
     measures = _measures(rows)
     for row in rows:
-        record = {"row": row.name, "method": row.method, "case": row.case}
+        record = {
+            "experiment": row.cells[0].experiment,
+            "scale": scale,
+            "row": row.name,
+            "method": row.method,
+            "case": row.case,
+        }
         for name in measures:
             values = row.values.get(name, ())
             record[f"{name}_mean"] = statistics.fmean(values) if values else ""
@@ -346,10 +316,9 @@ def _records(rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
         yield record | {
             "seeds": row.seeds,
             "seeds_asked": len(row.cells),
-            **{
-                name: row.facts.get(name, "")
-                for name in ("data", "epochs", "seconds", "hardware", "commit")
-            },
+            "seconds": row.seconds[0] if row.seconds else "",
+            "seconds_complete": row.seconds[1] if row.seconds else "",
+            **{name: row.facts.get(name, "") for name in _FACTS},
         }
 
 
@@ -357,16 +326,16 @@ def _runs(rows: Sequence[Row]) -> Iterable[dict[str, Any]]:
     """One line a run."""
     measures = _measures(rows)
     for cell in (cell for row in rows for cell in row.cells):
-        values = of_cell(cell) if cell.finished else {}
-        record = cell.record()
+        finished, record = cell.finished, cell.record()
+        values = cell.found() if finished else {}
         yield {
             "row": cell.row,
             "seed": cell.seed,
-            "finished": cell.finished,
+            "finished": finished,
             **{name: values.get(name, "") for name in measures},
             "seconds": record.get("seconds", ""),
-            "commit": record.get("commit", ""),
-            "error": record.get("error", ""),
+            "commit": " ".join(record.get("commits", [])),
+            "error": "" if finished else record.get("error", ""),
             "command": cell.command,
         }
 

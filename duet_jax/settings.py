@@ -135,6 +135,9 @@ CHANGEABLE = frozenset(
     }
 )
 
+# Fields that came later, and their value in runs of before.
+_BEFORE = {"dataset.train_fraction": 1.0}
+
 # Fields that may be set when a run is evaluated, besides those that say how: where its
 # data are and how it is computed, not what was trained.
 EVALUATION = frozenset(
@@ -396,17 +399,23 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [text for name, text in _changed(old, new).items() if name in CHANGEABLE]
 
 
-def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the `fields` of a record, which may hold any names."""
-    for name, value in sorted(record.items()):
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the `fields` of a record that was read from a file, by dotted name."""
+
+    def inside(part: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in sorted(part.items()):
+            if isinstance(value, dict):
+                yield from inside(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    return dict(inside(record, ""))
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
-    flat_old, flat_new = dict(_flat(old)), dict(_flat(new))
+    flat_new = flat(new)
+    earlier = {name: value for name, value in _BEFORE.items() if name in flat_new}
+    flat_old = earlier | flat(old)
     return {
         name: f"{name}: {flat_old.get(name)} -> {flat_new.get(name)}"
         for name in {**flat_old, **flat_new}

@@ -116,6 +116,17 @@ def claimed(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Iterato
         yield
 
 
+def is_in_use(workdir: pathlib.Path) -> bool:
+    """Returns whether a process trains in `workdir`."""
+    try:
+        _check_free(workdir)
+    except UsageError:
+        return True
+    except OSError:  # nobody can tell
+        return False
+    return False
+
+
 def _check_free(workdir: pathlib.Path) -> None:
     """Raises a UsageError if another process trains in `workdir`."""
     with contextlib.suppress(FileNotFoundError), (workdir / _LOCK).open("r+") as file:

@@ -184,6 +184,24 @@ def test_training_and_then_measuring(trained, tmp_path):
         assert found[name] == apart[name]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--mode=train,equivariance", "--codes=rto"], "--codes='rto' is not known"),
+        (["--mode=train,transfer"], "needs --datasets"),
+        (["--mode=train,linear_probe", "--protocol=adam"], "lbfgs, sgd"),
+        (["--mode=train,features", "--out="], "must name a file"),
+        (["--mode=train,knn", "--num_processes=2"], "evaluations take one process"),
+    ],
+)
+def test_what_is_wrong_with_an_evaluation_is_said_before_the_training(
+    arguments, part, tmp_path, capsys
+):
+    message = refusal(capsys, SMOKE, f"--workdir={tmp_path / 'run'}", *arguments)
+    assert part in message
+    assert not any(tmp_path.iterdir())
+
+
 def test_several_processes_do_not_evaluate(trained, capsys, monkeypatch):
     monkeypatch.setattr(processes, "are_several", lambda: True)
     message = refusal(capsys, "--mode=knn", f"--workdir={trained['duet']}")

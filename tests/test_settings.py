@@ -517,3 +517,13 @@ def test_every_other_field_is_a_difference():
             (new[sections[0]] if sections else new)[leaf] = other
         found = settings.differences(old, json.loads(new.to_json()))
         assert found == [f"{name}: {value} -> {other}"]
+
+
+def test_runs_from_before_a_field_go_on():
+    """A field that came later has the value that runs of before had without it."""
+    new = json.loads(resolve().to_json())
+    old = json.loads(resolve().to_json())
+    del old["dataset"]["train_fraction"]
+    assert settings.differences(old, new) == []
+    new["dataset"]["train_fraction"] = 0.5
+    assert settings.differences(old, new) == ["dataset.train_fraction: 1.0 -> 0.5"]

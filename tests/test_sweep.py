@@ -19,6 +19,7 @@ import pytest
 import main
 import sweep
 from duet_jax import config_files, grid, results
+from duet_jax.cells import Cell
 from duet_jax.metrics import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -122,14 +123,14 @@ def test_a_sweep_goes_on_to_its_end(swept):
     runs = swept["place"] / "runs"
     for row in ("simclr", "duet-rot"):
         for seed in (0, 1):
-            assert record(runs, row, seed)["status"] == 0
             rows = read_rows(runs / row / f"seed{seed}" / "metrics.jsonl")
             epochs = [each["epoch"] for each in rows if each["split"] == "train"]
             assert epochs == [*range(1, EPOCHS + 1)]
             found = {p.name for p in (runs / row / f"seed{seed}/eval").glob("*.json")}
             assert found == {"linear_probe.json", "knn.json", "equivariance.json"}
-    assert record(runs, "duet-rot", 0)["lost"]
-    assert not record(runs, "duet-rot", 1)["lost"]
+    # Nobody saw the end of the one; the disk says that it is done.
+    assert record(runs, "duet-rot", 0)["status"] is None
+    assert record(runs, "duet-rot", 1)["status"] == 0
 
 
 def test_a_failing_row_is_told_and_does_not_keep_others_from_running(swept):
@@ -175,9 +176,12 @@ def test_the_tables_hold_what_was_measured(swept):
     assert row["seeds"] == "2"
     assert row["epochs"] == str(EPOCHS)
     assert row["data"] == "digits, 72 images"
-    assert row["seconds"].startswith("≥ ")  # one of its sweeps was killed
-    assert re.fullmatch(r"\d+ CPU cores?", row["hardware"])
+    assert row["seconds_complete"] == "False"  # one of its sweeps was killed
+    assert float(row["seconds"]) > 1
+    assert table["simclr"]["seconds_complete"] == "True"
+    assert re.fullmatch(r"cpu, \d+ cores", row["hardware"])
     assert row["commit"] == grid.commit()
+    assert (row["experiment"], row["scale"]) == ("figure4", "tiny")
     assert table["duet-hue"]["seeds"] == "0"
     assert table["duet-hue"]["linear_probe_mean"] == ""
     with (runs / "runs.csv").open() as file:
@@ -245,7 +249,8 @@ def test_transfer_of_encoders_that_are_there(swept, tmp_path):
     assert (runs / "duet-rot/seed0/metrics.jsonl").read_bytes() == before
     text = (tmp_path / "out/table.md").read_text()
     assert "| row | online [%] | digits [%] | seeds |" in text
-    assert record(runs, "duet-rot", 0)["status"] == 0  # of the other experiment
+    kept = json.loads((runs / "duet-rot/seed1.figure4.json").read_text())
+    assert "equivariance" in kept["command"]  # each experiment has a record of its own
 
 
 # --- what is asked for ----------------------------------------------------------------
@@ -308,7 +313,75 @@ def test_printed_commands_are_commands(capsys, here):
     assert {each.options["codes"] for each in parsed} == {"rot"}
 
 
+TINY_RUNS = (*TINY[:1], "--rows=duet-rot", *TINY[2:], f"--config.epochs={EPOCHS}")
+
+
+def test_another_way_to_measure_is_another_result(swept, tmp_path):
+    """What was measured otherwise is measured again."""
+    shutil.copytree(swept["place"] / "runs/duet-rot", tmp_path / "runs/duet-rot")
+    arguments = (*TINY_RUNS, "--workdir=runs", "--config.knn.k=20")
+    with started(*arguments, cwd=tmp_path) as process:
+        wait_for(lambda: "to do" in (tmp_path / "sweep.log").read_text(), process)
+    assert "2 runs, 2 to do" in (tmp_path / "sweep.log").read_text()
+
+
+def test_a_directory_of_other_runs_is_refused(swept, capsys, monkeypatch):
+    """Before anything is run, and with the tables as they were."""
+    monkeypatch.chdir(swept["place"])
+    table = (swept["place"] / "runs/table.md").read_bytes()
+    arguments = [*TINY_RUNS[:2], "--scale=short", *TINY_RUNS[3:], "--workdir=runs"]
+    line = refusal(capsys, *arguments)
+    assert (
+        "duet-rot: runs/duet-rot/seed0 holds a run with another configuration" in line
+    )
+    assert "batch_size: 16 -> 128" in line
+    assert (swept["place"] / "runs/table.md").read_bytes() == table
+
+
+def test_places_that_cannot_be_written(capsys, here):
+    (here / "file").write_text("")
+    for flag in ("--workdir", "--out"):
+        line = refusal(capsys, *TINY, f"{flag}=file")
+        assert f"{flag}: file cannot be written" in line
+
+
+def test_the_home_of_the_user(capsys, here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    (line, *_) = commands(capsys, ROWS_OF_4, "--rows=simclr", "--workdir=~/runs")
+    assert f"--workdir={here / 'home'}/runs/simclr/seed0" in line
+
+
+def test_one_seed_by_its_number(capsys, here):
+    (line,) = commands(capsys, ROWS_OF_4, "--rows=simclr", "--seeds=7,")
+    assert "--config.seed=7" in line
+
+
+def test_rows_about_nothing_are_not_measured_for_it(capsys, here):
+    (line,) = commands(capsys, ROWS_OF_4, "--rows=simclr")
+    assert line.endswith("--mode=train,linear_probe,knn")
+
+
+DUET_SWEEP = f"--experiment={ROOT / 'configs' / 'duet_sweep.py'}"
+
 REFUSED = {
+    "what a row is about": (
+        [DUET_SWEEP, "--rows=lambda-*", "--config.duet.structure_weight=7"],
+        ["lambda-0: --config.duet.structure_weight=7 is what the row is about"],
+    ),
+    "its code": (
+        [ROWS_OF_4, "--rows=duet-rot", "--config.learned=sca"],
+        ["duet-rot: --config.learned=sca is what the row is about"],
+    ),
+    "what no row reads": (
+        [ROWS_OF_4, "--rows=simclr*", "--config.essl.hidden=7"],
+        ["--config.essl.hidden=7 has no effect in any of the rows"],
+    ),
+    "an empty place": ([ROWS_OF_4, "--workdir="], ["--workdir=''"]),
+    "a row that leaves": (["--experiment=up.py"], ["'../up' cannot be a file's name"]),
+    "a mode that is none": (["--experiment=mode.py"], ["MEASURES", "'probe'"]),
+    "a flag that is none": (["--experiment=flag.py"], ["knn has no flag 'step'"]),
+    "no table of measures": (["--experiment=list.py"], ["list.py cannot be read"]),
+    "codes": (["--experiment=codes.py"], ["--codes='rto' is not known"]),
     "no experiment": ([], ["--experiment"]),
     "no such file": (
         ["--experiment=fig4.py"],
@@ -338,13 +411,25 @@ REFUSED = {
 }
 
 
+OF_4 = "from configs.figure4 import ROWS, get_config\nMEASURES = "
+FILES = {
+    "broken": "ROWS = {",
+    "up": "ROWS = {'../up': {}}",
+    "mode": OF_4 + "{'probe': {}}",
+    "flag": OF_4 + "{'knn': {'step': 3}}",
+    "list": OF_4 + "['knn']",
+    "codes": OF_4 + "{'equivariance': {'codes': 'rto'}}",
+}
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case, capsys, here):
-    (here / "broken.py").write_text("ROWS = {")
+    for name, source in FILES.items():
+        (here / f"{name}.py").write_text(source)
     arguments, parts = REFUSED[case]
     line = refusal(capsys, *arguments)
     assert [part for part in parts if part not in line] == [], line
-    assert [path.name for path in here.iterdir()] == ["broken.py"]
+    assert {path.stem for path in here.iterdir()} == {*FILES}
 
 
 ROW_REFUSED = {
@@ -378,13 +463,13 @@ def test_a_row_is_a_run_of_its_own(here):
 
 def cell_of(workdir, *arguments, name="r", method="duet"):
     config = {"method": method, "epochs": 1}
-    return grid.Cell("x", name, 0, "rot", config, {}, workdir, arguments)
+    return Cell("x", name, 0, "rot", config, {}, workdir, arguments)
 
 
 def row(name, method, values, failed=None):
     cell = cell_of(pathlib.Path("none/seed0"), name=name, method=method)
     case = results.case_of(name, method)
-    return results.Row(name, method, case, (cell,), values, {}, failed or {})
+    return results.Row(name, method, case, (cell,), 1, values, {}, None, failed or {})
 
 
 def test_names_of_cases():
@@ -419,9 +504,9 @@ def test_the_table_for_people():
         "",
     ]
     assert lines[10].startswith(
-        "| row | linear probe [%] | code read, R² | mnist [%] | seeds | data |"
+        "| row | linear probe [%] | code read, R² | mnist [%] | seeds | seconds |"
     )
-    assert lines[14].startswith("| duet-rot | 100.0 | - | 90.0 | 0 of 1 |")
+    assert lines[14].startswith("| duet-rot | 100.0 | - | 90.0 | 1 of 1 | - |")
     assert "- duet-hue seed 0: `error: no`" in lines
 
 
@@ -430,45 +515,73 @@ def test_one_method_needs_no_matrix():
     assert text.splitlines()[4].startswith("| row |")
 
 
-def test_a_record_of_another_command_does_not_count(tmp_path):
+def test_a_record_goes_with_its_run(tmp_path):
     cell = cell_of(tmp_path / "s", "--a")
-    cell.write(status=0)
-    assert cell.record()["status"] == 0
-    assert cell._replace(arguments=("--b",)).record() == {}
+    cell.directory.mkdir()
+    cell.write(status=0, seconds=3.0)
+    assert cell._replace(arguments=("--b",)).record()["seconds"] == 3.0
     assert cell._replace(experiment="y").record() == {}
+    cell.directory.rmdir()
+    assert cell.record() == {}
+    cell.directory.mkdir()
     (tmp_path / "s.x.json").write_text("{")
     assert cell.record() == {}
 
 
+SGD = {"epochs": 100, "repeats": 5, "learning_rate": 30.0}
+
+
 def test_what_a_finished_run_has(tmp_path):
-    cell = cell_of(tmp_path / "s")._replace(
-        measures={"linear_probe": {"protocol": "sgd"}}
-    )
+    cell = cell_of(tmp_path / "s")
+    probe = {"linear_probe": {"protocol": "sgd"}}
+    cell = cell._replace(measures=probe, config=cell.config | {"linear_probe": SGD})
+    row = {"step": 3, "epoch": 1.0, "split": "test", "online_top1": 0.25}
+    result = {
+        "step": 3,
+        "options": {"protocol": "sgd"},
+        "settings": {f"linear_probe.{name}": value for name, value in SGD.items()},
+        "results": {"representations": {"full": {"top1": [0.5, 0.75]}}},
+        "device": "a card",
+    }
     files = {
         "config.json": cell.config,
-        "metrics.jsonl": {"step": 3, "epoch": 1.0, "split": "test"},
-        "eval/linear_probe_sgd.json": {"step": 3},
+        "dataset.json": {"name": "digits", "num_train": 1442},
+        "metrics.jsonl": row,
+        "eval/linear_probe_sgd.json": result,
     }
     (cell.directory / "eval").mkdir(parents=True)
     for name, content in files.items():
         assert not cell.finished
         (cell.directory / name).write_text(json.dumps(content))
     assert cell.finished
-    cell.write(status=1)
-    assert not cell.finished
-    cell.write(status=None)
-    assert cell.finished
-    cell.settle()
-    assert (cell.record()["status"], cell.record()["lost"]) == (0, True)
+    assert cell.found() == {"linear_probe": 0.625, "online": 0.25}
+    assert cell.facts() == {
+        "data": "digits, 1,442 images",
+        "epochs": "1",
+        "hardware": "a card",
+        "commit": "-",
+    }
+    probe, metrics = "eval/linear_probe_sgd.json", "metrics.jsonl"
     for name, other in (
-        ("config.json", {"method": "duet", "epochs": 2}),
-        ("metrics.jsonl", {"step": 3, "epoch": 0.5, "split": "test"}),
-        ("metrics.jsonl", {"step": 3, "epoch": 1.0, "split": "train"}),
-        ("eval/linear_probe_sgd.json", {"step": 2}),
-        ("eval/linear_probe_sgd.json", []),
+        ("config.json", cell.config | {"epochs": 2}),
+        ("config.json", []),
+        ("dataset.json", {}),
+        (metrics, row | {"epoch": 0.5}),
+        (metrics, row | {"epoch": "x"}),
+        (metrics, row | {"split": "train"}),
+        (metrics, {"step": 3, "epoch": 1.0, "split": "test"}),
+        (probe, result | {"step": 2}),
+        (probe, {"step": 3}),
+        (probe, []),
+        (probe, result | {"options": {}}),
+        (
+            probe,
+            result | {"settings": result["settings"] | {"linear_probe.repeats": 4}},
+        ),
+        (probe, result | {"results": {}}),
     ):
         (cell.directory / name).write_text(json.dumps(other))
-        assert not cell.finished
+        assert not cell.finished, other
         (cell.directory / name).write_text(json.dumps(files[name]))
     assert cell.finished
 

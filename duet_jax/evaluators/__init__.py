@@ -19,6 +19,7 @@ __all__ = ["EVALUATORS", "Evaluation", "Evaluator", "Result", "Table"]
 EVALUATORS: dict[str, Evaluator] = {
     "linear_probe": Evaluator(
         linear_probe.measure,
+        linear_probe.check,
         flags=("protocol",),
         fields=(
             "linear_probe.epochs",
@@ -27,8 +28,8 @@ EVALUATORS: dict[str, Evaluator] = {
         ),
     ),
     "knn": Evaluator(knn.measure, fields=("knn.k", "knn.temperature")),
-    "equivariance": Evaluator(equivariance.measure, flags=("codes",)),
-    "transfer": Evaluator(transfer.measure, flags=("datasets",)),
-    "features": Evaluator(features.measure, flags=("out",)),
+    "equivariance": Evaluator(equivariance.measure, equivariance.check, ("codes",)),
+    "transfer": Evaluator(transfer.measure, transfer.check, ("datasets",)),
+    "features": Evaluator(features.measure, features.check, ("out",)),
     "report": Evaluator(report.measure, fields=("knn.k", "knn.temperature")),
 }

@@ -61,11 +61,14 @@ class Evaluator(NamedTuple):
 
     Attributes:
       measure: (Evaluation, options by flag) -> Result.
+      check: (options by flag) -> None, or a UsageError for what is wrong with them
+        whatever the run; it can be asked before there is one.
       flags: of the command line that it takes.
       fields: of the configuration that its result depends on.
     """
 
     measure: Callable[..., Result]
+    check: Callable[..., None] = lambda: None
     flags: tuple[str, ...] = ()
     fields: Fields = ()
 

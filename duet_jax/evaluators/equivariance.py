@@ -37,6 +37,7 @@ from duet_jax.methods import Method
 from duet_jax.methods.base import Structured
 from duet_jax.models import representation
 from duet_jax.probes import logistic, ridge
+from duet_jax.registry import lookup
 from duet_jax.types import Array
 
 # Images whose representations are shifted: each is encoded once for every bin.
@@ -135,18 +136,32 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
     return Result(values, tuple(tables), pictures)
 
 
-def _names(evaluation: Evaluation, codes: str | None) -> list[str]:
-    if codes is not None:
-        names = [name for name in re.split(r"[,\s]+", codes) if name]
-        problem = f"--codes={codes!r} names no augmentation; choose some"
-    else:
-        names = default_codes(evaluation.run.method)
-        problem = (
-            "--mode=equivariance finds no augmentation with a parameter in this run; "
-            "name some with --codes,"
-        )
+def check(codes: str | None = None) -> None:
+    """Raises a UsageError where something else than augmentations is named."""
+    if codes is None:
+        return
+    names = _split(codes)
     if not names:
-        raise UsageError(f"{problem} of {' '.join(LEARNABLE)}.")
+        raise UsageError(
+            f"--codes={codes!r} names no augmentation; choose some of "
+            f"{' '.join(LEARNABLE)}."
+        )
+    for name in names:
+        lookup(dict.fromkeys(LEARNABLE), name, "--codes")
+
+
+def _split(codes: str) -> list[str]:
+    return [name for name in re.split(r"[,\s]+", codes) if name]
+
+
+def _names(evaluation: Evaluation, codes: str | None) -> list[str]:
+    check(codes)
+    names = default_codes(evaluation.run.method) if codes is None else _split(codes)
+    if not names:
+        raise UsageError(
+            "--mode=equivariance finds no augmentation with a parameter in this run; "
+            f"name some with --codes, of {' '.join(LEARNABLE)}."
+        )
     return list(dict.fromkeys(names))
 
 

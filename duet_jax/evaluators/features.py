@@ -43,6 +43,12 @@ def measure(evaluation: Evaluation, out: str | None = None) -> Result:
     return Result({"file": str(path), "arrays": forms}, (table,), {})
 
 
+def check(out: str | None = None) -> None:
+    """Raises a UsageError for what cannot be a file's name."""
+    if out is not None:
+        _file(out)
+
+
 def _file(out: str) -> pathlib.Path:
     path = pathlib.Path(out).expanduser()
     if out.endswith("/") or path.name in ("", ".."):

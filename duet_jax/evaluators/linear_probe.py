@@ -20,7 +20,13 @@ def measure(evaluation: Evaluation, protocol: str = "lbfgs") -> Result:
     Raises:
       UsageError: an unknown protocol.
     """
-    return registry.lookup(PROTOCOLS, protocol, "--protocol")(evaluation)
+    check(protocol)
+    return PROTOCOLS[protocol](evaluation)
+
+
+def check(protocol: str = "lbfgs") -> None:
+    """Raises a UsageError for an unknown protocol."""
+    registry.lookup(PROTOCOLS, protocol, "--protocol")
 
 
 def _converged(evaluation: Evaluation) -> Result:

@@ -26,12 +26,8 @@ def measure(evaluation: Evaluation, datasets: str | None = None) -> Result:
       UsageError: no name is given, or a data set cannot be read. All are read before
         anything is measured.
     """
-    names = [name.strip() for name in (datasets or "").split(",") if name.strip()]
-    if not names:
-        raise UsageError(
-            "--mode=transfer needs --datasets, such as "
-            "--datasets=mnist,digits,folder:<path>."
-        )
+    check(datasets)
+    names = [name.strip() for name in datasets.split(",") if name.strip()]
     found = {name: _read(evaluation, name) for name in dict.fromkeys(names)}
     values, rows = {}, []
     for name, dataset in found.items():
@@ -48,6 +44,15 @@ def measure(evaluation: Evaluation, datasets: str | None = None) -> Result:
     )
     table = Table("transfer: linear probe of frozen features [%]", header, tuple(rows))
     return Result(values, (table,), {})
+
+
+def check(datasets: str | None = None) -> None:
+    """Raises a UsageError where no data set is named."""
+    if not (datasets or "").replace(",", " ").strip():
+        raise UsageError(
+            "--mode=transfer needs --datasets, such as "
+            "--datasets=mnist,digits,folder:<path>."
+        )
 
 
 def _read(evaluation: Evaluation, name: str) -> Dataset:
