@@ -191,7 +191,9 @@ def _cell(
     overrides: Sequence[str],
 ) -> Cell:
     for override in overrides:
-        if program.field_of(override) in experiment.rows[row]:
+        # The images that a row is about may lie in a folder.
+        place = override == "--config.dataset.name=folder"
+        if program.field_of(override) in experiment.rows[row] and not place:
             raise UsageError(
                 f"{override} is what the row is about; leave it out, or choose other "
                 "rows with --rows."

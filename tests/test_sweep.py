@@ -351,6 +351,13 @@ def test_the_home_of_the_user(capsys, here, monkeypatch):
     assert f"--workdir={here / 'home'}/runs/simclr/seed0" in line
 
 
+def test_the_images_of_a_row_may_lie_in_a_folder(capsys, here):
+    fields = ["--config.dataset.name=folder", "--config.dataset.path=x"]
+    rows = [f"--experiment={ROOT / 'configs/table2.py'}", "--rows=cifar10-simclr"]
+    (line,) = commands(capsys, *rows, *fields)
+    assert " ".join(fields) in line
+
+
 def test_one_seed_by_its_number(capsys, here):
     (line,) = commands(capsys, ROWS_OF_4, "--rows=simclr", "--seeds=7,")
     assert "--config.seed=7" in line
