@@ -82,13 +82,18 @@ class Cell(NamedTuple):
     def record(self) -> dict[str, Any]:
         """Returns what sweeps know of it: the entries that `write` was given.
 
-        Nothing if its work directory is gone.
+        Nothing if its work directory is gone, or if it is damaged.
         """
         try:
             record = json.loads(self._beside("json").read_text())
+            sound = (
+                isinstance(record.get("seconds", 0.0), int | float)
+                and isinstance(record.get("error", ""), str)
+                and all(isinstance(each, str) for each in record.get("commits", []))
+            )
         except _ODD:
             return {}
-        return record if isinstance(record, dict) and self.directory.exists() else {}
+        return record if sound and self.directory.exists() else {}
 
     def write(self, **entries: Any) -> None:
         """Changes entries of the record."""

@@ -127,7 +127,7 @@ def _row(cells: Sequence[Cell]) -> Row:
         facts=_facts(done),
         seconds=_seconds(done),
         failed={
-            cell.seed: str(cell.record()["error"])
+            cell.seed: cell.record()["error"]
             for cell in cells
             if cell not in done and cell.record().get("error")
         },
@@ -151,7 +151,7 @@ def _facts(cells: Sequence[Cell]) -> dict[str, str]:
 def _seconds(cells: Sequence[Cell]) -> tuple[float, bool] | None:
     """The median of the seconds that are known, and whether that is all of them."""
     records = [cell.record() for cell in cells]
-    known = [r["seconds"] for r in records if isinstance(r.get("seconds"), int | float)]
+    known = [record["seconds"] for record in records if "seconds" in record]
     if not known:
         return None
     whole = len(known) == len(cells) and all(
@@ -185,7 +185,8 @@ def _alone(directory: pathlib.Path) -> Iterator[None]:
     """Lets one sweep at a time write there."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -531,8 +531,9 @@ def test_a_record_goes_with_its_run(tmp_path):
     cell.directory.rmdir()
     assert cell.record() == {}
     cell.directory.mkdir()
-    (tmp_path / "s.x.json").write_text("{")
-    assert cell.record() == {}
+    for odd in ("{", "[]", '{"seconds": "x"}', '{"commits": 3}', "[" * 10_000):
+        (tmp_path / "s.x.json").write_text(odd)
+        assert cell.record() == {}
 
 
 SGD = {"epochs": 100, "repeats": 5, "learning_rate": 30.0}
