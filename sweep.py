@@ -259,7 +259,7 @@ class _Overview:
     """Says how far the sweep is: a bar on a terminal, and lines anywhere."""
 
     def __init__(self, cells: Sequence[Cell]):
-        self._total = len(cells)
+        self._cells, self._total, self._failed = cells, len(cells), 0
         self._done = self._total - len(grid.unfinished(cells))
         self._began, self._before = time.monotonic(), self._done
         self._spoken = self._began
@@ -309,12 +309,15 @@ class _Overview:
 
     def failed(self, cell: Cell) -> None:
         """Says why; the sweep goes on."""
+        self._failed += 1
         self._count()
         self._say(f"{cell.name}  failed: {_error(cell)}")
 
     def _count(self) -> None:
-        self._done += 1
-        self._bar.update(1)
+        """Looks how many runs have ended, whoever has run them."""
+        left = len(grid.unfinished(self._cells)) - self._failed
+        self._done = self._total - left
+        self._bar.update(self._done - self._bar.n)
 
     def _say(self, text: str, share: float = 0.0) -> None:
         self._spoken = time.monotonic()
