@@ -351,7 +351,10 @@ def _as_csv(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _panels(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Values by title of the measure, method and case; what the picture shows."""
+    """Values by title of the measure, method and case; what the picture shows.
+
+    What only one of several methods has is no comparison, and is left out.
+    """
     panels: dict[str, dict[str, dict[str, list[float]]]] = {}
     for name in _measures(rows):
         measure = measure_of(name)
@@ -361,4 +364,5 @@ def _panels(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, list[float]]]]
                 methods = panels.setdefault(measure.title, {})
                 values = [scale * value for value in row.values[name]]
                 methods.setdefault(row.method, {})[row.case] = values
-    return panels
+    several = len({row.method for row in rows if row.values}) > 1
+    return {k: v for k, v in panels.items() if len(v) > 1 or not several}

@@ -22,6 +22,7 @@ from duet_jax.figures.style import (
 # Values of the seeds by case, of one method.
 Cases = Mapping[str, Sequence[float]]
 
+_LEAST_WIDTH = 9.0  # inches
 _WIDTH = 0.8  # of a group of bars, where one is the distance of two groups
 # The same colour in every picture; other methods take what is left.
 _NAMES = {"simclr": "SimCLR", "essl": "ESSL", "duet": "DUET"}
@@ -40,8 +41,9 @@ def build_bars(panels: Mapping[str, Mapping[str, Cases]], *, title: str = "") ->
     """
     colours = _colours(dict.fromkeys(m for panel in panels.values() for m in panel))
     cases = _cases(panels)
-    width = max(6.0, 2.0 + 0.3 * len(cases) * len(colours))
-    figure = titled(min(width, 24.0), 0.8 + 2.4 * len(panels), title)
+    # Wide enough for the title beside the legend.
+    width = max(_LEAST_WIDTH, 2.0 + 0.3 * len(cases) * len(colours))
+    figure = titled(min(width, 24.0), 0.8 + 2.0 * len(panels), title)
     for number, (measure, panel) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(len(panels), 1, number)
         _draw(axes, panel, cases, colours)
