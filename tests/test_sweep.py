@@ -211,7 +211,6 @@ def test_runs_of_a_scheduler_are_found(swept, tmp_path):
     assert "2 runs, 1 to do" in text
     # A part of its measurements is not all.
     (tmp_path / "runs/duet-rot/seed1/eval/knn.json").unlink()
-    (tmp_path / "runs/duet-rot/seed1.figure4.json").unlink()
     with started(*arguments, cwd=tmp_path) as process:
         wait_for(lambda: "2 to do" in (tmp_path / "sweep.log").read_text(), process)
 
