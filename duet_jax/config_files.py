@@ -7,6 +7,7 @@ It may define `MEASURES`, what is measured of each row when it is trained: flags
 mode of `main.py`.
 """
 
+import os
 import pathlib
 import re
 import runpy
@@ -125,14 +126,14 @@ def stem(name: str) -> str:
 
 def _split(name: str) -> tuple[str, str]:
     """Returns the path of a file and the row in it, or ""."""
-    if pathlib.Path(name).is_file():
+    if os.path.isfile(name):
         return name, ""
     path, _, row = name.rpartition(":")
     return (path, row) if path else (name, "")
 
 
 def _check_file(path: str, flag: str, given: str) -> None:
-    if not pathlib.Path(path).is_file():
+    if not os.path.isfile(path):
         found = _BASE.parent.glob("[!_]*.py")
         if flag == "--experiment":
             found = (p for p in found if "\nROWS = " in p.read_text(encoding="utf-8"))

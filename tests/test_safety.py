@@ -24,6 +24,7 @@ from duet_jax.metrics.wandb_access import read_credentials
 
 FILES = [
     ROOT / "main.py",
+    ROOT / "sweep.py",
     *(
         p
         for d in ("duet_jax", "configs", "benchmarks")
@@ -38,7 +39,7 @@ CALLS = {"eval", "exec", "os.system", "os.popen", "shutil.unpack_archive"}
 CALLS |= {"np.lib.format.read_array", "pd.read_pickle"}
 UNPACKING = {"extract", "extractall"}
 # Configuration files are programs of the user's, and run by design.
-RUN_BY_DESIGN = {ROOT / "main.py"}
+RUN_BY_DESIGN = {ROOT / "duet_jax" / "config_files.py"}
 
 
 def _dotted(node: ast.AST) -> str:
