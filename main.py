@@ -127,17 +127,16 @@ def parse(argv: Sequence[str]) -> Command:
     return command
 
 
-def with_effect(argv: Sequence[str]) -> list[str]:
-    """Returns the arguments of a command without the fields that nothing reads there.
+def with_effect(argv: Sequence[str]) -> tuple[list[str], Command]:
+    """Returns the arguments without the fields that nothing reads, and what they ask.
 
     So that one list of fields can be given to commands that differ, say, in method.
 
     Raises:
       UsageError: as `parse`, save for those fields.
     """
-    _, unused = _read(argv)
-
-    return [each for each in argv if field_of(each) not in unused]
+    command, unused = _read(argv)
+    return [each for each in argv if field_of(each) not in unused], command
 
 
 def field_of(argument: str) -> str | None:
@@ -369,8 +368,7 @@ def perform(command: Command) -> None:
     measured = [mode for mode in modes if mode in EVALUATORS]
     if measured:
         processes.check_alone(f"--mode={','.join(measured)}")
-        others = {k: v for k, v in options.items() if k not in _CLUSTER}
-        evaluate(measured, config, directory, **others)
+        evaluate(measured, config, directory, **options)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -213,14 +213,13 @@ def _cell(
         f"--mode={','.join(['train', *measures])}",
         *(f"--{flag}={value}" for flag, value in flags.items()),
     ]
-    arguments = program.with_effect(["main.py", *arguments])[1:]
-    config = program.parse(["main.py", *arguments]).config
+    (_, *arguments), command = program.with_effect(["main.py", *arguments])
     return Cell(
         experiment=pathlib.Path(experiment.path).stem,
         row=row,
         seed=seed,
         code=code,
-        config=json.loads(config.to_json()),
+        config=json.loads(command.config.to_json()),
         measures=measures,
         directory=directory,
         arguments=tuple(arguments),
@@ -304,7 +303,7 @@ class _Overview:
             for name, value in cell.found().items()
         ]
         seconds = cell.record().get("seconds")
-        taken = [duration(seconds)] if isinstance(seconds, int | float) else []
+        taken = [] if seconds is None else [duration(seconds)]
         self._say("  ".join([cell.name, *found, *taken]))
 
     def failed(self, cell: Cell) -> None:

@@ -88,8 +88,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="between two looks")
     parser.add_argument("--out", type=pathlib.Path, help="JSON file for the figures")
     options = parser.parse_args()
-    if options.epochs < _PARTS:
-        parser.error(f"--epochs={options.epochs} must be at least {_PARTS}")
+    for name, least in (("epochs", _PARTS), ("checkpoint_every", 1), ("seconds", 0.01)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name}={getattr(options, name)} must be at least {least}")
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         looks = watch(

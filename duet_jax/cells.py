@@ -21,7 +21,7 @@ from duet_jax.evaluators import EVALUATORS
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
-# What reading files that somebody may have changed can raise.
+# What reading files that somebody may have changed can raise; a UsageError as well.
 _ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
@@ -188,7 +188,7 @@ class Cell(NamedTuple):
         try:
             last = metrics.read_rows(self.directory / "metrics.jsonl")[-1]
             return min(1.0, last["epoch"] / self.epochs)
-        except (UsageError, *_ODD):
+        except _ODD:
             return 0.0
 
     @contextlib.contextmanager

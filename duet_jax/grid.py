@@ -58,8 +58,8 @@ class Stop:
             self._process = None
 
 
-def run(cell: Cell, claim: int, stop: Stop, look: Callable[[float], None]) -> bool:
-    """Runs the command of a cell, from where it was left; returns whether it finished.
+def run(cell: Cell, claim: int, stop: Stop, look: Callable[[float], None]) -> None:
+    """Runs the command of a cell, from where it was left, and notes how it ended.
 
     Args:
       cell: to be run.
@@ -81,7 +81,6 @@ def run(cell: Cell, claim: int, stop: Stop, look: Callable[[float], None]) -> bo
     error = _last_line(cell.log, status) if status and not stop.signal else ""
     seconds = record.get("seconds", 0.0) + time.monotonic() - began
     cell.write(status=status, error=error, seconds=round(seconds, 1))
-    return status == 0
 
 
 def _run(cell: Cell, claim: int, stop: Stop, look: Callable[[float], None]) -> int:

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import fcntl
 import io
-import math
 import pathlib
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -160,11 +159,6 @@ def _seconds(cells: Sequence[Cell]) -> tuple[float, bool] | None:
     return statistics.median(known), whole
 
 
-def deviation(values: Sequence[float]) -> float:
-    """Returns the sample standard deviation; NaN for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else math.nan
-
-
 def write(
     rows: Sequence[Row], directory: pathlib.Path, *, scale: str, about: str
 ) -> None:
@@ -224,7 +218,7 @@ def shown(values: Sequence[float], *, percent: bool) -> str:
     scale, digits = (100, 1) if percent else (1, 3)
     text = f"{scale * statistics.fmean(values):.{digits}f}"
     if len(values) > 1:
-        text += f" ± {scale * deviation(values):.{digits}f}"
+        text += f" ± {scale * statistics.stdev(values):.{digits}f}"
     return text
 
 
@@ -313,7 +307,7 @@ def _records(rows: Sequence[Row], scale: str) -> Iterable[dict[str, Any]]:
         for name in measures:
             values = row.values.get(name, ())
             record[f"{name}_mean"] = statistics.fmean(values) if values else ""
-            record[f"{name}_sd"] = deviation(values) if len(values) > 1 else ""
+            record[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else ""
         yield record | {
             "seeds": row.seeds,
             "seeds_asked": len(row.cells),

@@ -63,14 +63,18 @@ class Thinned(Reader):
 
     def _row(self, index: int) -> int:
         if index < self.kept:
-            return int(index) * self.num_train // self.kept
+            return _spread(int(index), self.num_train, self.kept)
         return int(index) - self.kept + self.num_train
 
 
 def kept_rows(num_train: int, fraction: float) -> np.ndarray:
     """Returns the training images that a share leaves, evenly spread: int64, [kept]."""
     kept = max(1, round(fraction * num_train))
-    return np.arange(kept) * num_train // kept
+    return _spread(np.arange(kept), num_train, kept)
+
+
+def _spread(index: int | np.ndarray, num_train: int, kept: int) -> int | np.ndarray:
+    return index * num_train // kept
 
 
 class Source(NamedTuple):
