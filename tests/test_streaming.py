@@ -294,15 +294,27 @@ def test_a_worker_that_is_killed_ends_the_training(tmp_path):
 
 
 PROGRAM = """
-import multiprocessing, signal, time
+import dataclasses, multiprocessing, signal, time
 import jax
 from duet_jax.data import TrainingRows, batches, stream_dataset
+from duet_jax.data.source import Reader
+
+@dataclasses.dataclass(frozen=True)
+class Slow(Reader):
+    fast: Reader
+
+    def __getitem__(self, index):
+        time.sleep(0.2)
+        return self.fast[index]
 
 if __name__ == "__main__":
     # As on a terminal; a program that is started in the background ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.numpy.zeros(3).block_until_ready()
     facts, examples = stream_dataset("digits", image_size=8)
+    # The interrupt is to find the program waiting for a batch: Python drops one that
+    # comes while an object is freed, as each batch is.
+    examples = dataclasses.replace(examples, reader=Slow(examples.reader))
     rows = TrainingRows(0, facts.num_train, 100, 10, (0, 10))
     with batches(examples, rows, start=0, stop=10**9, workers=2) as made:
         while len(multiprocessing.active_children()) < 2:
@@ -310,7 +322,7 @@ if __name__ == "__main__":
         WHEN
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
         for batch in made:
-            time.sleep(0.01)
+            pass
 """
 
 
