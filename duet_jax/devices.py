@@ -93,7 +93,8 @@ def describe() -> str:
     several = jax.process_count()
     processes = f" in {several} processes" if several > 1 else ""
     if devices[0].platform == "cpu":
-        return f"{count}cpu, {count_cores()} cores{processes}"
+        cores = count_cores()
+        return f"{count}cpu, {cores} core{'s' * (cores > 1)}{processes}"
     return f"{count}{devices[0].device_kind} ({devices[0].platform}){processes}"
 
 

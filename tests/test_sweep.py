@@ -18,7 +18,7 @@ import pytest
 
 import main
 import sweep
-from duet_jax import config_files, grid, results
+from duet_jax import config_files, devices, grid, results
 from duet_jax.cells import Cell
 from duet_jax.metrics import read_rows
 
@@ -158,6 +158,12 @@ def test_what_is_finished_is_skipped(swept):
     assert len(before) == 10
 
 
+@pytest.mark.parametrize(("cores", "said"), [(1, "cpu, 1 core"), (2, "cpu, 2 cores")])
+def test_hardware_is_described_with_its_cores(monkeypatch, cores, said):
+    monkeypatch.setattr(devices, "count_cores", lambda: cores)
+    assert devices.describe() == said
+
+
 def test_the_tables_hold_what_was_measured(swept):
     runs = swept["place"] / "runs"
     with (runs / "table.csv").open() as file:
@@ -180,7 +186,7 @@ def test_the_tables_hold_what_was_measured(swept):
     assert row["seconds_complete"] == "False"  # one of its sweeps was killed
     assert float(row["seconds"]) > 1
     assert table["simclr"]["seconds_complete"] == "True"
-    assert re.fullmatch(r"cpu, \d+ cores", row["hardware"])
+    assert re.fullmatch(r"cpu, \d+ cores?", row["hardware"])
     assert row["commit"] == grid.commit()
     assert (row["experiment"], row["scale"]) == ("figure4", "tiny")
     assert table["duet-hue"]["seeds"] == "0"
