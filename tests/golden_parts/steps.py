@@ -1,6 +1,7 @@
 """Whole training steps of every method against the reference's."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -18,6 +19,7 @@ from duet_jax.methods.simclr import SimCLR
 from duet_jax.types import TrainState, View
 from golden_parts.arrays import load
 from golden_parts.losses import assert_close_to_max
+from golden_parts.models import models_gates, models_precision
 
 PHASES = ("step0", "step1", "step2", "step3")
 
@@ -104,24 +106,42 @@ def step_views(arrays, kind, dtype):
 
 @dataclasses.dataclass(frozen=True)
 class StoredViews:
-    """A method that is shown the stored views instead of making some."""
+    """A method that is shown the stored views instead of making some.
+
+    Its ReLUs obey the gates, if any; those they used are one of its metrics.
+    """
 
     method: DUET | SimCLR | ESSL
     views: Views
+    gates: tuple | None
 
     def make_views(self, key, images, *, train):
         return self.views
 
     def loss(self, *args, **kwargs):
-        return self.method.loss(*args, **kwargs)
+        with models_gates(self.gates) as used:
+            loss, metrics = self.method.loss(*args, **kwargs)
+        return loss, {**metrics, "gates": tuple(used)}
 
 
-def run_steps(kind, dtype):
+@functools.cache
+def run_steps(kind, precision):
     """Makes three updates from the stored weights.
 
     Returns the metrics before each update, after the last and in evaluation; the first
-    gradients; and the state after three updates.
+    gradients; and the state after three updates. In float32 each update is made with
+    the gates of the same one in float64: see `models_gates`.
     """
+    gates = dict.fromkeys(PHASES)
+    if precision == "float32":
+        metrics, *_ = run_steps(kind, "float64")
+        gates = {phase: metrics[phase]["gates"] for phase in PHASES}
+    with models_precision(precision):
+        return jax.tree.map(np.asarray, take_steps(kind, precision, gates))
+
+
+def take_steps(kind, dtype, gates):
+    """Returns the same as arrays of JAX, with the gates of each update."""
     arrays, state = load("step"), step_state(kind)
     method = step_method(kind, state, dtype)
     graphdef = train_state.graph_definition(method)
@@ -129,24 +149,29 @@ def run_steps(kind, dtype):
     params, stats = torch_import.import_networks(state, *train_state.split(shapes)[1:])
     params, stats = jax.tree.map(lambda x: jnp.asarray(x, dtype), (params, stats))
     optimizer = optim.adamw(lambda step: 4e-4)
-    stored = StoredViews(method, step_views(arrays, kind, dtype))
-    update = train_state.make_update(stored, graphdef, optimizer, lambda step: 4e-4)
+    views = step_views(arrays, kind, dtype)
     labels = jnp.asarray(arrays["in/labels"], jnp.int32)
     step, sound = jnp.zeros((), jnp.int32), jnp.ones((), bool)
     now = TrainState(step, params, stats, optimizer.init(params), sound)
 
+    @jax.jit
+    def update(state, gates):
+        stored = StoredViews(method, views, gates)
+        change = train_state.make_update(stored, graphdef, optimizer, lambda step: 4e-4)
+        return change(state, None, None, labels)
+
+    @jax.jit
     def evaluate(params, batch_stats):
         networks = nnx.merge(graphdef, params, batch_stats)
-        return method.loss(networks, stored.views, labels, None, train=False)[1]
+        return method.loss(networks, views, labels, None, train=False)[1]
 
     metrics = {}
-    update = jax.jit(update)
     for phase in PHASES:
         before = now
-        now, metrics[phase] = update(now, None, None, labels)
+        now, metrics[phase] = update(now, gates[phase])
         if phase == PHASES[0]:  # the first moment is a tenth of the first gradient
             gradients = jax.tree.map(lambda m: m / (1 - 0.9), now.opt_state[0].mu)
-    metrics["eval"] = jax.jit(evaluate)(before.params, before.batch_stats)
+    metrics["eval"] = evaluate(before.params, before.batch_stats)
     return metrics, gradients, before
 
 
@@ -201,6 +226,21 @@ def compare_losses(kind, metrics, suffix, rtol, eval_rtol):
     assert compared >= 5 * 4  # four losses at least in each phase
 
 
+def compare_final(name, actual, expected):
+    """Compares what three updates in float32 make of a tensor.
+
+    One element may move by 2 lr a step where its gradient is near zero, and so does
+    every bias in front of a BN, which takes the running mean behind it along. The means
+    are ten times the largest difference measured, also where inputs and weights were
+    wrong by four units in the last place.
+    """
+    drifts = re.fullmatch(r"head\.\d\.running_mean", name)
+    largest, mean = (20 * 4e-4, 5e-3) if drifts else (3 * 2 * 4e-4, 2e-4)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=largest, err_msg=name)
+    error = np.abs(actual - expected).mean()
+    assert error <= mean * max(np.abs(expected).max(), 1e-3), name
+
+
 @pytest.mark.parametrize("kind", step_kinds())
 def test_three_steps_in_float32(kind):
     arrays = load("step")
@@ -220,15 +260,10 @@ def test_three_steps_in_float32(kind):
     for full_name in stored:
         part, _, name = full_name.partition("/")
         if part == "grad" and not meaningless(kind, name):
-            assert_close_to_max(named[name], arrays[f"{kind}/{full_name}"], 1e-3)
+            # Ten times the largest difference measured.
+            assert_close_to_max(named[name], arrays[f"{kind}/{full_name}"], 5e-4)
         if part == "final" and not meaningless(kind, name):
-            expected = arrays[f"{kind}/{full_name}"]
-            # One element may move by 2 lr a step where its gradient is near zero.
-            np.testing.assert_allclose(
-                final[name], expected, rtol=0, atol=3 * 2 * 4e-4, err_msg=name
-            )
-            error = np.abs(final[name] - expected).mean()
-            assert error <= 1e-3 * max(np.abs(expected).max(), 1e-3), name
+            compare_final(name, final[name], arrays[f"{kind}/{full_name}"])
     forwards = int(arrays[f"{kind}/num_batches_tracked_after3"])
     assert forwards == 3 * (3 if kind.startswith("essl") else 2)
 
@@ -236,11 +271,10 @@ def test_three_steps_in_float32(kind):
 @pytest.mark.parametrize("kind", step_kinds())
 def test_three_steps_in_float64(kind):
     arrays = load("step")
-    with jax.enable_x64(True):
-        metrics, gradients, state = run_steps(kind, "float64")
-        compare_losses(kind, metrics, "_f64", rtol=1e-8, eval_rtol=1e-8)
-        named = exported([gradients])
-        final = exported([state.params, state.batch_stats])
+    metrics, gradients, state = run_steps(kind, "float64")
+    compare_losses(kind, metrics, "_f64", rtol=1e-8, eval_rtol=1e-8)
+    named = exported([gradients])
+    final = exported([state.params, state.batch_stats])
     compared = 0
     for full_name, expected in arrays.items():
         found = re.fullmatch(rf"{kind}/(grad|final)_f64/(.*)", full_name)
