@@ -8,6 +8,11 @@ Any field of the configuration can be set: --config.batch_size=512. An evaluatio
 the run's own configuration; there, only what does not alter the run can be set.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from duet_jax import interruption
+
+    interruption.listen()
+
 import contextlib
 import errno
 import logging
@@ -23,7 +28,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from duet_jax import config_files, processes, settings, workdir
+from duet_jax import config_files, files, processes, settings, workdir
 from duet_jax.benchmark import benchmark
 from duet_jax.errors import InterruptionError, TrainingError, UsageError
 from duet_jax.evaluate import evaluate
@@ -59,7 +64,10 @@ _FLAGS: dict[str, tuple[str | None, str]] = {
         "Of equivariance: augmentations to measure, such as rot,sca; default the one "
         "that was learnt, or all of the stack.",
     ),
-    "datasets": (None, "Of transfer: mnist,digits,folder:<path> ..."),
+    "datasets": (
+        None,
+        "Of transfer: mnist,digits,folder:<path> ...; a comma in a path is written \\,",
+    ),
     "out": (
         None,
         "File to write. Of features: .npz, default eval/features.npz of the run; of "
@@ -175,7 +183,8 @@ def _read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
         if mode in EVALUATORS:
             EVALUATORS[mode].check(**_own(_options(values), EVALUATORS[mode].flags))
     directory = values.workdir or f"runs/{config_files.stem(path)}"
-    command = Command(config, place(directory), modes, _options(values))
+    place = files.local(directory, "--workdir")
+    command = Command(config, place, modes, _options(values))
     return command, settings.unused(values.config, names)
 
 
@@ -199,13 +208,6 @@ def _modes(names: str) -> tuple[str, ...]:
     return modes
 
 
-def place(directory: str) -> pathlib.Path:
-    """Returns the path that the user means; the shell leaves a ~ after = as it is."""
-    with contextlib.suppress(RuntimeError):  # there is no home
-        return pathlib.Path(directory).expanduser()
-    return pathlib.Path(directory)
-
-
 def _program_flags(arguments: Sequence[str]) -> flags.FlagValues:
     """Reads the flags that are not fields of a configuration, and checks them.
 
@@ -224,6 +226,8 @@ def _program_flags(arguments: Sequence[str]) -> flags.FlagValues:
     modes = _modes(values.mode)
     if values.workdir == "":
         raise UsageError("--workdir='' must name a directory, or be left out.")
+    for name in ("workdir", "out"):
+        files.local(values[name].value or "", f"--{name}")
     taken = {name for mode in modes for name in _taken(mode)}
     for name in _options(values):
         if name not in taken:
@@ -279,7 +283,7 @@ def _of_the_run(
         raise UsageError(
             f"--mode={program.mode} needs --workdir, the directory of a training."
         )
-    saved = workdir.load_config(place(program.workdir))
+    saved = workdir.load_config(files.local(program.workdir, "--workdir"))
     try:
         return settings.completed(saved, config_files.schema())
     except UsageError as error:

@@ -9,6 +9,11 @@ the work directory appear table.md, table.csv, runs.csv and chart.png. Fields ca
 for all rows that read them: --config.dataset.path=<images>.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from duet_jax import interruption
+
+    interruption.listen()
+
 import argparse
 import contextlib
 import fnmatch
@@ -24,7 +29,7 @@ import jax
 import tqdm
 
 import main as program
-from duet_jax import config_files, grid, results, workdir
+from duet_jax import config_files, files, grid, results, workdir
 from duet_jax.cells import Cell
 from duet_jax.errors import UsageError
 from duet_jax.evaluators import EVALUATORS
@@ -244,7 +249,8 @@ def _measures(
 
 def _workdir(options: argparse.Namespace) -> pathlib.Path:
     default = f"runs/{pathlib.Path(options.experiment).stem}"
-    return program.place(default if options.workdir is None else options.workdir)
+    given = default if options.workdir is None else options.workdir
+    return files.local(given, "--workdir")
 
 
 def _code(name: str) -> str:
@@ -328,6 +334,13 @@ class _Overview:
         self._bar.close()
 
 
+def _check_images(cell: Cell) -> None:
+    try:
+        cell.check_images()
+    except UsageError as error:
+        raise UsageError(f"{cell.row}: {error}") from error
+
+
 def _error(cell: Cell) -> str:
     """Returns what a run that failed has said last."""
     return cell.record().get("error") or f"not complete; see {cell.log}"
@@ -384,10 +397,14 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         for cell in cells:
             print(cell.command)
         return 0
-    out = _workdir(options) if options.out is None else program.place(options.out)
+    out = _workdir(options)
+    if options.out is not None:
+        out = files.local(options.out, "--out")
     workdir.check_writable(_workdir(options), "--workdir")
     workdir.check_writable(out, "--workdir" if options.out is None else "--out")
     about = f"`{shlex.join(['python', 'sweep.py', *options.given])}`"
+    for cell in cells:
+        _check_images(cell)
     count = f"{len(cells)} run{'s' if len(cells) > 1 else ''}"
     _log.info("%s, %d to do", count, len(grid.unfinished(cells)))
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from duet_jax import atomic, mesh, processes, train_state
+from duet_jax import files, mesh, processes, train_state
 from duet_jax.data.order import TrainingRows
 from duet_jax.errors import TrainingError
 from duet_jax.feeds import Feed
@@ -104,7 +104,7 @@ def write(path: str | os.PathLike, diagnosis: Mapping[str, Any]) -> None:
         f"  {json.dumps(name)}: {_rows(_plain(value))}"
         for name, value in diagnosis.items()
     )
-    with atomic.replacing(path) as partial:
+    with files.replacing(path) as partial:
         partial.write_text(f"{{\n{entries}\n}}\n", encoding="utf-8")
 
 

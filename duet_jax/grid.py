@@ -28,7 +28,8 @@ class Stop:
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> "Stop":
-        """Takes the place of what Python does at these signals."""
+        """Takes the place of what the program does at these signals."""
+        self._wakeup = signal.set_wakeup_fd(-1)
         self._before = {
             each: signal.signal(each, self._take)
             for each in (signal.SIGINT, signal.SIGTERM)
@@ -37,6 +38,7 @@ class Stop:
 
     def __exit__(self, *_) -> None:
         """Puts it back."""
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
         for each, handler in self._before.items():
             signal.signal(each, handler)
 

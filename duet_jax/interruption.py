@@ -1,7 +1,9 @@
 """Requests to end: SIGTERM of a scheduler, SIGINT of Ctrl-C.
 
-While a run is prepared they end the program at once. While it trains they are noted, so
-that the training can save what it has at the next point where it can go on from.
+They end the program at once, from its first moment on, and leave nothing half-written.
+While it trains they are noted, so that the training can save what it has at the next
+point where it can go on from. Little is imported here, since the program listens before
+it imports what takes seconds.
 """
 
 import contextlib
@@ -14,12 +16,13 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from duet_jax import files
 from duet_jax.errors import InterruptionError
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A terminal that has been stopped takes no text.
-_LONGEST_PRINTING = 0.5  # seconds
+# A terminal that has been stopped takes no text, and a disk may not answer.
+_LONGEST_ENDING = 1.0  # seconds
 
 
 class Interruption:
@@ -90,10 +93,20 @@ class Interruption:
             self._deferring = True
 
 
+def listen() -> None:
+    """Has SIGTERM and SIGINT end the program from now on, with one line.
+
+    Python's own KeyboardInterrupt is swallowed by some imports, and is a page of
+    traceback in others.
+    """
+    Interruption().__enter__()
+
+
 def _exit(status: int, text: str) -> None:
     """Ends the program at once, saying `text` if somebody reads it."""
-    threading.Timer(_LONGEST_PRINTING, os._exit, (status,)).start()
+    threading.Timer(_LONGEST_ENDING, os._exit, (status,)).start()
     try:
+        files.remove_unfinished()
         print(text, file=sys.stderr, flush=True)
     finally:
         os._exit(status)

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from duet_jax import atomic
+from duet_jax import files
 from duet_jax.cells import Cell
 from duet_jax.figures import build_bars
 from duet_jax.figures.style import save
@@ -194,7 +194,7 @@ def _write(
         "runs.csv": _as_csv(_runs(rows)),
     }
     for name, text in texts.items():
-        with atomic.replacing(directory / name) as partial:
+        with files.replacing(directory / name) as partial:
             partial.write_text(text, encoding="utf-8")
     panels = _panels(rows)
     if panels:

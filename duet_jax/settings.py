@@ -6,12 +6,14 @@ ranges and the combinations of fields.
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import ml_collections
 
+from duet_jax import files
 from duet_jax.errors import UsageError
 from duet_jax.methods import METHODS, DataSpec
 from duet_jax.methods.duet import WIDTH_FIELDS, choose_target
@@ -45,6 +47,7 @@ def _counts(length: int, most: int, of: str) -> Rule:
     )
 
 
+_LOCAL = Rule(lambda x: not files.is_address(x), files.NOT_LOCAL)
 _POSITIVE = Rule(lambda x: x > 0, "must be above 0")
 _COUNT = _at_least(1)
 # Beyond these no machine has the memory, and XLA ends the process in its own words.
@@ -60,7 +63,10 @@ RULES: dict[str, Rule] = {
     "steps_per_call": _at_least(0),
     "compute_dtype": _one_of("float32", "bfloat16"),
     "on_nonfinite": _one_of("stop", "skip"),
+    "compilation_cache": _LOCAL,
     "dataset.name": Rule(bool, "must name a data set"),
+    "dataset.path": _LOCAL,
+    "dataset.cache_dir": _LOCAL,
     "dataset.image_size": _between(8, 4096),
     "dataset.num_classes": _at_least(0),
     "dataset.train_fraction": Rule(lambda x: 0 < x <= 1, "must be above 0, up to 1"),
@@ -102,6 +108,9 @@ RULES: dict[str, Rule] = {
     "figures_every": _COUNT,
     "wandb.mode": _one_of("", "online", "offline", "disabled"),
 }
+
+# Fields that name a directory, and what else they may say.
+_DIRECTORIES = {"dataset.path": "", "dataset.cache_dir": "", "compilation_cache": "off"}
 
 # Fields that may differ between a run and its continuation: they say where data and
 # records are, how often something is written and what is done where a run would have
@@ -261,6 +270,7 @@ def check(
         value = _coerced(name, value, known[name])
         config.update_from_flattened_dict({name: value})
         _check_value(name, value)
+    _make_absolute(config)
     _check_combinations(config)
     # A rehearsal on colour images: it finds what is wrong before any data are read.
     side = config.dataset.image_size
@@ -273,6 +283,16 @@ def check(
             section, _, leaf = name.rpartition(".")
             del (config[section] if section else config)[leaf]
     return config
+
+
+def _make_absolute(config: ml_collections.ConfigDict) -> None:
+    """Makes the paths mean the same wherever the run is evaluated from."""
+    known = dict(fields(config))
+    for name, other in _DIRECTORIES.items():
+        path = known[name]
+        if path not in ("", other):
+            absolute = os.path.abspath(os.path.expanduser(path))
+            config.update_from_flattened_dict({name: absolute})
 
 
 def _check_value(name: str, value: Any) -> None:
@@ -290,7 +310,7 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
     if config.warmup_epochs > config.epochs:
         raise UsageError(
             f"config.warmup_epochs={config.warmup_epochs} is more than config.epochs="
-            f"{config.epochs}; use at most {config.epochs}."
+            f"{config.epochs}; use fewer, such as {config.epochs // 10}."
         )
     if config.method == "essl" and config.dataset.image_size % 2:
         raise UsageError(

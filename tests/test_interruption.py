@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from program import TINY, run
 from test_processes import Job
 
 from duet_jax import interruption, metrics
@@ -158,7 +159,9 @@ def test_a_second_signal_ends_at_once(caches, tmp_path):
         wait_until(
             lambda: "SIGTERM: ending when the run is saved" in log.read_text(), process
         )
-        time.sleep(1)
+        place = workdir / "checkpoints"
+        wait_until(lambda: [*place.glob("[0-9]*/checksums.json")], process)
+        time.sleep(0.2)
         assert process.poll() is None
         start = time.monotonic()
         process.terminate()
@@ -322,3 +325,98 @@ def test_outside_the_main_thread_nothing_is_heard():
 def test_the_status_is_that_of_the_signal():
     error = interruption.interrupted(signal.SIGINT, "nothing is lost")
     assert (str(error), error.status) == ("stopped by SIGINT; nothing is lost", 130)
+
+
+# --- before and beside the training ---------------------------------------------------
+
+
+def listens(process):
+    """Whether SIGTERM no longer ends the process by itself."""
+    (line,) = (
+        line
+        for line in pathlib.Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        if line.startswith("SigCgt:")
+    )
+    return int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1
+
+
+@pytest.mark.parametrize("delay", [0, 0.05, 0.2, 0.4, 0.8, 1.2])
+@pytest.mark.parametrize("script", ["main.py", "sweep.py"])
+def test_an_interrupt_in_the_first_seconds(script, delay, tmp_path):
+    """While modules are imported, which swallow an exception or show a traceback."""
+    about = {
+        "main.py": [f"--config={ROOT / 'configs' / 'smoke.py'}"],
+        "sweep.py": [f"--experiment={ROOT / 'configs' / 'figure4.py'}", "--scale=tiny"],
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", LISTENING, ROOT / script, *about[script]],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment(),
+    )
+    try:
+        wait_until(lambda: listens(process), process)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=PATIENCE)[0].decode()
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert said.count("stopped") == 1
+
+
+# The program, at the end of whose writing nothing happens any more.
+WAITING = """
+import sys, time
+sys.path.insert(0, {root!r})
+from duet_jax import interruption
+interruption.listen()
+import main
+from duet_jax.evaluators import features
+features._pack = lambda *_: time.sleep(600)
+sys.exit(main.main(["main.py", "--workdir=run", "--mode=features"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The directory in which a run has been trained in run/."""
+    place = tmp_path_factory.mktemp("finished")
+    done = run(*TINY, "--workdir=run", cwd=place)
+    assert done.status == 0, done.lines
+    return place
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)],
+)
+def test_an_evaluation_leaves_nothing_unfinished(finished, number, status):
+    """It is removed at once, or, where nothing can be done, by the next call."""
+    results = finished / "run" / "eval"
+    code = WAITING.format(root=str(ROOT))
+    process = subprocess.Popen(
+        [sys.executable, "-c", LISTENING, "-c", code],
+        cwd=finished,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    try:
+        wait_until(lambda: [*results.glob(".*/*.npy")], process)
+        process.send_signal(number)
+        said = process.communicate(timeout=PATIENCE)[1].decode()
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == status, said
+    assert "Traceback" not in said
+    left = [*results.iterdir()]
+    assert bool(left) == (number == signal.SIGKILL)
+    if left:
+        done = run("--workdir=run", "--mode=features", cwd=finished)
+        assert done.status == 0, done.lines
+        names = {path.name for path in results.iterdir()}
+        assert names == {"features.json", "features.npz"}

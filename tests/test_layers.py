@@ -13,7 +13,8 @@ PACKAGE = ROOT / "duet_jax"
 
 # A unit, a module or a whole subpackage, imports units of earlier rows only.
 LAYERS = (
-    ("atomic", "errors", "types"),
+    ("errors", "types"),
+    ("files",),
     (
         "interruption",
         "registry",

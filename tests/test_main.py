@@ -287,7 +287,7 @@ REFUSED = {
     ),
     "longer warm-up than run": (
         [f"--config.warmup_epochs={EPOCHS + 1}"],
-        [f"config.epochs={EPOCHS}", f"at most {EPOCHS}"],
+        [f"config.epochs={EPOCHS}", f"use fewer, such as {EPOCHS // 10}"],
     ),
     "odd images for essl": (
         ["--config.method=essl", "--config.dataset.image_size=17"],
@@ -343,6 +343,34 @@ REFUSED = {
     "folder without a path": (
         [NO_CACHE, "--config.dataset.name=folder"],
         ["config.dataset.path=''", "train"],
+    ),
+    "a bucket for a work directory": (
+        ["--workdir=gs://b/run"],
+        ["--workdir=gs://b/run is an address", "mount it"],
+    ),
+    "a bucket to measure": (
+        ["--workdir=s3://b/run", "--mode=knn"],
+        ["--workdir=s3://b/run is an address"],
+    ),
+    "a bucket for a benchmark": (
+        ["--mode=benchmark", "--out=gs://b/x.json"],
+        ["--out=gs://b/x.json is an address"],
+    ),
+    "a bucket of images": (
+        ["--config.dataset.name=folder", "--config.dataset.path=gs://b/images"],
+        ["config.dataset.path='gs://b/images' is an address"],
+    ),
+    "a bucket of a prepared set": (
+        ["--config.dataset.name=cifar10", "--config.dataset.path=gs://tfds"],
+        ["config.dataset.path='gs://tfds' is an address"],
+    ),
+    "a bucket for decoded images": (
+        ["--config.dataset.cache_dir=gs://b"],
+        ["config.dataset.cache_dir='gs://b' is an address"],
+    ),
+    "a bucket for programs": (
+        ["--config.compilation_cache=gs://b"],
+        ["config.compilation_cache='gs://b' is an address"],
     ),
     "no such device": (
         [NO_CACHE, "--config.device=gpu"],

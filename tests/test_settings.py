@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import re
 
 import ml_collections
 import pytest
 
 from configs import base, smoke
-from duet_jax import settings
+from duet_jax import optim, settings
 from duet_jax.augmentations import Options
 from duet_jax.errors import UsageError
 
@@ -219,6 +220,9 @@ EDGES = {
     "compute_dtype": (["float32", "bfloat16"], ["float16", "", "Float32"]),
     "on_nonfinite": (["stop", "skip"], ["raise", "", "Stop"]),
     "device": (["auto", "cpu", "gpu"], ["tpu", "", "cuda:0"]),
+    "compilation_cache": (["", "off", "/x", "/a:b"], ["gs://b/x", "s3://b"]),
+    "dataset.path": (["", "/x", "/run[1]"], ["gs://b/x", "file:///x"]),
+    "dataset.cache_dir": (["", "/x"], ["gs://b/x", "HDFS://x"]),
     "dataset.image_size": ([8, 4096], [7, 4097]),
     "dataset.num_classes": ([0, 2], [-1]),
     "dataset.train_fraction": ([1e-6, 1.0], [0.0, 1.001]),
@@ -295,7 +299,7 @@ def test_numbers_are_finite(value):
     [
         (
             {"epochs": 5},
-            ["config.warmup_epochs=10", "config.epochs=5", "at most 5"],
+            ["config.warmup_epochs=10", "config.epochs=5", "fewer, such as 0"],
         ),
         (
             {"method": "essl", "dataset.image_size": 33},
@@ -469,8 +473,8 @@ def test_differences(old, new, expected):
 
 # Another value for each field that may change when a run goes on.
 HARMLESS = {
-    "dataset.path": "elsewhere",
-    "dataset.cache_dir": "elsewhere",
+    "dataset.path": "/elsewhere",
+    "dataset.cache_dir": "/elsewhere",
     "dataset.placement": "host",
     "dataset.workers": 3,
     "encoder.remat": True,
@@ -494,6 +498,24 @@ HARMLESS = {
     "steps_per_call": 3,
     "on_nonfinite": "skip",
 }
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 9, 15, 99])
+def test_advice_on_the_warm_up_trains(epochs):
+    """What is proposed is taken, and the learning rate reaches its full height."""
+    message = refusal({"epochs": epochs, "warmup_epochs": 100})
+    advice = int(re.search(r"such as (\d+)\.", message)[1])
+    config = settings.check(
+        build({"epochs": epochs, "warmup_epochs": advice}), base.get_config()
+    )
+    rate = optim.learning_rate(
+        config.optimizer.learning_rate,
+        epochs=epochs,
+        warmup_epochs=advice,
+        steps_per_epoch=4,
+    )
+    highest = max(float(rate(step)) for step in range(4 * epochs))
+    assert highest == pytest.approx(config.optimizer.learning_rate, rel=1e-6)
 
 
 def test_harmless_differences():

@@ -390,6 +390,8 @@ REFUSED = {
         ["--config.essl.hidden=7 has no effect in any of the rows"],
     ),
     "an empty place": ([ROWS_OF_4, "--workdir="], ["--workdir=''"]),
+    "a bucket": ([ROWS_OF_4, "--workdir=gs://b"], ["--workdir=gs://b is an address"]),
+    "tables in a bucket": ([ROWS_OF_4, "--out=s3://b"], ["--out=s3://b is an address"]),
     "a row that leaves": (["--experiment=up.py"], ["'../up' cannot be a file's name"]),
     "a mode that is none": (["--experiment=mode.py"], ["MEASURES", "'probe'"]),
     "a flag that is none": (["--experiment=flag.py"], ["knn has no flag 'step'"]),

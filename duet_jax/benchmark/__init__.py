@@ -25,7 +25,7 @@ import ml_collections
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from duet_jax import atomic, devices, mesh, processes, train_state, workdir
+from duet_jax import devices, files, mesh, processes, train_state, workdir
 from duet_jax.benchmark import ceiling, flops, parts
 from duet_jax.benchmark.table import table
 from duet_jax.benchmark.timing import Times, calls_in, times_in_turn
@@ -74,7 +74,7 @@ def benchmark(
     """
     if images not in IMAGES:
         raise UsageError(f"--images={images!r} must be one of {', '.join(IMAGES)}.")
-    path = pathlib.Path(out) if out else directory / "benchmark.json"
+    path = files.local(out, "--out") if out else directory / "benchmark.json"
     workdir.check_writable(path.parent, "--out" if out else "--workdir", path.name)
     devices.select(config.device)
     processes.start(**cluster)
@@ -95,7 +95,7 @@ def benchmark(
     if processes.is_first():
         with workdir.writing(path, "--out" if out else "--workdir"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.replacing(path) as partial:
+            with files.replacing(path) as partial:
                 partial.write_text(json.dumps(results, indent=2) + "\n")
         print(table(results))
         _log.info("results in   %s", path)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 
-from duet_jax import atomic
+from duet_jax import files
 
 BLUE, ORANGE, LIGHT = "#2a6fb0", "#d9680f", "#a9c5df"
 ACCENT, INK, MUTED, FAINT = "#b3261e", "#222222", "#666666", "#dddddd"
@@ -51,7 +51,7 @@ def save(path: str | os.PathLike, figure: Figure) -> None:
     """Writes `figure` in the format of the suffix, replacing the file at once."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.replacing(path) as partial, warnings.catch_warnings():
+    with files.replacing(path) as partial, warnings.catch_warnings():
         # Names of classes may be in any script; the font has a box for what it lacks.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
         figure.savefig(partial)

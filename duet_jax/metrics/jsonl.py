@@ -4,10 +4,11 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
+from duet_jax import files
 from duet_jax.errors import UsageError
 
 
@@ -55,16 +56,6 @@ def _plain(value: object) -> float | int | str | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _replace(path: pathlib.Path, rows: Iterable[Mapping]) -> None:
-    """Writes `rows` to `path`, which a crash leaves either old or new."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 class JsonLines:
     """Appends rows to a file, one JSON object a line, each flushed at once.
 
@@ -83,7 +74,9 @@ class JsonLines:
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = read_rows(path) if resume_step is not None and path.exists() else []
-        _replace(path, (row for row in rows if row.get("step", 0) <= resume_step))
+        with files.replacing(path) as partial, partial.open("w") as file:
+            kept = (row for row in rows if row.get("step", 0) <= resume_step)
+            file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, float | int | str]) -> None:
