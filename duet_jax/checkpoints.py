@@ -14,8 +14,12 @@ The arrays are plain nested dicts. The configuration lies beside the checkpoints
 A directory gets its name last, by a rename, and loses it first: what is called after a
 step was whole at one time. Whether it still is, the seal tells. Orbax alone restores
 flipped bits as numbers, without an error.
+
+Nothing is sealed that was not read back and found to be what `save` was given, or of
+whose writing Orbax has logged a warning: it goes on after errors that it only logs.
 """
 
+import asyncio
 import contextlib
 import functools
 import hashlib
@@ -27,18 +31,23 @@ import pathlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, Self
+import threading
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Self, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from duet_jax.errors import TrainingError, UsageError
 from duet_jax.types import TrainState
 
 _log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
-# What "best" means.
+# What is compared for `Checkpoints.best`.
 BEST_METRIC = "online_top1"
 
 _SEAL = "checksums.json"
@@ -49,6 +58,23 @@ _STEP = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 _LEFTOVERS = ("*.orbax-checkpoint-tmp*", "*.unsealed", ".deleted-*")
 # How the storage layer of Orbax ends what the operating system told it.
 _ERROR_NUMBER = re.compile(r"os_error_code='(\d+)'")
+# The files of the items that are JSON.
+_OBJECTS = {"row": "row/metadata", "metrics": "metrics/metrics"}
+# The loggers of the storage layer. But Orbax logs with absl's, as others do: of that
+# counts what comes out of Orbax's files or is called from there.
+_LOGGERS = ("orbax", "etils", "tensorstore")
+_ORBAX = f"{pathlib.Path(ocp.__file__).parents[1]}{os.sep}"
+
+
+class DeletedError(UsageError):
+    """A checkpoint was deleted while it was read."""
+
+
+class Best(NamedTuple):
+    """The best checkpoint: its step, and its online top-1 on the test split."""
+
+    step: int
+    accuracy: float
 
 
 class Checkpoints:
@@ -70,22 +96,24 @@ class Checkpoints:
             False to read only.
 
         Raises:
-          UsageError: the directory cannot be made.
+          UsageError: the directory cannot be made, or not be used by Orbax.
         """
         self._directory = directory.absolute()
+        self._place = _place(self._directory)
         self._keep = keep
         self._saved = False
+        self._saving: _Saving | None = None
         self._verified: set[int] = set()  # steps that were checked as a whole
+        _ignore_late_ends()
         if create:
             self._prepare()
-            _ignore_late_writes()
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         # The file name that a CheckpointManager gives to its metrics.
         metrics = ocp.JsonCheckpointHandler(filename="metrics")
         registry.add("metrics", ocp.args.JsonSave, metrics)
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(handler_registry=registry),
-            temporary_path_class=_SealedPath,
+            temporary_path_class=_sealed_after(self._check_written),
         )
 
     def _prepare(self) -> None:
@@ -96,8 +124,12 @@ class Checkpoints:
                 f"{self._directory} cannot be made ({error.strerror}); put that right, "
                 "or choose another --workdir."
             ) from error
+        self._remove(*_LEFTOVERS)
+
+    def _remove(self, *patterns: str) -> None:
+        """Removes what a saving or a deletion has left, as the first process."""
         if jax.process_index() == 0:
-            for pattern in _LEFTOVERS:
+            for pattern in patterns:
                 for path in self._directory.glob(pattern):
                     shutil.rmtree(path, ignore_errors=True)
 
@@ -105,14 +137,29 @@ class Checkpoints:
         """Returns the newest step, or None where nothing has been saved."""
         return max(self.all_steps(), default=None)
 
-    def best_step(self) -> int | None:
-        """Returns the step with the best online top-1 on the test split, or None.
+    def best(self, without: Collection[int] = ()) -> Best | None:
+        """Returns the best of the checkpoints that there are, or None.
 
-        The newest of equals. An accuracy that is damaged does not count.
+        This is what "best" means everywhere: the highest online top-1 on the test
+        split, of equals the newest. An accuracy that is damaged does not count.
+
+        Args:
+          without: steps that do not count.
         """
-        steps = self.all_steps()
-        known = [(a, step) for step in steps if (a := self._accuracy(step)) is not None]
-        return max(known)[1] if known else None
+        known = [
+            (accuracy, step)
+            for step in self._steps(without)
+            if (accuracy := self._accuracy(step)) is not None
+        ]
+        if not known:
+            return None
+        accuracy, step = max(known)
+        return Best(step, accuracy)
+
+    def best_step(self) -> int | None:
+        """Returns the step of the `best` checkpoint, or None."""
+        best = self.best()
+        return best and best.step
 
     def all_steps(self) -> list[int]:
         """Returns the steps that are kept, damaged ones too, rising."""
@@ -126,17 +173,20 @@ class Checkpoints:
             if _STEP.fullmatch(path.name) and path.is_dir()
         )
 
-    def find(self, step: int | str | None) -> int:
+    def _steps(self, without: Collection[int]) -> list[int]:
+        return [step for step in self.all_steps() if step not in without]
+
+    def find(self, step: int | str | None, without: Collection[int] = ()) -> int:
         """Returns the step that `step` means.
 
         Args:
-          step: a number, "newest" or None, or "best" for the best online top-1 on the
-            test split.
+          step: a number, "newest" or None, or "best"; see `best`.
+          without: steps that do not count.
 
         Raises:
           UsageError: there is no such checkpoint.
         """
-        steps = self.all_steps()
+        steps = self._steps(without)
         if not steps:
             raise UsageError(
                 f"{self._directory} holds no checkpoint; train first, or name another "
@@ -145,13 +195,14 @@ class Checkpoints:
         if step in (None, "newest"):
             return steps[-1]
         if step == "best":
-            best = self.best_step()
-            if best is None:
-                raise UsageError(
-                    f"--step=best: no checkpoint of {self._directory} has an accuracy; "
-                    f"choose one of {_listed(steps)}, newest."
-                )
-            return best
+            if best := self.best(without):
+                return best.step
+            if steps != self._steps(without):  # the best has just made way
+                return self.find(step, without)
+            raise UsageError(
+                f"--step=best: no checkpoint of {self._directory} has an accuracy; "
+                f"choose one of {_listed(steps)}, newest."
+            )
         if not str(step).isdecimal() or int(step) not in steps:
             raise UsageError(
                 f"--step={step} is not a checkpoint of {self._directory}; choose one "
@@ -232,10 +283,11 @@ class Checkpoints:
         """Saves `state` under its step, in the background.
 
         Waits for the saving before, and deletes what is then no longer kept. The arrays
-        may be donated as soon as this returns.
+        may be donated as soon as this returns. In the background the first process
+        reads the checkpoint back, and seals it if it is what is given here.
 
         Args:
-          state: what to save.
+          state: what to save; every device holds all of it.
           metrics: of the test split; must hold BEST_METRIC. None where the state has
             not been evaluated; it is not the best one then.
           row: for `row` to give back.
@@ -252,14 +304,24 @@ class Checkpoints:
                 f"checkpoint {newest} in {self._directory} exists already; another run "
                 "is writing there: give this one a --workdir of its own."
             )
+        arrays, objects = _what_to_save(state, metrics, row)
         with self._writing():
-            self._checkpointer.save(
-                self._directory / str(step),
-                args=ocp.args.Composite(**_what_to_save(state, metrics, row)),
-            )
+            self._remove(f"{step}.unsealed*")  # Orbax would log a warning of it
+            self._saving = _Saving(arrays, objects)
+            try:
+                self._checkpointer.save(
+                    self._place / str(step),
+                    args=ocp.args.Composite(
+                        **{k: ocp.args.PyTreeSave(v) for k, v in arrays.items()},
+                        **{k: ocp.args.JsonSave(v) for k, v in objects.items()},
+                    ),
+                )
+            except BaseException:
+                self._end_saving()
+                raise
         self._saved = True
 
-    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+    def restore(self, like: TrainState, step: int | str | None = None) -> TrainState:
         """Returns the state saved at `step`, by default the newest.
 
         Its files are checked first, unless `newest_sound` of this object did.
@@ -267,16 +329,19 @@ class Checkpoints:
         Args:
           like: shapes and types (arrays or `jax.ShapeDtypeStruct`), and the shardings
             to restore to; without any, this process's first device.
-          step: one of `all_steps()`.
+          step: as in `find`.
 
         Raises:
-          UsageError: there is no such checkpoint, or it is damaged.
+          UsageError: there is no such checkpoint, or it is damaged, or deleted.
         """
-        step = self.find(step)
-        self._check(step)
         model, train = map(_restore_as, _items(_somewhere(like)))
-        restored = self._restore(step, model=model, train=train)
-        return TrainState(**restored.model, **restored.train)
+
+        def read(found: int) -> TrainState:
+            with self._reading(found):
+                restored = self._restore(found, model=model, train=train)
+            return TrainState(**restored.model, **restored.train)
+
+        return self._found(step, read)[1]
 
     def row(self, step: int) -> dict[str, Any]:
         """Returns what was given to `save` as `row`; {} if nothing was.
@@ -285,32 +350,57 @@ class Checkpoints:
           UsageError: it is damaged.
         """
         try:
-            return _read_json(self._directory / str(step), "row/metadata")
+            return _read_json(self._directory / str(step), _OBJECTS["row"])
         except _DamageError as damage:
             raise self._damaged(step, damage) from damage
 
     def restore_model(
-        self, params: dict, batch_stats: dict, step: int | None = None
+        self, params: dict, batch_stats: dict, step: int | str | None = None
     ) -> tuple[dict, dict]:
-        """Returns parameters and running statistics alone, checked first.
+        """Returns what `find_model` does, without the step."""
+        return self.find_model(params, batch_stats, step)[1:]
+
+    def find_model(
+        self, params: dict, batch_stats: dict, step: int | str | None = None
+    ) -> tuple[int, dict, dict]:
+        """Returns a step, and its parameters and running statistics, checked first.
 
         Args:
           params: shapes and types, nested as they were saved. It may hold a part of the
             networks only, such as {"encoder": ...}; no more than that is restored.
           batch_stats: likewise; {} for none.
-          step: one of `all_steps()`; the newest when None.
+          step: as in `find`. Where a training that goes on deletes the one that "best"
+            or None means, while it is read, that is looked up again.
 
         Raises:
-          UsageError: the checkpoint is of other networks, or damaged.
+          UsageError: the checkpoint is of other networks, or damaged, or deleted.
         """
-        step = self.find(step)
-        self._check(step, item="model")
         # Orbax takes an empty dict for something else than one with no entries.
         parts = {"params": params, "batch_stats": batch_stats}
         like = _somewhere({name: part for name, part in parts.items() if part})
-        self._check_arrays(like, step)
-        model = self._restore(step, model=_restore_as(like, partial=True)).model
-        return model.get("params", {}), model.get("batch_stats", {})
+
+        def read(found: int) -> dict:
+            with self._reading(found, item="model"):
+                self._check_arrays(like, found)
+                asked = _restore_as(like, partial=True)
+                return self._restore(found, model=asked).model
+
+        step, model = self._found(step, read)
+        return step, model.get("params", {}), model.get("batch_stats", {})
+
+    def _found(
+        self, step: int | str | None, read: Callable[[int], _Result]
+    ) -> tuple[int, _Result]:
+        """Returns the step that `step` means, and what `read` makes of it."""
+        gone: set[int] = set()
+        while True:
+            found = self.find(step, without=gone)
+            try:
+                return found, read(found)
+            except DeletedError:
+                if step not in (None, "newest", "best"):
+                    raise
+                gone.add(found)
 
     def wait(self) -> None:
         """Returns when what was saved is there.
@@ -318,8 +408,7 @@ class Checkpoints:
         Raises:
           TrainingError: it cannot be written.
         """
-        with self._writing():
-            self._checkpointer.wait_until_finished()
+        self._finish(self._checkpointer.wait_until_finished)
 
     def close(self) -> None:
         """Waits for the saving to finish, and deletes what is no longer kept.
@@ -327,8 +416,7 @@ class Checkpoints:
         Raises:
           TrainingError: the last checkpoint cannot be written.
         """
-        with self._writing():
-            self._checkpointer.close()
+        self._finish(self._checkpointer.close)
         if self._saved:  # who only reads, with another `keep`, deletes nothing
             self._delete_old()
 
@@ -342,6 +430,25 @@ class Checkpoints:
             if error is None:
                 raise
             _log.warning("%s", failure)  # `error` is what ends the run
+
+    def _finish(self, end: Callable[[], None]) -> None:
+        """Calls `end`, after which nothing is being saved."""
+        with self._writing():
+            try:
+                end()
+            finally:
+                reports = self._end_saving()
+            _raise_first(reports)
+
+    def _end_saving(self) -> list[str]:
+        """Returns what the storage layer has reported of the saving."""
+        saving, self._saving = self._saving, None
+        return saving.end() if saving else []
+
+    def _check_written(self, directory: pathlib.Path) -> None:
+        """Raises unless `directory` holds what is being saved."""
+        if self._saving:
+            self._saving.check(directory)
 
     def _delete_old(self) -> None:
         """Deletes all but the newest and the best, as the first process."""
@@ -360,15 +467,48 @@ class Checkpoints:
 
     def _accuracy(self, step: int) -> float | None:
         try:
-            metrics = _read_json(self._directory / str(step), "metrics/metrics")
+            metrics = _read_json(self._directory / str(step), _OBJECTS["metrics"])
         except _DamageError:
             return None
         value = metrics.get(BEST_METRIC)
         return value if isinstance(value, float) and math.isfinite(value) else None
 
+    @contextlib.contextmanager
+    def _reading(self, step: int, item: str | None = None) -> Iterator[None]:
+        """Checks files, or those of an item, and that none goes while they are read.
+
+        Raises:
+          UsageError: they are damaged.
+          DeletedError: some are gone at the end, whatever was read of them until then.
+        """
+        files = [self._directory / str(step)]
+        try:
+            self._check(step, item)
+            files += self._files(step, item)
+            yield
+        except UsageError:
+            if all(path.exists() for path in files):
+                raise
+        else:
+            if all(path.exists() for path in files):
+                return
+        raise DeletedError(
+            f"checkpoint {step} in {self._directory} was deleted while it was read; "
+            f"choose another step: {self._others(step)}."
+        )
+
+    def _files(self, step: int, item: str | None) -> list[pathlib.Path]:
+        """Returns what the seal names; [] where there is none."""
+        directory = self._directory / str(step)
+        with contextlib.suppress(_DamageError):
+            sealed = _sealed_files(directory)
+            return [directory / name for name in sealed if _is_of(name, item)]
+        return []
+
     def _check(self, step: int, item: str | None = None) -> None:
         """Raises a UsageError unless all files, or those of an item, are sound."""
-        if item and not self._any_seal():
+        directory = self._directory / str(step)
+        if item and not self._any_seal() and directory.exists():
             _log.warning(
                 "%s is missing in all checkpoints in %s: they are of an earlier "
                 "version, and whether they are damaged cannot be told",
@@ -378,7 +518,7 @@ class Checkpoints:
             return
         try:
             if step not in self._verified:
-                _verify(self._directory / str(step), item)
+                _verify(directory, item)
         except _DamageError as damage:
             raise self._damaged(step, damage) from damage
 
@@ -397,9 +537,10 @@ class Checkpoints:
 
     def _check_arrays(self, like: dict, step: int) -> None:
         """Raises a UsageError unless the networks in `like` are those of `step`."""
-        saved = ocp.PyTreeCheckpointHandler().metadata(
-            self._directory / str(step) / "model"
-        )
+        with self._orbax(step):
+            saved = ocp.PyTreeCheckpointHandler().metadata(
+                self._place / str(step) / "model"
+            )
         wanted = _shapes(like)
         parts = {name[:2] for name in wanted}
         found = {
@@ -418,10 +559,16 @@ class Checkpoints:
                 )
 
     def _restore(self, step: int, **items: ocp.args.PyTreeRestore):
-        try:
+        with self._orbax(step):
             return self._checkpointer.restore(
-                self._directory / str(step), args=ocp.args.Composite(**items)
+                self._place / str(step), args=ocp.args.Composite(**items)
             )
+
+    @contextlib.contextmanager
+    def _orbax(self, step: int) -> Iterator[None]:
+        """Turns what goes wrong with the reading into a UsageError."""
+        try:
+            yield
         except jax.errors.JaxRuntimeError:
             raise  # of the devices or the other processes
         except Exception as error:  # Orbax has no common type for what it cannot read
@@ -450,11 +597,13 @@ class Checkpoints:
 
 
 class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """Where Orbax writes a checkpoint: it is sealed, and then gets its name.
+    """Where Orbax writes a checkpoint: it is checked, sealed, and then gets its name.
 
     The last thing Orbax does is to rename its directory. Here that gives a name which
     does not count, for the seal to cover all that Orbax writes.
     """
+
+    check: Callable[[pathlib.Path], None]
 
     @classmethod
     def from_final(cls, final_path, **options):
@@ -468,9 +617,190 @@ class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
     async def finalize(self) -> None:  # by the first process, in a thread for it
         await super().finalize()
         unsealed = pathlib.Path(super().get_final())
+        # Orbax reads in an event loop of its own, of which a thread has but one.
+        await asyncio.to_thread(self.check, unsealed)
         _seal(unsealed)
         unsealed.rename(self.get_final())
         _flush(unsealed.parent)
+
+
+def _sealed_after(check: Callable[[pathlib.Path], None]) -> type[_SealedPath]:
+    """Returns the class of paths that are sealed after `check` of the directory."""
+    return type("_CheckedPath", (_SealedPath,), {"check": staticmethod(check)})
+
+
+class _Place(type(epath.Path("/"))):
+    """A path of this machine, as Orbax gets it.
+
+    Orbax looks for files by patterns, and epath reads the name of their directory as a
+    part of the pattern: [, * and ? are no characters like others there. Besides, epath
+    takes what lies below /gs, /s3, /az and /hf for buckets.
+    """
+
+    _uri_scheme = None
+
+    def glob(self, pattern: str) -> Iterator[Self]:
+        """Yields what matches, where the directory is no pattern."""
+        yield from map(type(self), pathlib.Path(self).glob(pattern))
+
+
+def _place(directory: pathlib.Path) -> _Place:
+    """Returns where Orbax finds `directory`.
+
+    Links are followed before: TensorStore takes link/../runs for runs. It refuses a
+    path that begins with two slashes, which mean no more than one.
+
+    Raises:
+      UsageError: TensorStore would write to another place.
+    """
+    path = f"/{os.path.realpath(directory).lstrip('/')}"
+    reason = None
+    if "\\" in path:
+        reason = "the storage of checkpoints takes the \\ in it for a /"
+    elif "gs:/" in f"{path}/":
+        reason = "the storage of checkpoints takes the gs: in it for an address"
+    else:
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            reason = "it is not UTF-8"
+    if reason:
+        raise UsageError(
+            f"{path} cannot hold checkpoints ({reason}); give that directory another "
+            "name, or choose another --workdir."
+        )
+    return _Place(path)
+
+
+class _Reports(logging.Handler):
+    """Takes down what the storage layer logs as warning or error, in any thread.
+
+    What is shown of it stays as it is: nothing, where main.py silences absl's logger.
+    """
+
+    _listening: ClassVar[list[Self]] = []
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes down one record."""
+        self.messages.append(record.getMessage())
+
+    def start(self) -> None:
+        """Begins to listen."""
+        absl = logging.getLogger("absl")
+        with self._lock:
+            self._before = (absl.level, absl.getEffectiveLevel())
+            if self._before[1] > self.level:
+                absl.setLevel(self.level)  # there would be no records otherwise
+            elif self._listening:
+                self._before = self._listening[-1]._before
+            self._listening.append(self)
+        absl.addFilter(self._take)
+        for name in _LOGGERS:
+            logging.getLogger(name).addHandler(self)
+
+    def stop(self) -> None:
+        """Ends it, and leaves the loggers as they were."""
+        absl = logging.getLogger("absl")
+        absl.removeFilter(self._take)
+        for name in _LOGGERS:
+            logging.getLogger(name).removeHandler(self)
+        with self._lock:
+            self._listening.remove(self)
+            if not self._listening:
+                absl.setLevel(self._before[0])
+
+    def _take(self, record: logging.LogRecord) -> bool:
+        """Takes down a record of the storage layer; returns whether it is shown."""
+        if record.levelno >= self.level and _called_by_orbax():
+            self.emit(record)
+        return record.levelno >= self._before[1]
+
+
+def _called_by_orbax() -> bool:
+    """Whether this is called from Orbax, or by what that calls."""
+    files = (frame.f_code.co_filename for frame, _ in traceback.walk_stack(None))
+    return any(file.startswith(_ORBAX) for file in files)
+
+
+class _Saving:
+    """A checkpoint that is being written: what it has to hold, and what is reported."""
+
+    def __init__(self, arrays: Mapping[str, Any], objects: Mapping[str, Any]):
+        """Copies everything, in the process that is going to check it.
+
+        Args:
+          arrays: trees of `jax.Array`, by item.
+          objects: what is written as JSON, by item.
+        """
+        self._arrays, self._objects = {}, {}
+        if jax.process_index() == 0:
+            self._arrays = jax.tree.map(_on_host, dict(arrays))
+            self._objects = {name: _as_json(each) for name, each in objects.items()}
+        self._reports = _Reports()
+        self._reports.start()
+
+    def check(self, directory: pathlib.Path) -> None:
+        """Raises unless `directory` holds it all, and nothing has been reported."""
+        _raise_first(self._reports.messages)
+        while self._arrays:  # one after another, to make room
+            name, expected = self._arrays.popitem()
+            _compare_arrays(_Place(directory / name), name, expected)
+        for name, expected in self._objects.items():
+            _compare_objects(directory / _OBJECTS[name], name, expected)
+
+    def end(self) -> list[str]:
+        """Returns what was reported, and listens no more."""
+        self._reports.stop()
+        return self._reports.messages
+
+
+def _on_host(array: jax.Array) -> np.ndarray:
+    """Copies: where the device is the host, NumPy would share the array's memory."""
+    return np.array(array.addressable_data(0))
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _raise_first(reports: list[str]) -> None:
+    if reports:
+        raise RuntimeError(f"Orbax reports: {reports[0]}")
+
+
+def _compare_arrays(directory: _Place, item: str, expected: Any) -> None:
+    """Raises unless the arrays in `directory` have the bits of `expected`."""
+    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), expected)
+    asked = ocp.args.PyTreeRestore(expected, restore_args=on_host)
+    with _reading_back(item):
+        found = ocp.PyTreeCheckpointHandler().restore(directory, args=asked)
+    leaves = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, old), new in zip(leaves, jax.tree.leaves(found), strict=True):
+        same = old.shape == new.shape and old.dtype == new.dtype
+        if not same or old.tobytes() != new.tobytes():
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise _DamageError(f"{item}.{name} is read back changed")
+
+
+def _compare_objects(path: pathlib.Path, item: str, expected: str) -> None:
+    with _reading_back(item):
+        found = _as_json(json.loads(path.read_text()))
+    if found != expected:
+        raise _DamageError(f"{item} is read back changed")
+
+
+@contextlib.contextmanager
+def _reading_back(item: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Orbax has no common type for what it cannot read
+        reason = f"{item} cannot be read back: {_reason(error)}"
+        raise _DamageError(reason) from error
 
 
 class _DamageError(Exception):
@@ -544,8 +874,13 @@ def _verify(directory: pathlib.Path, item: str | None = None) -> None:
       _DamageError: they differ.
     """
     for name, entry in _sealed_files(directory).items():
-        if item is None or name.startswith(f"{item}/"):
+        if _is_of(name, item):
             _verify_file(directory, name, entry)
+
+
+def _is_of(name: str, item: str | None) -> bool:
+    """Whether the file called `name` belongs to `item`; None for any."""
+    return item is None or name.startswith(f"{item}/")
 
 
 def _verify_file(directory: pathlib.Path, name: str, entry: Mapping[str, Any]) -> None:
@@ -598,15 +933,18 @@ def _opened(directory: pathlib.Path, name: str) -> Iterator[BinaryIO]:
 
 
 @functools.cache  # once a process
-def _ignore_late_writes() -> None:
-    """Has nothing printed of arrays whose writing ends after that of another failed.
+def _ignore_late_ends() -> None:
+    """Has nothing printed of arrays whose writing or reading ends after another failed.
 
-    They call an event loop that Orbax has closed by then: a traceback for each.
+    They call an event loop that Orbax has closed by then, or are dropped and end with
+    an error themselves: a traceback for each.
     """
     otherwise = sys.unraisablehook
 
     def hook(unraisable) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        late = code is not None and code.co_filename.startswith(_ORBAX)
+        if not late and str(unraisable.exc_value) != "Event loop is closed":
             otherwise(unraisable)
 
     sys.unraisablehook = hook
@@ -621,6 +959,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _reason(error: BaseException) -> str:
     """What the operating system says; or else the error itself, in short."""
     for each in _chain(error):
+        if isinstance(each, _DamageError):
+            return str(each)
         if isinstance(each, OSError) and each.strerror:
             return each.strerror
         if number := _ERROR_NUMBER.search(str(each)):
@@ -632,18 +972,13 @@ def _what_to_save(
     state: TrainState,
     metrics: Mapping[str, float] | None,
     row: Mapping[str, Any] | None,
-) -> dict[str, ocp.args.CheckpointArgs]:
-    """Returns the items of a checkpoint by name."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the items of a checkpoint: trees of arrays, and objects for JSON."""
     model, train = _items(state)
-    items = {
-        "model": ocp.args.PyTreeSave(model),
-        "train": ocp.args.PyTreeSave(train),
-        "row": ocp.args.JsonSave(dict(row or {})),
-    }
+    objects = {"row": dict(row or {})}
     if metrics is not None:  # a manager takes empty metrics for an accuracy
-        accuracy = {BEST_METRIC: float(metrics[BEST_METRIC])}
-        items["metrics"] = ocp.args.JsonSave(accuracy)
-    return items
+        objects["metrics"] = {BEST_METRIC: float(metrics[BEST_METRIC])}
+    return {"model": model, "train": train}, objects
 
 
 def _items(state: TrainState) -> tuple[dict, dict]:

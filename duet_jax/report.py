@@ -10,7 +10,7 @@ import ml_collections
 from flax import nnx
 
 from duet_jax import devices, metrics, train_state
-from duet_jax.checkpoints import BEST_METRIC
+from duet_jax.checkpoints import BEST_METRIC, Checkpoints
 from duet_jax.plan import Plan
 from duet_jax.types import DatasetFacts
 
@@ -46,6 +46,14 @@ def start_lines(
         plan.batch_size,
         plan.steps_per_call,
     )
+    if config.warmup_epochs >= config.epochs:
+        _log.warning(
+            "the warm-up is the whole run: the learning rate is at most %.2g, not "
+            "config.optimizer.learning_rate=%g; lower config.warmup_epochs=%d",
+            plan.rate(plan.total_steps - 1),
+            config.optimizer.learning_rate,
+            config.warmup_epochs,
+        )
     for section, values in _sections(config):
         shown = " ".join(f"{k}={_shown(v)}" for k, v in values.items())
         _log.info("%-12s %s", section, shown)
@@ -100,17 +108,27 @@ def _describe_parameters(plan: Plan) -> str:
 
 
 def end_lines(workdir: pathlib.Path) -> None:
-    """Says how far the run came and where its results are."""
+    """Says how far the run came, which checkpoint is the best, and where it all is."""
     rows = metrics.read_rows(workdir / "metrics.jsonl")
     rows = [row for row in rows if row["split"] == "test"]
     if rows:
-        best = max(rows, key=lambda row: row[BEST_METRIC])
         _log.info(
-            "finished     test online_top1 %.1f %% after epoch %.4g (best %.1f %% "
-            "after %.4g)",
+            "finished     test online_top1 %.1f %% after epoch %.4g%s",
             100 * rows[-1][BEST_METRIC],
             rows[-1]["epoch"],
-            100 * best[BEST_METRIC],
-            best["epoch"],
+            _describe_best(workdir, rows),
         )
     _log.info("results in   %s", workdir)
+
+
+def _describe_best(workdir: pathlib.Path, rows: list[dict]) -> str:
+    """Says what --step=best restores: not the best row, which may not be saved."""
+    with Checkpoints(workdir / "checkpoints", create=False) as saved:
+        best = saved.best()
+    if best is None:
+        return ""
+    if best.step == rows[-1]["step"]:
+        return ", which is --step=best too"
+    epochs = [row["epoch"] for row in rows if row["step"] == best.step]
+    epoch = f", epoch {epochs[-1]:.4g}" if epochs else ""
+    return f"; --step=best is step {best.step}{epoch}, with {100 * best.accuracy:.1f} %"

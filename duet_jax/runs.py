@@ -15,7 +15,7 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from duet_jax import encoding, workdir
+from duet_jax import encoding, files, workdir
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.data.decoding import preprocessed_side
 from duet_jax.encoding import FrozenEncoder, Representations
@@ -76,7 +76,8 @@ def load_run(
     Args:
       directory: the `--workdir` of a training.
       step: of a checkpoint; the newest when None, "best" for the one with the best
-        online top-1 on the test split.
+        online top-1 on the test split. A training may go on meanwhile: what it deletes
+        while it is read gives way to the one that is the newest or the best then.
       batch_size: images on the device at a time; 0 for that of the training.
 
     Raises:
@@ -84,7 +85,7 @@ def load_run(
     """
     if batch_size < 0:
         raise UsageError(f"batch_size={batch_size} must be 1 or more, or 0.")
-    directory = pathlib.Path(directory)
+    directory = files.local(directory, "load_run: directory")
     config = workdir.load_config(directory)
     if batch_size:
         config.batch_size = batch_size
@@ -116,8 +117,7 @@ def restore(
             "--workdir."
         )
     with Checkpoints(directory / "checkpoints", create=False) as saved:
-        step = saved.find(step)
-        params, batch_stats = saved.restore_model(
+        step, params, batch_stats = saved.find_model(
             {"encoder": params}, {"encoder": batch_stats}, step
         )
     encoder = FrozenEncoder(method, batch_size=config.batch_size)

@@ -1,20 +1,33 @@
 """What is kept, and what comes back."""
 
 import errno
+import json
 import logging
 import os
+import pathlib
+import re
 import shutil
+import socket
+import subprocess
+import sys
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from absl import logging as absl_logging
+from orbax.checkpoint._src.metadata import array_metadata_store
+from orbax.checkpoint._src.serialization import ocdbt_utils, serialization
 
 from duet_jax import checkpoints as module
+from duet_jax import report
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.errors import TrainingError, UsageError
 from duet_jax.types import TrainState
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 # Left by killed runs, and by one that set a damaged checkpoint aside.
 REMAINDERS = ("9.unsealed.orbax-checkpoint-tmp", "9.unsealed", ".deleted-9")
@@ -49,6 +62,15 @@ def sealing(monkeypatch):
         monkeypatch.setattr(module, "_seal", watched)
 
     return install
+
+
+def check_restored(directory, step):
+    """Another program finds in `directory` what was saved."""
+    with Checkpoints(directory, create=False) as checkpoints:
+        restored = checkpoints.restore(state(0), step)
+        jax.tree.map(np.testing.assert_array_equal, restored, state(step))
+        model = checkpoints.restore_model(state(0).params, state(0).batch_stats, step)
+        jax.tree.map(np.testing.assert_array_equal, model, restored[1:3])
 
 
 @pytest.mark.parametrize(
@@ -326,3 +348,504 @@ def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"cannot be made \(Not a directory\)"):
         Checkpoints(tmp_path / "file" / "checkpoints")
+
+
+# --- names of directories -------------------------------------------------------------
+
+# Which other directory each would be, where Orbax takes it for a pattern.
+PATTERNS = {
+    "run[1]": "run1",
+    "run*": "runner",
+    "a?b": "aXb",
+    "[x]/y": "x/y",
+    "**/c": "d/c",
+    "[!a]*?": "bcd",
+}
+
+
+@pytest.mark.parametrize(("name", "other"), PATTERNS.items())
+def test_a_name_is_no_pattern(tmp_path, name, other):
+    """Nothing is read from directories that it would match."""
+    with Checkpoints(tmp_path / other) as checkpoints:
+        checkpoints.save(state(5), None)
+    # As if a second process of that run were saving the same step.
+    place = "1.unsealed.orbax-checkpoint-tmp/model.orbax-checkpoint-tmp"
+    shutil.copytree(
+        tmp_path / other / "5/model/ocdbt.process_0",
+        tmp_path / other / place / "ocdbt.process_1",
+    )
+    with Checkpoints(tmp_path / name, keep=3) as checkpoints:
+        save_all(checkpoints, [0.2, 0.1])
+    for step in (1, 2):
+        check_restored(tmp_path / name, step)
+    assert sorted(os.listdir(tmp_path / name)) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "link/../run",
+        "link/run",
+        "%20%",
+        "#",
+        "a b",
+        "|zip:",
+        "s3:/x",
+        "ü",
+        "~",
+    ],
+)
+def test_a_directory_is_where_the_system_finds_it(tmp_path, name):
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("other/deep")
+    plain = {"link/../run": "other/run", "link/run": "other/deep/run"}.get(name, name)
+    for directory in (tmp_path / name, pathlib.Path(f"/{tmp_path}") / name):
+        with Checkpoints(directory) as checkpoints:
+            checkpoints.save(state(1), None)
+        check_restored(directory, 1)
+        check_restored(tmp_path / plain, 1)
+        # Nothing of it is anywhere else.
+        files = {path for path in tmp_path.rglob("*") if path.is_file()}
+        assert files
+        assert all(path.is_relative_to(tmp_path / plain / "1") for path in files)
+        shutil.rmtree(tmp_path / plain)
+
+
+@pytest.mark.parametrize("root", ["gs", "s3", "az", "hf"])
+def test_a_mounted_bucket_is_a_directory(root):
+    path = module._place(pathlib.Path(f"/{root}/runs"))
+    assert os.fspath(path / "1") == f"/{root}/runs/1"
+    assert (path / "1").parent.exists() is os.path.exists(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("back\\slash", r"takes the \\ in it for a /"),
+        ("args:/run", r"takes the gs: in it for an address"),
+        ("gs:", r"takes the gs: in it for an address"),
+        ("\udcff", r"it is not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name, reason, linked):
+    directory = tmp_path / name
+    if linked:
+        directory.mkdir(parents=True)
+        (tmp_path / "link").symlink_to(directory)
+        directory = tmp_path / "link"
+    before = sorted(tmp_path.rglob("*"))
+    for create in (True, False):
+        with pytest.raises(
+            UsageError, match=rf"cannot hold checkpoints \(.*{reason}\)"
+        ):
+            Checkpoints(directory, create=create)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+PROCESS = """
+import functools, pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from absl import logging
+
+directory, port, number = sys.argv[1:]
+logging.set_verbosity(logging.FATAL)
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number))
+
+from duet_jax.checkpoints import Checkpoints
+from duet_jax.types import TrainState
+
+mesh = jax.make_mesh((2,), ("all",), (jax.sharding.AxisType.Auto,))
+everywhere = jax.NamedSharding(mesh, jax.P())
+
+@functools.partial(jax.jit, out_shardings=everywhere)
+def state(step):
+    rows = jax.random.normal(jax.random.key(step), (8, 6))
+    params = {"encoder": {"kernel": rows, "bias": rows[0]}}
+    return TrainState(step, params, {"mean": rows[1]}, (params,), step > 0)
+
+with Checkpoints(pathlib.Path(directory)) as checkpoints:
+    for step in (1, 2):
+        checkpoints.save(state(jnp.int32(step)), {"online_top1": 0.5})
+with Checkpoints(pathlib.Path(directory), create=False) as checkpoints:
+    for step in (1, 2):
+        saved = state(jnp.int32(step))
+        same = lambda a, b: np.testing.assert_array_equal(*map(np.asarray, (a, b)))
+        jax.tree.map(same, checkpoints.restore(saved, step), saved)
+print("both are sound")
+"""
+
+
+def test_two_processes_save_below_a_name_like_a_pattern(tmp_path):
+    """Each writes its half; what a killed job has left is no reason to complain."""
+    directory = tmp_path / "a[b]*?" / "checkpoints"
+    for name in (*REMAINDERS, "1.unsealed.orbax-checkpoint-tmp"):
+        (directory / name / "model.orbax-checkpoint-tmp").mkdir(parents=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, directory, str(port), str(number)],
+            cwd=ROOT,
+            env={**os.environ, "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        said = [job.communicate(timeout=120) for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    for out, err in said:
+        assert "both are sound" in out, err
+    halves = (directory / "2" / "model").glob("ocdbt.process_*")
+    assert {half.name[-1] for half in halves} == {"0", "1"}
+
+
+# --- what is read back before it counts -----------------------------------------------
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """One with a checkpoint, of step 1."""
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(state(1), {"online_top1": 0.5}, {"seconds": 1.5})
+    return tmp_path / "checkpoints"
+
+
+@pytest.fixture
+def silent():
+    """absl's logger as main.py leaves it."""
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    yield logging.getLogger("absl")
+    assert logging.getLogger("absl").level == logging.FATAL
+
+
+def refused(directory):
+    """Saves step 2, which fails, and returns the reason."""
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(state(2), {"online_top1": 0.9}, {"seconds": 2.5})
+        with pytest.raises(TrainingError) as caught:
+            checkpoints.wait()
+        checkpoints.wait()  # it is said once
+        assert checkpoints.all_steps() == [1]
+        assert checkpoints.best() == (1, 0.5)
+        assert checkpoints.newest_sound() == 1
+    assert {path.parent.name for path in directory.rglob("checksums.json")} == {"1"}
+    check_restored(directory, 1)
+    text = str(caught.value)
+    start = f"{directory}: a checkpoint cannot be written ("
+    end = "); make room or put it right, then the same command goes on from step 1."
+    assert text.startswith(start)
+    assert text.endswith(end)
+    reason = text.removeprefix(start).removesuffix(end)
+    assert "\n" not in reason
+    assert len(reason) < 260
+    return reason
+
+
+async def nothing(*_, **__):
+    """Writes nothing, and says nothing."""
+
+
+def writing(change):
+    """Returns what writes arrays as Orbax does, those of three numbers changed."""
+    write = serialization.async_serialize_from_host
+
+    async def writes(slices, spec, **options):
+        if slices.global_shape == (3,):
+            for each in slices.replica_slices:
+                object.__setattr__(each, "unsliced_data", change(each.unsliced_data))
+        await write(slices, spec, **options)
+
+    return writes
+
+
+def writing_json(change):
+    """Returns what writes JSON as Orbax does, changed."""
+
+    async def writes(self, value, place):
+        place = await place.await_creation() if hasattr(place, "path") else place
+        (place / self._filename).write_text(change(json.dumps(value)))
+
+    return writes
+
+
+# What goes wrong without a word: where, what happens there, and what is found out.
+FAULTS = {
+    "nothing": (
+        (ocdbt_utils, "merge_ocdbt_per_process_files", nothing),
+        r"(model|train) cannot be read back: NOT_FOUND: .*",
+    ),
+    "one value": (
+        (
+            serialization,
+            "async_serialize_from_host",
+            writing(lambda x: np.concatenate([x[:2], x[2:] + 1])),
+        ),
+        r"model.batch_stats.encoder.mean is read back changed",
+    ),
+    "one bit": (
+        (
+            serialization,
+            "async_serialize_from_host",
+            writing(lambda x: (x.view(np.uint32) ^ np.uint32(1)).view(np.float32)),
+        ),
+        r"model.batch_stats.encoder.mean is read back changed",
+    ),
+    "zeros": (
+        (serialization, "async_serialize_from_host", writing(np.zeros_like)),
+        r"model.batch_stats.encoder.mean is read back changed",
+    ),
+    "another object": (
+        (
+            ocp.JsonCheckpointHandler,
+            "_save_fn",
+            writing_json(lambda text: text.replace("5", "6")),
+        ),
+        r"(row|metrics) is read back changed",
+    ),
+    "half an object": (
+        (ocp.JsonCheckpointHandler, "_save_fn", writing_json(lambda text: text[:-3])),
+        r"(row|metrics) cannot be read back: .*",
+    ),
+}
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS.values(), ids=FAULTS)
+def test_what_was_written_otherwise_is_not_sealed(
+    directory, silent, monkeypatch, fault, reason
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(*fault)
+        assert re.fullmatch(reason, refused(directory))
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(state(2), None)
+    check_restored(directory, 2)
+
+
+def test_what_nothing_can_be_read_of_is_not_sealed(directory, silent, monkeypatch):
+    restore = ocp.PyTreeCheckpointHandler.restore
+
+    def broken(self, place, **options):
+        if place.parent.name == "2.unsealed":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return restore(self, place, **options)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", broken)
+    assert re.fullmatch(
+        r"(model|train) cannot be read back: Input/output error", refused(directory)
+    )
+
+
+def merging(function):
+    """Returns what merges the files of processes, after a call of `function`."""
+    merge = ocdbt_utils.merge_ocdbt_per_process_files
+
+    async def merges(*arguments, **options):
+        function()
+        await merge(*arguments, **options)
+
+    return merges
+
+
+def of_orbax():
+    """A warning out of a file of Orbax."""
+    empty = ocp.type_handlers.create_type_handler_registry()
+    array_metadata_store.resolve_array_metadata_store(empty)
+
+
+# How the storage layer says that something is wrong, and goes on.
+COMPLAINTS = {
+    "a file of Orbax": (of_orbax, r"No jax.Array in TypeHandlerRegistry: .*"),
+    "a function it calls": (lambda: absl_logging.warning("gone: %s", 7), "gone: 7"),
+    "an error": (lambda: absl_logging.error("two\nlines"), "two lines"),
+    "a logger of its own": (
+        lambda: logging.getLogger("orbax.checkpoint").warning("tired"),
+        "tired",
+    ),
+    "the first of two": (
+        lambda: [absl_logging.warning(each) for each in ("one", "two")],
+        "one",
+    ),
+    "long": (lambda: absl_logging.warning("long " * 500), "(long )+"),
+}
+
+
+@pytest.mark.parametrize(("complain", "reason"), COMPLAINTS.values(), ids=COMPLAINTS)
+def test_what_the_storage_layer_complains_of_is_not_sealed(
+    directory, silent, monkeypatch, capfd, complain, reason
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(ocdbt_utils, "merge_ocdbt_per_process_files", merging(complain))
+        assert re.fullmatch(f"Orbax reports: {reason}", refused(directory))
+    assert capfd.readouterr() == ("", "")
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(state(2), None)
+    check_restored(directory, 2)
+
+
+def test_a_complaint_after_the_seal_ends_the_run(directory, silent, monkeypatch):
+    """As one of another process does, which does not seal."""
+    done = ocp.path.atomicity.record_saved_duration
+
+    def complain(*arguments):
+        absl_logging.warning("late")
+        done(*arguments)
+
+    monkeypatch.setattr(ocp.path.atomicity, "record_saved_duration", complain)
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(state(2), None)
+        with pytest.raises(TrainingError, match=r"\(Orbax reports: late\)"):
+            checkpoints.wait()
+
+
+def test_others_may_complain(directory, silent, sealing):
+    """And of what is only told, nobody asks."""
+    told, go_on = threading.Event(), threading.Event()
+    sealing(lambda _: (told.set(), go_on.wait(60)))
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(state(2), None)
+        assert told.wait(60)
+        absl_logging.error("of a loader of images")
+        logging.getLogger("orbax").info("well")
+        go_on.set()
+    check_restored(directory, 2)
+
+
+def test_what_is_shown_stays_as_it_is(tmp_path, silent, monkeypatch, caplog):
+    """Also of two directories that are written at a time."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+
+    def complain():
+        absl_logging.warning("not shown")
+        absl_logging.error("shown")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocdbt_utils, "merge_ocdbt_per_process_files", merging(complain))
+        both = [Checkpoints(tmp_path / name) for name in "ab"]
+        for each in both:
+            each.save(state(1), None)
+        for each in both:
+            with pytest.raises(TrainingError, match=r"Orbax reports: (not )?shown"):
+                each.wait()
+            each.close()
+    messages = {each.getMessage() for each in caplog.records if each.name == "absl"}
+    assert "shown" in messages
+    assert "not shown" not in messages
+    assert silent.level == logging.ERROR
+    assert silent.filters == []
+    assert logging.getLogger("orbax").handlers == []
+    absl_logging.set_verbosity(absl_logging.FATAL)
+
+
+def test_the_arrays_are_free_as_soon_as_save_returns(directory):
+    """Others get their memory before they are written, and read back."""
+    saved = jax.tree.map(jnp.copy, state(2))
+    zero = jax.jit(lambda x: (x * 0).astype(x.dtype), donate_argnums=0)
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(saved, None)
+        jax.block_until_ready(jax.tree.map(zero, saved))
+        jax.tree.map(lambda x: x.delete(), saved)
+    check_restored(directory, 2)
+
+
+def test_nothing_is_kept_of_what_has_been_saved(directory):
+    """It would be as much memory as the state takes."""
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(state(2), None)
+        checkpoints.wait()
+        assert checkpoints._saving is None
+
+
+def test_a_saving_that_failed_can_be_repeated(directory, silent, sealing):
+    """What it has left is removed before Orbax complains of it."""
+    with Checkpoints(directory) as checkpoints:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "_seal", full_disk)
+            checkpoints.save(state(2), None)
+            with pytest.raises(TrainingError, match=FULL):
+                checkpoints.wait()
+        assert (directory / "2.unsealed").is_dir()
+        (directory / "2.unsealed.orbax-checkpoint-tmp").mkdir()
+        checkpoints.save(state(2), None)
+    check_restored(directory, 2)
+
+
+# --- which one is the best ------------------------------------------------------------
+
+
+def told(run, caplog):
+    """The lines at the end of the run in a directory."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="duet_jax.report"):
+        report.end_lines(run)
+    return [record.getMessage() for record in caplog.records]
+
+
+# Accuracies after each epoch of two steps, and whether that was saved; the best step,
+# and what is said of it.
+RUNS = {
+    "the last": ([(0.1, True), (0.4, True)], 4, ", which is --step=best too"),
+    "another": (
+        [(0.1, True), (0.614, True), (0.5, True), (0.4, True)],
+        4,
+        "; --step=best is step 4, epoch 2, with 61.4 %",
+    ),
+    "the newest of equals": (
+        [(0.4, True), (0.4, True)],
+        4,
+        ", which is --step=best too",
+    ),
+    "the newest of equals before": (
+        [(0.4, True), (0.4, True), (0.3, True)],
+        4,
+        "; --step=best is step 4, epoch 2, with 40.0 %",
+    ),
+    "a better one was not saved": (
+        [(0.2, True), (0.9, False), (0.3, True), (0.25, True)],
+        6,
+        "; --step=best is step 6, epoch 3, with 30.0 %",
+    ),
+}
+
+
+@pytest.mark.parametrize(("epochs", "best", "said"), RUNS.values(), ids=RUNS)
+def test_one_checkpoint_is_the_best_everywhere(tmp_path, caplog, epochs, best, said):
+    """For the terminal, for --step=best, and for what is kept."""
+    rows = []
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        for epoch, (accuracy, saved) in enumerate(epochs, 1):
+            scores = {"online_top1": accuracy}
+            for split in ("train", "test"):
+                rows.append(
+                    {"step": 2 * epoch, "epoch": epoch, "split": split, **scores}
+                )
+            if saved:
+                checkpoints.save(state(2 * epoch), scores)
+    text = "\n".join(map(json.dumps, rows))
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with Checkpoints(tmp_path / "checkpoints", create=False) as checkpoints:
+        assert checkpoints.find("best") == checkpoints.best_step() == best
+        assert set(checkpoints.all_steps()) == {best, 2 * len(epochs)}
+        assert checkpoints.best().accuracy == rows[best - 1]["online_top1"]
+    assert told(tmp_path, caplog) == [
+        f"finished     test online_top1 {100 * epochs[-1][0]:.1f} % after epoch "
+        f"{len(epochs)}{said}",
+        f"results in   {tmp_path}",
+    ]
+
+
+def test_what_is_said_of_a_run_without_its_best(tmp_path, caplog):
+    """The lines are not what a finished run fails for."""
+    row = {"step": 2, "epoch": 1, "split": "test", "online_top1": 0.25}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row))
+    end = "finished     test online_top1 25.0 % after epoch 1"
+    assert told(tmp_path, caplog)[0] == end
+    save_all(checkpoints := Checkpoints(tmp_path / "checkpoints"), [0.5, None])
+    checkpoints.close()
+    assert told(tmp_path, caplog)[0] == f"{end}; --step=best is step 1, with 50.0 %"

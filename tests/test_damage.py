@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -14,10 +15,15 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from hypothesis import strategies as st
+from orbax.checkpoint._src.serialization import serialization
+from program import TINY
 
-from duet_jax.checkpoints import Checkpoints
+import main
+from duet_jax import checkpoints as module
+from duet_jax.checkpoints import Checkpoints, DeletedError
 from duet_jax.errors import UsageError
 from duet_jax.types import TrainState
 
@@ -415,3 +421,256 @@ def test_a_full_disk_is_one_line(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest_sound() == 1
     assert os.listdir(tmp_path) == ["1"]
+
+
+# --- what is deleted while it is read -------------------------------------------------
+
+
+def rename(step):
+    """As a training does first, and in vain thereafter."""
+    step.rename(step.with_name(f".deleted-{step.name}"))
+
+
+def rename_and_delete(step):
+    rename(step)
+    shutil.rmtree(step.with_name(f".deleted-{step.name}"))
+
+
+def delete_arrays(step):
+    """As a user does, who is not through yet."""
+    shutil.rmtree(step / "model" / "ocdbt.process_0")
+
+
+def delete_files(step):
+    for path in files_of(step):
+        path.unlink()
+
+
+def at(count, function):
+    """Returns a function that is called at the `count`-th time it is called."""
+    times = itertools.count(1)
+    return lambda: function() if next(times) == count else None
+
+
+# Before what of the reading it happens.
+MOMENTS = {
+    "the metadata": (ocp.PyTreeCheckpointHandler, "metadata", 1),
+    "the arrays": (Checkpoints, "_restore", 1),
+    "the first array": (serialization, "_read_shard", 1),
+    "the last array": (serialization, "_read_shard", 3),
+}
+WAYS = (rename, rename_and_delete, delete_arrays, delete_files)
+
+
+@pytest.fixture
+def going(directory, monkeypatch):
+    """Has a step of `directory` deleted at a moment of its being read."""
+
+    def install(way, moment, step=6):
+        place, name, count = MOMENTS[moment]
+        original = getattr(place, name)
+        go = at(count, lambda: way(directory / str(step)))
+        monkeypatch.setattr(place, name, lambda *a, **k: (go(), original(*a, **k))[1])
+
+    return install
+
+
+def check_next(directory, step):
+    """Finds step 4 for what means step 6 no longer."""
+    saved = state(4)
+    with Checkpoints(directory, create=False) as checkpoints:
+        found, *model = checkpoints.find_model(saved.params, saved.batch_stats, step)
+    assert found == 4
+    jax.tree.map(np.testing.assert_array_equal, model, list(saved[1:3]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_what_goes_makes_way_for_the_next(directory, going, way, moment):
+    going(way, moment)
+    check_next(directory, None)
+
+
+@pytest.mark.parametrize("step", ["newest", "best"])
+@pytest.mark.parametrize("way", [rename, delete_arrays])
+def test_what_a_word_means_is_looked_up_again(directory, going, way, step):
+    going(way, "the arrays")
+    check_next(directory, step)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_asked_for_and_goes(directory, going, way):
+    going(way, "the arrays")
+    saved = state(6)
+    checkpoints = Checkpoints(directory, create=False)
+    with pytest.raises(DeletedError) as caught:
+        checkpoints.restore_model(saved.params, saved.batch_stats, 6)
+    assert str(caught.value) == (
+        f"checkpoint 6 in {directory} was deleted while it was read; choose another "
+        "step: 2, 4."
+    )
+
+
+def test_what_goes_while_it_is_checked(directory, monkeypatch):
+    """Not taken for damaged, nor its run for one of an earlier version."""
+    facts = module._facts
+    go = at(3, lambda: rename(directory / "6"))
+    monkeypatch.setattr(module, "_facts", lambda f: (go(), facts(f))[1])
+    with Checkpoints(directory, create=False) as checkpoints:
+        step, *_ = checkpoints.find_model(state(0).params, {})
+        assert step == 4
+
+
+def test_the_only_one_goes(directory, going, warnings):
+    for step in (2, 4):
+        shutil.rmtree(directory / str(step))
+    going(rename, "the arrays")
+    checkpoints = Checkpoints(directory, create=False)
+    with pytest.raises(UsageError, match="holds no checkpoint; train first"):
+        checkpoints.restore_model(state(0).params, {})
+    assert warnings() == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_whole_state_goes(directory, going, way):
+    going(way, "the arrays")
+    with Checkpoints(directory, create=False) as checkpoints:
+        restored = checkpoints.restore(state(0))
+    jax.tree.map(np.testing.assert_array_equal, restored, state(4))
+
+
+def test_the_best_makes_way_for_a_better_one(directory, monkeypatch):
+    """Between the looks at the directory and at the accuracies."""
+    original = Checkpoints._accuracy
+
+    def accuracy(self, step):
+        if step == 4 and (directory / "6").exists():
+            (directory / "4").rename(directory / "8")
+            (directory / "6").rename(directory / "gone")
+        return original(self, step) if step != 2 else None
+
+    monkeypatch.setattr(Checkpoints, "_accuracy", accuracy)
+    with Checkpoints(directory, create=False) as checkpoints:
+        assert checkpoints.find("best") == 8
+
+
+READS = """
+import pathlib, shutil, sys
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint._src.serialization import serialization
+from duet_jax.checkpoints import Checkpoints
+from duet_jax.errors import UsageError
+from duet_jax.types import TrainState
+
+directory, way, step = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+noise = np.random.default_rng(0).normal(size=(30, 300_000)).astype(np.float32)
+
+def state(step):
+    # Large ones and small ones, so that some are still read when others have failed.
+    trees = [{"a": {str(i): jnp.asarray(row[:None if i % 2 else 100]) + step}}
+             for i, row in enumerate(noise)]
+    merged = {"a": {name: x for tree in trees for name, x in tree["a"].items()}}
+    return TrainState(jnp.int32(step), merged, merged, (), jnp.bool_(True))
+
+def write():
+    with Checkpoints(directory) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(state(step), {"online_top1": 0.5})
+
+read, calls = serialization._read_shard, []
+
+async def reads(**options):
+    calls.append(None)
+    if len(calls) == 45 and way == "rename":
+        (directory / "2").rename(directory / ".deleted-2")
+    elif len(calls) == 45:
+        shutil.rmtree(directory / "2" / "model" / "ocdbt.process_0")
+    return await read(**options)
+
+if way == "write":
+    write()
+else:
+    serialization._read_shard = reads
+    like = state(0)
+    with Checkpoints(directory, create=False) as checkpoints:
+        try:
+            found = checkpoints.find_model(
+                like.params, like.batch_stats, None if step == "None" else int(step)
+            )
+            saved = state(1).params["a"]["3"]
+            print(found[0], np.array_equal(found[1]["a"]["3"], saved))
+        except UsageError as error:
+            print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    place = tmp_path_factory.mktemp("large") / "checkpoints"
+    call_python(READS, place, "write", "-")
+    return place
+
+
+def call_python(text, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", text, *map(str, arguments)],
+        cwd=pathlib.Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("way", ["rename", "in place"])
+@pytest.mark.parametrize("step", [None, 2])
+def test_a_program_that_only_reads_is_quiet(large, tmp_path, way, step):
+    """Of arrays that were read in vain no thread and no coroutine says anything."""
+    directory = shutil.copytree(large, tmp_path / "checkpoints")
+    said = call_python(READS, directory, way, step)
+    if step is None:
+        assert said == "1 True\n"
+    else:
+        assert said == (
+            f"checkpoint 2 in {directory} was deleted while it was read; choose "
+            "another step: 1.\n"
+        )
+
+
+# --- a whole run ----------------------------------------------------------------------
+
+
+def test_a_run_in_a_directory_like_a_pattern(tmp_path, monkeypatch, capfd):
+    """Trained, measured, and measured while its newest checkpoint goes."""
+    directory = tmp_path / "all*" / "run[1]?"
+    options = (*TINY, "--config.epochs=2", "--config.compilation_cache=off")
+    command = ["main.py", f"--workdir={directory}"]
+    assert main.main([*command, *options, "--mode=train,knn"]) == 0
+    assert sorted(os.listdir(directory / "checkpoints")) == ["1", "2"]
+
+    def result():
+        return json.loads((directory / "eval" / "knn.json").read_text())
+
+    before = result()
+    restore, goes = Checkpoints._restore, ["2"]
+
+    def restores(self, *arguments, **options):
+        if goes:
+            rename(directory / "checkpoints" / goes.pop())
+        return restore(self, *arguments, **options)
+
+    monkeypatch.setattr(Checkpoints, "_restore", restores)
+    assert main.main([*command, options[-1], "--mode=knn"]) == 0
+    after = result()
+    assert (before["step"], after["step"]) == (2, 1)
+    assert before["weights"] != after["weights"]
+    goes.append("1")
+    assert "Traceback" not in capfd.readouterr().err
+    assert main.main([*command, options[-1], "--mode=knn", "--step=1"]) == 2
+    assert capfd.readouterr().err == (
+        f"error: checkpoint 1 in {directory / 'checkpoints'} was deleted while it was "
+        "read; choose another step: none.\n"
+    )
