@@ -62,9 +62,10 @@ def get_config() -> ml_collections.ConfigDict:
     dataset.center_crop = False
     # Classes that the data must have; 0: whatever they have. [--num-classes]
     dataset.num_classes = 0
-    # Share of the training images that is used, evenly spread over the set in its own
-    # order (the first of every ten, say): the same ones whatever method and seed. All
-    # test images are used in any case.
+    # Share of the training images that is used: of every class, one image at least,
+    # evenly spread in the order of the set (the first of every ten, say). Of a TFDS
+    # set, whose classes are known only after reading it, evenly spread over the whole.
+    # The same ones whatever method and seed. All test images are used in any case.
     dataset.train_fraction = 1.0
     # Where the images are while training. device: all of them, decoded, in the memory
     # of every device. host: outside, read and decoded batch by batch by worker

@@ -15,9 +15,10 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from duet_jax import atomic, metrics, settings, workdir
+from duet_jax import data, files, metrics, settings, workdir
 from duet_jax.errors import UsageError
 from duet_jax.evaluators import EVALUATORS
+from duet_jax.types import Identity, same_images
 
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -98,7 +99,7 @@ class Cell(NamedTuple):
     def write(self, **entries: Any) -> None:
         """Changes entries of the record."""
         record = {**self.record(), "command": self.command, **entries}
-        with atomic.replacing(self._beside("json")) as partial:
+        with files.replacing(self._beside("json")) as partial:
             partial.write_text(json.dumps(record, indent=2) + "\n")
 
     @property
@@ -110,7 +111,8 @@ class Cell(NamedTuple):
             steps = [last["step"]] * len(self.measures)
             measured = all(map(self._measured, self.measures, steps))
             whole = bool(self.found() and self.facts())
-            return trained and measured and whole and not self.differences()
+            done = trained and measured and whole and not self.differences()
+            return done and self._of_these_images()
         except _ODD:
             return False
 
@@ -125,6 +127,29 @@ class Cell(NamedTuple):
             and asked.items() <= found["settings"].items()
         )
 
+    def _of_these_images(self) -> bool:
+        """Whether it was trained and measured on the images as they are now.
+
+        Raises:
+          UsageError: some of them are gone, or cannot be read.
+        """
+        dataset = self.config["dataset"]
+        for mode, options in self.measures.items():
+            sources = EVALUATORS[mode].images(dataset, options)
+            found = self.result(mode)["images"]
+            if found.keys() != sources.keys() or not all(
+                self._identity(*source) == tuple(found[name])
+                for name, source in sources.items()
+            ):
+                return False
+        return same_images(
+            workdir.load_facts(self.directory).identity,
+            self._identity(dataset["name"], dataset["path"]),
+        )
+
+    def _identity(self, name: str, path: str) -> Identity | None:
+        return _identify(name, path, self.config["dataset"]["cache_dir"])
+
     def differences(self) -> list[str]:
         """Lists what its work directory was trained with otherwise; empty if nothing.
 
@@ -136,6 +161,22 @@ class Cell(NamedTuple):
         if not isinstance(config, dict):
             raise ValueError("config.json is no JSON object")
         return settings.differences(config, self.config)
+
+    def check_images(self) -> None:
+        """Raises a UsageError where its images are gone, or not those of its run."""
+        dataset = self.config["dataset"]
+        now = self._identity(dataset["name"], dataset["path"])
+        try:
+            before = workdir.load_facts(self.directory).identity
+        except UsageError:  # a run that has not begun, or will write it again
+            return
+        started = workdir.is_started(self.directory)
+        if now is not None and started and not same_images(before, now):
+            raise UsageError(
+                f"{self.directory} holds a run on other images than those of "
+                f"config.dataset.path={dataset['path']!r}; give back its data, or "
+                "choose another --workdir."
+            )
 
     def check(self) -> None:
         """Raises a UsageError where its directory holds another run."""
@@ -173,10 +214,10 @@ class Cell(NamedTuple):
 
     def facts(self) -> dict[str, str]:
         """Returns what was run, on what and where, in words; of a finished cell."""
-        data = json.loads((self.directory / "dataset.json").read_text())
+        images = json.loads((self.directory / "dataset.json").read_text())
         evaluations = [self.result(mode) for mode in self.measures]
         return {
-            "data": f"{data['name']}, {data['num_train']:,} images",
+            "data": f"{images['name']}, {images['num_train']:,} images",
             "epochs": str(self.epochs),
             "hardware": evaluations[0]["device"] if evaluations else "-",
             "commit": " ".join(self.record().get("commits", [])) or "-",
@@ -208,6 +249,23 @@ class Cell(NamedTuple):
                 except BlockingIOError:
                     taken = True
             yield None if taken else file.fileno()
+
+
+_identities: dict[tuple[str, str, str], Identity] = {}
+
+
+def _identify(name: str, path: str, cache_dir: str) -> Identity | None:
+    """Returns which images a set holds, looked at once a process.
+
+    None for a set that the first run is to prepare.
+    """
+    key = (name, path, cache_dir)
+    if key not in _identities:
+        found = data.identify(name, path=path, cache_dir=cache_dir)
+        if found is None:
+            return None
+        _identities[key] = found
+    return _identities[key]
 
 
 def _top1(found: Mapping[str, Any]) -> float:

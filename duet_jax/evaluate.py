@@ -18,7 +18,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from duet_jax import atomic, devices, runs, workdir
+from duet_jax import devices, files, runs, workdir
+from duet_jax.errors import UsageError
 from duet_jax.evaluators import EVALUATORS, Evaluation, Result, Table
 from duet_jax.figures.style import save
 from duet_jax.settings import fields
@@ -69,14 +70,14 @@ def evaluate(
 
 
 def valid(evaluation: Evaluation, stem: str) -> dict[str, Any] | None:
-    """Returns what `eval/<stem>.json` holds if it is of this checkpoint and settings.
+    """Returns what `eval/<stem>.json` holds, if that still holds.
 
-    None where it is not, or is no result at all.
+    None where it is of another checkpoint, of other settings or other images, or is no
+    result at all.
     """
     try:
         found = json.loads((evaluation.directory / f"{stem}.json").read_text())
-        name = found["mode"]
-        of = _plain(_origin(evaluation, name))
+        of = _plain(_origin(evaluation, found["mode"], found["options"]))
         same = all(found[key] == value for key, value in of.items())
         whole = (
             isinstance(found["results"], dict)
@@ -85,8 +86,14 @@ def valid(evaluation: Evaluation, stem: str) -> dict[str, Any] | None:
             and all(_is_table(**table) for table in found["tables"])
             and all(isinstance(picture, str) for picture in found["pictures"])
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except UsageError as error:
+        _log.info("%-12s as stored does not count: %s", stem, error)
         return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if whole and not same:
+        others = [key for key, value in of.items() if found[key] != value]
+        _log.info("%-12s as stored is of other %s", stem, " and ".join(others))
     return found if same and whole else None
 
 
@@ -113,13 +120,18 @@ def perform(
     return found
 
 
-def _origin(evaluation: Evaluation, name: str) -> dict[str, Any]:
-    """What a result is of: weights, and the fields of the configuration it needs."""
-    run = evaluation.run
+def _origin(
+    evaluation: Evaluation, name: str, options: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a result is of: weights, fields of the configuration, images."""
+    run, evaluator = evaluation.run, EVALUATORS[name]
     known = dict(fields(run.config))
-    names = ("dataset.path", *EVALUATORS[name].fields)
-    settings = {field: known[field] for field in names}
-    return {"step": run.step, "weights": run.fingerprint, "settings": settings}
+    return {
+        "step": run.step,
+        "weights": run.fingerprint,
+        "settings": {field: known[field] for field in evaluator.fields},
+        "images": evaluation.identities(evaluator.images(run.config.dataset, options)),
+    }
 
 
 def _record(
@@ -133,7 +145,7 @@ def _record(
     return {
         "mode": name,
         "options": options,
-        **_origin(evaluation, name),
+        **_origin(evaluation, name, options),
         "method": run.config.method,
         "dataset": evaluation.facts._asdict(),
         "results": result.values,
@@ -156,7 +168,7 @@ def _write(
     old = _pictures(directory / f"{stem}.json")
     for each, figure in result.figures.items():
         save(directory / f"{stem}_{each}.png", figure)
-    with atomic.replacing(directory / f"{stem}.json") as partial:
+    with files.replacing(directory / f"{stem}.json") as partial:
         partial.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
     for name in old - set(found["pictures"]):
         (directory / name).unlink(missing_ok=True)

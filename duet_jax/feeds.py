@@ -22,7 +22,7 @@ from duet_jax.data import (
     find_dataset,
     stream,
 )
-from duet_jax.data.order import EvaluationRows, TrainingRows
+from duet_jax.data.order import EvaluationRows, TrainingRows, evaluation_order
 from duet_jax.errors import UsageError
 from duet_jax.plan import Plan
 from duet_jax.types import Array, Dataset, Split
@@ -56,7 +56,7 @@ class Feed(Protocol):
         """Returns the batch of update `step`; to be compiled."""
 
     def pick_test(self, batch: Array, *arguments: Array) -> Split:
-        """Returns test batch number `batch`, in the order of the set; likewise."""
+        """Returns test batch number `batch`, in `evaluation_order`; likewise."""
 
     def training(self, start: int) -> Iterator[Arguments]:
         """Yields the arguments of each training call, from update `start` on."""
@@ -80,7 +80,9 @@ class ResidentFeed:
         self._host = dataset.train
         self.num_train = len(dataset.train.labels)
         self.num_test = len(dataset.test.labels)
-        padded = _padded(dataset.test, plan.test_batch_size)
+        order = evaluation_order(self.num_test)
+        test = Split(*(part[order] for part in dataset.test))
+        padded = _padded(test, plan.test_batch_size)
         self._train = mesh.copy_to_all(dataset.train, plan.mesh)
         self._test = mesh.copy_to_all(padded, plan.mesh)
         order = jax.ShapeDtypeStruct(
@@ -242,12 +244,13 @@ def _open_dataset(
         center_crop=config.dataset.center_crop,
         num_classes=config.dataset.num_classes or None,
         train_fraction=config.dataset.train_fraction,
+        cache_dir=config.dataset.cache_dir,
     )
     placement = config.dataset.placement
     if placement == "auto":
         placement = "device" if found.fits(limit) else "host"
     if placement == "device":
-        return decode_dataset(found, config.dataset.cache_dir)
+        return decode_dataset(found)
     if config.knn.every:
         raise UsageError(
             f"config.knn.every={config.knn.every} needs all images in memory, where "

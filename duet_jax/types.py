@@ -21,6 +21,16 @@ class Split(NamedTuple):
     labels: np.ndarray | Array
 
 
+# Which images a set holds, wherever they lie: `content` and `digests` of its facts.
+Identity = tuple[str, ...]
+
+
+def same_images(one: Identity, other: Identity) -> bool:
+    """Returns whether two sets hold the same images, as far as is known of both."""
+    known = min(len(one), len(other))
+    return one[:known] == other[:known]
+
+
 class DatasetFacts(NamedTuple):
     """What is known of an image set without its images.
 
@@ -31,7 +41,10 @@ class DatasetFacts(NamedTuple):
       class_names: one name per label.
       num_train: training images.
       num_test: test images.
-      content: changes when other images take their place; "" where they cannot.
+      content: changes with the names and sizes of their files; "" where they are
+        always the same.
+      digests: of the training and of the test images: change with their files' names
+        and bytes. Empty where they are always the same, or too many to be read for it.
     """
 
     name: str
@@ -41,6 +54,12 @@ class DatasetFacts(NamedTuple):
     num_train: int
     num_test: int
     content: str = ""
+    digests: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> Identity:
+        """Which images they are."""
+        return self.content, *self.digests
 
 
 class Dataset(NamedTuple):
@@ -54,6 +73,7 @@ class Dataset(NamedTuple):
       files: where the images of both splits came from, training images first, relative
         to the folder of the set; empty where they are not files of their own.
       content: as in `DatasetFacts`.
+      digests: likewise.
     """
 
     name: str
@@ -62,6 +82,7 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
     files: tuple[str, ...] = ()
     content: str = ""
+    digests: tuple[str, ...] = ()
 
     @property
     def facts(self) -> DatasetFacts:
@@ -74,6 +95,7 @@ class Dataset(NamedTuple):
             len(self.train.labels),
             len(self.test.labels),
             self.content,
+            self.digests,
         )
 
     @property

@@ -8,14 +8,15 @@ import os
 import pathlib
 import socket
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 import ml_collections
 
-from duet_jax import atomic, metrics, settings
+from duet_jax import files, metrics, settings
 from duet_jax.errors import UsageError
-from duet_jax.types import DatasetFacts
+from duet_jax.types import DatasetFacts, same_images
 
 _log = logging.getLogger(__name__)
 
@@ -207,10 +208,10 @@ def check_dataset(facts: DatasetFacts, workdir: pathlib.Path) -> None:
     changed = [
         f"{name}: {getattr(old, name)} -> {value}"
         for name, value in facts._asdict().items()
-        if name != "content" and getattr(old, name) != value
+        if name not in ("content", "digests") and getattr(old, name) != value
     ]
-    if not changed and facts.content != old.content:
-        changed = ["as many of the same classes, in files of other names or sizes"]
+    if not changed and not same_images(old.identity, facts.identity):
+        changed = ["as many of the same classes, in other files"]
     if changed:
         raise UsageError(
             f"{workdir} holds a run on other images ({'; '.join(changed)}); give back "
@@ -275,11 +276,13 @@ def _read_facts(workdir: pathlib.Path) -> DatasetFacts | None:
     facts = DatasetFacts(**_with_tuples(values))
     for name, kind in DatasetFacts.__annotations__.items():
         value = getattr(facts, name)
-        # The only tuple is that of the class names.
+        # Tuples hold texts: names of classes, digests.
         parts, kind = (value, str) if isinstance(value, tuple) else ((value,), kind)
         if not all(type(part) is kind for part in parts):
             raise _damaged(path, f"{name} is {value!r}")
-    return facts
+    # As data sets name them, whichever way a file system has written an accent.
+    names = (unicodedata.normalize("NFC", name) for name in facts.class_names)
+    return facts._replace(class_names=tuple(names))
 
 
 def _read_json(path: pathlib.Path) -> dict | None:
@@ -345,7 +348,7 @@ def write_run(
             ("config.json", config.to_json(indent=2)),
             ("dataset.json", json.dumps(facts._asdict(), indent=2)),
         ):
-            with atomic.replacing(workdir / name) as partial:
+            with files.replacing(workdir / name) as partial:
                 partial.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise _unusable(workdir, error) from error

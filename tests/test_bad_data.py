@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import socket
+import struct
 import zlib
 
 import numpy as np
@@ -44,15 +45,21 @@ def _loop(root: pathlib.Path) -> None:
 WORDS = chunk(b"zTXt", b"a\0\0" + zlib.compress(b"\0" * 2**27))
 END = b"\0\0\0\0IEND"
 WORDS = encoded(noise(8, 8, 3)).replace(END, WORDS + END)
+# Samples in a pixel: 99.
+MANY_SAMPLES = encoded(noise(8, 8, 3), "TIFF").replace(
+    struct.pack("<HHIH", 277, 3, 1, 3), struct.pack("<HHIH", 277, 3, 1, 99)
+)
+DAMAGED_CODES = encoded(noise(30, 30, 3), "TIFF", compression="tiff_lzw")
+DAMAGED_CODES = DAMAGED_CODES[:60] + b"\xff" * 20 + DAMAGED_CODES[80:]
 UNREADABLE = "1 of 9 images cannot be read: train/cat/9.png; replace or delete"
 
 # What is done to a good folder, and what the line has to say.
 FOLDERS = {
-    "missing": (shutil.rmtree, ["path='images' does not exist", "<path>/train/"]),
-    "a file": (lambda root: swap(root, b"?"), ["path='images' is not a folder"]),
+    "missing": (shutil.rmtree, ["images' does not exist", "<path>/train/"]),
+    "a file": (lambda root: swap(root, b"?"), ["images' is not a folder"]),
     "a link to itself": (
         lambda root: (shutil.rmtree(root), root.symlink_to(root)),
-        ["path='images' cannot be reached", "Too many levels of symbolic links"],
+        ["images' cannot be reached", "Too many levels of symbolic links"],
     ),
     "training that links to itself": (
         _loop,
@@ -85,7 +92,36 @@ FOLDERS = {
         lambda root: [
             swap(p, b"") or p.rename(f"{p}.txt") for p in root.rglob("*.png")
         ],
-        ["no images in train/cat, train/dog", "(or .jpg, .jpeg)"],
+        [
+            "no images in train/cat, train/dog (4 files were left out: 4 of other "
+            "types (cat/0.png.txt, cat/1.png.txt, dog/0.png.txt and 1 more))",
+            "(or any of PNG, JPEG, BMP, GIF, WebP, TIFF, PPM, JPEG 2000, AVIF, QOI)",
+        ],
+    ),
+    "images without classes": (
+        lambda root: (
+            [
+                path.rename(root / "train" / f"{path.parent.name}{path.name}")
+                for path in root.glob("train/*/*.png")
+            ]
+            and [shutil.rmtree(root / "train" / name) for name in ("cat", "dog")]
+        ),
+        [
+            "no images in train/<class>/ (4 files were left out: 4 not in a class "
+            "folder (cat0.png, cat1.png, dog0.png and 1 more))",
+            "arrange the images as <path>/train/<class>/*.png",
+        ],
+    ),
+    "classes in a folder of their own": (
+        lambda root: (
+            [
+                path.rename(root / "all" / path.name)
+                for _ in [(root / "all").mkdir()]
+                for path in list(root.glob("train/*"))
+            ]
+            and (root / "all").rename(root / "train/all")
+        ),
+        ["the only class, train/all, holds the folders cat, dog", "move them up"],
     ),
     "a class that is not UTF-8": (
         lambda root: (root / "train/cat").rename(root / "train/c\udcfft"),
@@ -109,11 +145,35 @@ FOLDERS = {
         lambda root: (root / "train/cat/9.png").symlink_to("9.png"),
         [UNREADABLE, "Too many levels of symbolic links"],
     ),
-    "an empty file": (_put("9.png", b""), [UNREADABLE, "cannot identify"]),
-    "a page of HTML": (_put("9.png", b"<html>"), [UNREADABLE, "cannot identify"]),
-    "a GIF called PNG": (
-        _put("9.png", encoded(noise(8, 8, 3), "GIF", "P")),
-        [UNREADABLE, "cannot identify"],
+    "an empty file": (_put("9.png", b""), [UNREADABLE, "an empty file"]),
+    "a page of HTML": (_put("9.png", b"<html>"), [UNREADABLE, "a web page"]),
+    "a pointer of Git LFS": (
+        _put("9.png", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        [UNREADABLE, "cannot identify image file: a Git LFS pointer (git lfs pull "],
+    ),
+    "text that moves the cursor": (
+        _put("9.png", "\x1b[2J\u202e".encode()),
+        [UNREADABLE, "of an unknown kind, beginning with 0x1b5b324a"],
+    ),
+    "an EPS called PNG": (
+        _put("9.png", encoded(noise(8, 8, 3), "EPS")),
+        [UNREADABLE, "cannot identify image file: a PostScript drawing"],
+    ),
+    "fractions": (
+        _put("9.tif", encoded(noise(8, 8).astype(np.float32), "TIFF")),
+        ["cannot be read: train/cat/9.tif; replace or delete", "scale it to 8 or 16"],
+    ),
+    "a TIFF of which Pillow complains in its log": (
+        _put("9.tif", MANY_SAMPLES),
+        ["cannot be read: train/cat/9.tif; replace", "TIFF, but truncated, damaged"],
+    ),
+    "a TIFF of which libtiff complains": (
+        _put("9.tif", DAMAGED_CODES),
+        ["cannot be read: train/cat/9.tif; replace", "TIFF, but truncated, damaged"],
+    ),
+    "a truncated WebP": (
+        _put("9.webp", encoded(noise(64, 64, 3), "WEBP")[:900]),
+        ["cannot be read: train/cat/9.webp; replace", "WebP, but truncated, damaged"],
     ),
     "a truncated JPEG": (
         _put("9.jpg", encoded(noise(64, 64, 3), "JPEG")[:900]),
@@ -171,6 +231,13 @@ def test_what_is_converted(tmp_path):
         "print.jpg": encoded(colour, "JPEG", "CMYK"),
         "bits.png": encoded(grey, mode="1"),
         "windows.png": encoded(colour, "BMP"),
+        "gif.png": encoded(colour, "GIF", "P"),
+        "web.webp": encoded(colour, "WEBP"),
+        "scan.tiff": encoded(grey.astype(np.uint16) * 257, "TIFF"),
+        "inks.tif": encoded(colour, "TIFF", "CMYK"),
+        "wavelets.jp2": encoded(colour, "JPEG2000"),
+        "plain.ppm": encoded(colour, "PPM"),
+        "av1.avif": encoded(colour, "AVIF"),
         "one.png": encoded(noise(1, 1)),
         "line.png": encoded(noise(1, 50_000)),
         "turned.jpg": encoded(colour, "JPEG", exif=turned),
@@ -183,14 +250,19 @@ def test_what_is_converted(tmp_path):
     for name, content in files.items():
         (images / "train/cat" / name).write_bytes(content)
     (images / "train/cat/notes.txt").write_text("not an image")
-    (images / "train/cat/9.png").mkdir()
+    (images / "train/cat/folder.png").mkdir()
+    (images / "train/cat/folder.png/quite.png").write_bytes(encoded(colour, "QOI"))
+    (images / "train/cat/round").symlink_to(".")
     before = snapshot(images)
     done = run(*FOLDER, "--workdir=run", cwd=tmp_path)
     assert (done.status, done.out, done.errors) == (0, "", []), done.lines
     told = "\n".join(done.lines)
-    assert "train: 2 other files were left out" in told
-    assert "images: 7 of 23 images were converted to 8-bit grey or RGB" in told
-    for kind in ("3 alpha", "2 16-bit", "1 palette", "1 CMYK"):
+    assert (
+        "train: 2 files and folders were left out: 1 of other types (cat/notes.txt), "
+        "1 listed already, through a link (cat/round/)"
+    ) in told
+    assert "images: 10 of 31 images were converted to 8-bit grey or RGB" in told
+    for kind in ("3 alpha", "3 16-bit", "2 palette", "2 CMYK"):
         assert kind in told
     assert snapshot(images) == before
 

@@ -1,8 +1,10 @@
 """Every mode on real checkpoints, through the command line."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
+import functools
 import html.parser
 import json
 import os
@@ -12,14 +14,16 @@ import shutil
 
 import jax
 import numpy as np
+import program
 import pytest
+import tiny
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from test_main import snapshot
 
 import main
-from duet_jax import atomic, evaluate, processes, runs, train_state
+from duet_jax import evaluate, files, processes, runs, train_state
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.data import load_dataset
 from duet_jax.errors import UsageError
@@ -716,6 +720,14 @@ REFUSED = {
         ["--mode=features", "--workdir={run}", "--out={file}/x.npz"],
         "--out: ",
     ),
+    "a bucket": (
+        ["--mode=features", "--workdir={run}", "--out=gs://b/x.npz"],
+        "--out=gs://b/x.npz is an address",
+    ),
+    "a bucket of images": (
+        ["--mode=transfer", "--workdir={run}", "--datasets=digits,folder:gs://b"],
+        "--datasets: folder=gs://b is an address",
+    ),
     "an unknown flag": (["--mode=knn", "--workdir={run}", "--kk=3"], "the flags are"),
 }
 
@@ -837,11 +849,59 @@ def fail_as_full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.fixture(scope="module")
+def collapsed(tmp_path_factory):
+    """A run whose features are all equal: its images are all black."""
+    place = tmp_path_factory.mktemp("collapsed")
+    images = tiny.folder(place / "images")
+    for path in images.rglob("*.bmp"):
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(path)
+    fields = ["--config.dataset.name=folder", f"--config.dataset.path={images}"]
+    train(place / "run", *fields, "--config.batch_size=8", CACHE)
+    return place / "run"
+
+
+def test_a_report_of_a_collapsed_run(collapsed, capsys):
+    """Without the map, which would end the process in t-SNE."""
+    (collapsed / "eval").mkdir()
+    (collapsed / "eval" / "report_map.png").write_text("of an earlier report")
+    call(collapsed, "report")
+    told = capsys.readouterr().err
+    assert "warning: the report has no map: the features of all test images" in told
+    text = (collapsed / "report.html").read_text()
+    assert "No map: the features of all test images are almost equal" in text
+    assert "they have collapsed" in text
+    assert "report map" not in text
+    assert not (collapsed / "eval" / "report_map.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("features", "reason"),
+    [
+        (np.ones((60, 8)), "almost equal"),
+        (np.zeros((60, 8)), "almost equal"),
+        (1 + 1e-7 * np.random.default_rng(0).normal(size=(60, 8)), "almost equal"),
+        (np.eye(2, 8), "3 test images or more"),
+        (np.full((60, 8), np.nan), "not finite"),
+        (np.repeat(np.eye(2, 8), 30, 0), ""),
+        (np.random.default_rng(0).normal(size=(60, 8)), ""),
+        (1e18 * np.random.default_rng(0).normal(size=(60, 8)), ""),
+    ],
+)
+def test_what_can_be_laid_out(features, reason):
+    found = report.why_no_map(features.astype(np.float32))
+    assert reason in found
+    assert bool(found) == bool(reason)
+    if not found:
+        for places in report._projections(features.astype(np.float32)).values():
+            assert np.isfinite(places).all()
+
+
 @pytest.mark.parametrize(
     ("mode", "module", "function"),
     [
         ("features", features, "_pack"),
-        ("knn", atomic.os, "replace"),
+        ("knn", files.os, "replace"),
         ("linear_probe", evaluate, "save"),
         ("report", report, "save"),
     ],
@@ -857,7 +917,24 @@ def test_a_full_disk(mode, module, function, copied, capsys, monkeypatch):
     after = snapshot(directory)
     assert {path: after[path] for path in before} == before
     left = {path.name for path in set(after) - set(before)}
-    assert left <= {f".{mode}.json.tmp"}
+    assert not left
+
+
+def test_four_evaluations_at_once(copied):
+    """All finish; what is left is whole, and nothing else."""
+    directory = copied("duet")
+    command = ("--workdir=duet", "--mode=knn,features")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        start = functools.partial(program.run, *command, cwd=directory.parent)
+        for done in [each.result() for each in [pool.submit(start) for _ in range(4)]]:
+            assert done.status == 0, done.lines
+            assert not done.errors
+    names = {path.name for path in (directory / "eval").iterdir()}
+    assert names == {"knn.json", "features.json", "features.npz"}
+    found = json.loads((directory / "eval" / "knn.json").read_text())
+    assert found["results"] == call(directory, "knn")["results"]
+    with np.load(directory / "eval" / "features.npz") as arrays:
+        assert arrays["test_full"].shape == (355, 32)
 
 
 def test_an_interrupted_evaluation(trained, capsys, monkeypatch):

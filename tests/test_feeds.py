@@ -13,8 +13,9 @@ from PIL import Image
 from duet_jax import devices, feeds, metrics, plan, steps, train, train_state
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.data import StreamedDataset, find_dataset, load_dataset, stream
+from duet_jax.data.order import evaluation_order
 from duet_jax.errors import UsageError
-from duet_jax.types import Dataset
+from duet_jax.types import Dataset, Split
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +246,41 @@ def test_a_call_gets_no_more_images_than_fit(settings, monkeypatch):
     assert plan.make_plan(config, facts, streamed=True).steps_per_call == 5
     config = settings(steps_per_epoch=100, steps_per_call=20)
     assert plan.make_plan(config, facts, streamed=True).steps_per_call == 20
+
+
+# --- the order of the test images -----------------------------------------------------
+
+
+def test_test_batches_do_not_depend_on_the_order_of_the_set():
+    """What is measured in batches would, where a batch held one class alone."""
+    count, size = 96, 16
+    config = tiny.config(batch_size=size, dataset__train_fraction=1.0)
+    data = tiny.dataset(32, count, channels=3)
+    by_class = np.argsort(data.test.labels, kind="stable")
+    orders = [by_class, *map(np.random.default_rng(0).permutation, [count] * 6)]
+    found = []
+    for order in orders:
+        shuffled = data._replace(test=Split(*(part[order] for part in data.test)))
+        run = plan.make_plan(config, data.facts)
+        feed = feeds.ResidentFeed(run, shuffled)
+        if not found:
+            compiled = steps.compile_functions(run, feed)
+            state = steps.initial_state(run)
+            for batch, arguments in enumerate(feed.testing()):
+                labels = feed.pick_test(np.int32(batch), *arguments).labels
+                assert len(np.unique(labels)) == 3
+        found.append(steps.evaluate(run, compiled, state, feed))
+    for name in ("nt_xent", "retrieval_top1", "feature_spread"):
+        first, *others = [means[name] for means in found]
+        noise = np.std(others, ddof=1)
+        assert noise > 0, name
+        assert abs(first - np.mean(others)) < 4 * noise, name
+    # What counts image by image is the same to rounding.
+    top1 = [means["online_top1"] for means in found]
+    np.testing.assert_allclose(top1, top1[0], rtol=1e-6)
+
+
+def test_the_order_of_evaluation_is_fixed():
+    order = evaluation_order(10)
+    assert sorted(order) == [*range(10)]
+    np.testing.assert_array_equal(order, [7, 5, 3, 4, 0, 2, 9, 6, 1, 8])

@@ -312,6 +312,19 @@ SEEDS = (
     encoded(COLOUR, "BMP"),
     encoded(GREY, "BMP"),
     encoded(COLOUR, save_all=True, append_images=[Image.fromarray(255 - COLOUR)]),
+    encoded(COLOUR, "GIF", "P"),
+    encoded(noise(9, 7, 4), "WEBP", lossless=True),
+    encoded(COLOUR, "WEBP", exif=TURNED),
+    encoded(COLOUR, "TIFF", exif=TURNED),
+    encoded(noise(9, 7, 2), "TIFF", compression="tiff_lzw"),
+    encoded(COLOUR, "TIFF", "CMYK", compression="tiff_adobe_deflate"),
+    encoded(GREY.astype(np.uint16) * 257, "TIFF"),
+    encoded(GREY.astype(np.uint16) * 257, "PPM"),
+    b"P2 3 2 300\n0 20 300 # a comment\n 1 2 3\n",
+    encoded(COLOUR, "JPEG2000"),
+    encoded(COLOUR, "AVIF"),
+    encoded(COLOUR, "QOI"),
+    encoded(COLOUR, "DIB"),
 )
 EDITS = st.lists(
     st.tuples(st.floats(0, 1), st.sampled_from([0, 1, 3]), st.binary(max_size=4)),
@@ -350,9 +363,15 @@ def test_images(content, side):
         assert pixels.shape == (side, side, 1 if is_grey(io.BytesIO(content)) else 3)
 
 
-NODES = st.sampled_from(["image", "file", "link", "loop", "pipe", "folder", "empty"])
-NAMED = st.sampled_from(["a.png", "b.PNG", "c.jpg", ".png", "d", "e.png.txt", "-x.png"])
-CLASS = st.sampled_from(["cat", "dog", "c\n", "\udcff", ".x", "-rf", "<b>", "e" * 250])
+NODES = st.sampled_from(
+    ["image", "file", "link", "loop", "up", "over", "pipe", "folder", "empty"]
+)
+NAMED = st.sampled_from(
+    ["a.png", "b.PNG", "c.jpg", ".png", "d", "e.png.txt", "-x.png", "d/a.tif", "d/d/up"]
+)
+CLASS = st.sampled_from(
+    ["cat", "dog", "c\n", "\udcff", ".x", "-rf", "<b>", "e" * 250, "é", "e\u0301"]
+)
 TREES = st.lists(
     st.tuples(st.sampled_from(["train", "test", ""]), CLASS, NAMED, NODES, IMAGES),
     max_size=14,
@@ -380,6 +399,10 @@ def grow(root: pathlib.Path, tree) -> None:
                 path.symlink_to(root / "train" / "cat" / "a.png")
             elif node == "loop":
                 path.symlink_to(path)
+            elif node == "up":
+                path.symlink_to("..")
+            elif node == "over":
+                path.symlink_to(root / "train")
             elif node == "pipe":
                 os.mkfifo(path)
             elif node == "folder":

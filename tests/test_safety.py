@@ -136,7 +136,7 @@ def test_a_pickle_in_the_cache_stays_shut(tmp_path):
         "cache_dir": str(tmp_path / "cache"),
     }
     expected = load_dataset("folder", **options)
-    (entry,) = (tmp_path / "cache").iterdir()
+    (entry,) = (tmp_path / "cache").glob("folder-*")
     trap = np.array([Trap(tmp_path / "sprung")], dtype=object)
     for name in ("train_images", "test_labels"):
         np.save(entry / f"{name}.npy", trap, allow_pickle=True)

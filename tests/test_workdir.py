@@ -7,7 +7,7 @@ import sys
 import pytest
 import tiny
 
-from duet_jax import atomic, workdir
+from duet_jax import workdir
 from duet_jax.errors import UsageError
 from duet_jax.types import DatasetFacts
 
@@ -122,11 +122,13 @@ def test_a_change_that_alters_the_run_is_refused(tmp_path, changes, words):
     [
         ({"num_train": 99}, "num_train: 100 -> 99"),
         ({"class_names": ("0", "2")}, "class_names: "),
-        ({"content": "b"}, "as many of the same classes, in files of other names"),
+        ({"class_names": ("é", "1")}, "class_names: "),
+        ({"content": "b"}, "as many of the same classes, in other files"),
+        ({"digests": ("x", "z")}, "as many of the same classes, in other files"),
     ],
 )
 def test_other_images_are_refused(tmp_path, change, words):
-    facts = FACTS._replace(content="a")
+    facts = FACTS._replace(content="a", digests=("x", "y"))
     workdir.write_run(tiny.config(), facts, tmp_path)
     workdir.check_dataset(facts._replace(**change), tmp_path)  # nothing is saved yet
     (tmp_path / "checkpoints" / "2").mkdir(parents=True)
@@ -134,6 +136,19 @@ def test_other_images_are_refused(tmp_path, change, words):
     with pytest.raises(UsageError, match="holds a run on other images") as refused:
         workdir.check_dataset(facts._replace(**change), tmp_path)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"class_names": ("e\u0301", "z")}, {"class_names": ("\u00e9", "z")}),
+        ({"digests": ()}, {"digests": ("x", "y")}),  # of an earlier version
+    ],
+)
+def test_the_same_images_are_taken(tmp_path, before, now):
+    workdir.write_run(tiny.config(), FACTS._replace(**before), tmp_path)
+    (tmp_path / "checkpoints" / "2").mkdir(parents=True)
+    workdir.check_dataset(FACTS._replace(**now), tmp_path)
 
 
 def test_a_harmless_change_is_recorded(tmp_path):
@@ -191,23 +206,3 @@ def test_those_who_look_do_not_exclude_each_other(tmp_path):
         assert other.stdout.readline() == b"held\n"
         workdir.check(tiny.config(), tmp_path)
         other.communicate()
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_text("old")
-
-    def replace(*, interrupted):
-        with atomic.replacing(path) as partial:
-            assert partial.suffix == ".json"
-            partial.write_text("new")
-            assert path.read_text() == "old"
-            if interrupted:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        replace(interrupted=True)
-    assert path.read_text() == "old"
-    replace(interrupted=False)
-    assert [each.name for each in tmp_path.iterdir()] == ["results.json"]
-    assert path.read_text() == "new"

@@ -1,7 +1,10 @@
 """The smallest settings with which everything still runs for real."""
 
+import pathlib
+
 import ml_collections
 import numpy as np
+from PIL import Image
 
 from configs import smoke
 from duet_jax import settings
@@ -34,3 +37,32 @@ def dataset(train: int, test: int, *, side: int = 16, channels: int = 1) -> Data
 def digits(config: ml_collections.ConfigDict) -> Dataset:
     """The digits as `config` wants them."""
     return load_dataset("digits", image_size=config.dataset.image_size)
+
+
+def folder(
+    root: pathlib.Path,
+    *,
+    train: int = 24,
+    test: int = 12,
+    side: int = 16,
+    seed: int = 0,
+    suffix: str = ".bmp",
+) -> pathlib.Path:
+    """Coloured blobs of three classes as image files, and where they are.
+
+    The files of a bitmap are all of one size, whatever is on it.
+    """
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side] / side
+    for split, count in (("train", train), ("test", test)):
+        for index in range(count):
+            label = index % 3
+            place = root / split / ("red", "green", "blue")[label]
+            place.mkdir(parents=True, exist_ok=True)
+            centre, width = rng.uniform(0.2, 0.8, 2), rng.uniform(0.1, 0.3)
+            distance = (y - centre[0]) ** 2 + (x - centre[1]) ** 2
+            pixels = rng.uniform(0, 60, (side, side, 3))
+            pixels[..., label] += 180 * np.exp(-distance / (2 * width**2))
+            image = Image.fromarray(pixels.astype(np.uint8))
+            image.save(place / f"{index:03d}{suffix}")
+    return root

@@ -5,6 +5,7 @@ streaming are the same for all of them. To add a source, write a `find` function
 returns a `Source` and give it a name in `SOURCES`, at the end of this file.
 """
 
+import functools
 import logging
 import time
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from duet_jax.data import cache, digits, folder, tfds
+from duet_jax.data.copies import count_copies
 from duet_jax.data.decoding import pack, preprocessed_side
 from duet_jax.data.order import EvaluationRows, TrainingRows, epoch_order
 from duet_jax.data.source import FoundDataset, Source, without_labels
 from duet_jax.data.streaming import StreamedDataset, batches, stream
 from duet_jax.errors import UsageError
-from duet_jax.types import Dataset, Split
+from duet_jax.types import Dataset, Identity, Split
 
 __all__ = [
     "SOURCES",
@@ -29,6 +31,7 @@ __all__ = [
     "decode_dataset",
     "epoch_order",
     "find_dataset",
+    "identify",
     "load_dataset",
     "stream",
     "stream_dataset",
@@ -45,6 +48,7 @@ def find_dataset(
     center_crop: bool = False,
     num_classes: int | None = None,
     train_fraction: float = 1.0,
+    cache_dir: str = "",
 ) -> FoundDataset:
     """Finds a data set without decoding it.
 
@@ -60,6 +64,8 @@ def find_dataset(
       num_classes: number of classes the data must have; `None` or 0 accepts any.
       train_fraction: share of the training images that is used, above 0, up to 1; see
         `FoundDataset.kept`.
+      cache_dir: where decoded arrays are kept; `duet_jax` in the user's cache
+        directory (`$XDG_CACHE_HOME` or `~/.cache`) when empty.
 
     Raises:
       UsageError: the data are missing, incomplete or not an image classification set.
@@ -67,21 +73,41 @@ def find_dataset(
     side = preprocessed_side(image_size, center_crop)
     source = SOURCES.get(name, tfds.find)(name, path)
     _check(source, name, num_classes)
-    return FoundDataset(name, source, side, train_fraction)
+    digests = functools.partial(cache.digests, cache_dir, source)
+    return FoundDataset(name, source, side, train_fraction, cache_dir, digests)
 
 
-def load_dataset(name: str, *, cache_dir: str = "", **options: Any) -> Dataset:
+def identify(name: str, *, path: str = "", cache_dir: str = "") -> Identity | None:
+    """Returns which images a set holds; see `DatasetFacts.identity`.
+
+    Args:
+      name: as in `find_dataset`.
+      path: likewise.
+      cache_dir: likewise.
+
+    Returns:
+      None for a set of TFDS that is not prepared yet. It is not prepared for this.
+
+    Raises:
+      UsageError: there is no such set, or it cannot be read.
+    """
+    if name not in SOURCES and not tfds.is_prepared(name, path):
+        return None
+    source = SOURCES.get(name, tfds.find)(name, path)
+    return source.content, *cache.digests(cache_dir, source)
+
+
+def load_dataset(name: str, **options: Any) -> Dataset:
     """Returns a data set, decoded, resized and cut to squares.
 
     Args:
       name: as in `find_dataset`.
-      cache_dir: as in `decode_dataset`.
       **options: as in `find_dataset`.
 
     Raises:
       UsageError: as in `find_dataset` and `decode_dataset`.
     """
-    return decode_dataset(find_dataset(name, **options), cache_dir)
+    return decode_dataset(find_dataset(name, **options))
 
 
 def stream_dataset(name: str, **options: Any) -> StreamedDataset:
@@ -97,13 +123,14 @@ def stream_dataset(name: str, **options: Any) -> StreamedDataset:
     return stream(find_dataset(name, **options))
 
 
-def decode_dataset(found: FoundDataset, cache_dir: str = "") -> Dataset:
+def decode_dataset(found: FoundDataset) -> Dataset:
     """Decodes a whole data set, or takes it from the cache.
+
+    Warns of classes without a training image, and of test images that are training
+    images as well.
 
     Args:
       found: the data set.
-      cache_dir: where decoded arrays are kept; `duet_jax` in the user's cache
-        directory (`$XDG_CACHE_HOME` or `~/.cache`) when empty.
 
     Returns:
       Images uint8, [examples, side, side, channels], C-contiguous; one channel when all
@@ -117,7 +144,7 @@ def decode_dataset(found: FoundDataset, cache_dir: str = "") -> Dataset:
     """
     started = time.perf_counter()
     name, source, side = found.name, found.source, found.side
-    entry = cache.entry(cache_dir, name, source, side)
+    entry = cache.entry(found.cache_dir, name, source, side)
     dataset = cache.load(entry, name, source, side)
     origin = f"the cache {entry}, made from {source.location}"
     if dataset is None:
@@ -125,6 +152,7 @@ def decode_dataset(found: FoundDataset, cache_dir: str = "") -> Dataset:
         cache.store(entry, dataset, source)
         origin = source.location
     dataset = _with_rows(dataset, found.kept)  # one entry of the cache for all shares
+    dataset = dataset._replace(digests=found.digests)
     logger.info(
         "%s: %d train and %d test images of %dx%dx%d, %d classes, from %s in %.1f s",
         name,
@@ -137,7 +165,39 @@ def decode_dataset(found: FoundDataset, cache_dir: str = "") -> Dataset:
         origin,
         time.perf_counter() - started,
     )
+    _warn_of_gaps(dataset)
+    _warn_of_copies(dataset)
     return dataset
+
+
+def _warn_of_gaps(dataset: Dataset) -> None:
+    """Says which classes have no training image."""
+    present = {*np.unique(dataset.train.labels).tolist()}
+    gone = [n for i, n in enumerate(dataset.class_names) if i not in present]
+    if gone:
+        more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+        logger.warning(
+            "%s: %d of %d classes have no training image: %s%s; raise "
+            "config.dataset.train_fraction, or expect nothing of them",
+            dataset.name,
+            len(gone),
+            len(dataset.class_names),
+            ", ".join(gone[:5]),
+            more,
+        )
+
+
+def _warn_of_copies(dataset: Dataset) -> None:
+    """Says how many test images are training images as well."""
+    count = count_copies(dataset.train.images, dataset.test.images)
+    if count:
+        logger.warning(
+            "%s: %d of %d test images have the same pixels as a training image; what "
+            "is measured on them says nothing of new images",
+            dataset.name,
+            count,
+            len(dataset.test.labels),
+        )
 
 
 def _with_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:

@@ -1,10 +1,11 @@
-"""Decoded arrays on disk, so that a data set is decoded once.
+"""Decoded arrays and digests on disk, so that a data set is read once.
 
 An entry is a directory of `.npy` files and an `index.json`, named by a hash of all that
 its arrays depend on: a changed source or image size is another entry. Entries are never
 updated or deleted; the whole cache can be removed at any time. Each file is written
 under a temporary name and then renamed, the index last. Processes that write the same
 entry at once write the same bytes, so any mixture of their files is a whole entry.
+Digests are a single JSON file, named in the same way.
 """
 
 import contextlib
@@ -14,19 +15,18 @@ import logging
 import os
 import pathlib
 import re
-import uuid
-from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
+from duet_jax import files
 from duet_jax.data.source import Source
 from duet_jax.types import Dataset, Split
 
 logger = logging.getLogger(__name__)
 
 # To be raised when preprocessing or the layout of an entry changes.
-_FORMAT = 1
+_FORMAT = 2
 _INDEX = "index.json"
 
 
@@ -44,21 +44,58 @@ def entry(cache_dir: str, name: str, source: Source, side: int) -> pathlib.Path 
     """
     if source.identity is None:
         return None
-    try:
-        directory = _directory(cache_dir)
-    except RuntimeError:
+    directory = _directory(cache_dir)
+    if directory is None:
         logger.warning("no home directory: decoded images are not cached")
         return None
-    depends_on = [_FORMAT, name, side, source.class_names, source.identity]
-    key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-    return directory / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{side}px-{key[:24]}"
+    key = _key([_FORMAT, name, side, source.class_names, source.identity])
+    return directory / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{side}px-{key}"
 
 
-def _directory(cache_dir: str) -> pathlib.Path:
+def _directory(cache_dir: str) -> pathlib.Path | None:
+    """Returns the directory of the cache; None without a home directory."""
     if cache_dir:
         return pathlib.Path(cache_dir).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(base).expanduser() / "duet_jax"
+    with contextlib.suppress(RuntimeError):
+        return pathlib.Path(base).expanduser() / "duet_jax"
+    return None
+
+
+def _key(depends_on: Any) -> str:
+    text = json.dumps(depends_on, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def digests(cache_dir: str, source: Source) -> tuple[str, ...]:
+    """Returns the digests of a source, from the cache if it has them.
+
+    Args:
+      cache_dir: as in the configuration; "" for the user's cache directory.
+      source: the data set.
+
+    Returns:
+      Those of the training and of the test images; empty if the source has none.
+
+    Raises:
+      UsageError: a file cannot be read.
+    """
+    if source.digests is None:
+        return ()
+    directory = _directory(cache_dir)
+    if directory is None:
+        return source.digests()
+    path = directory / f"digests-{_key([_FORMAT, source.identity])}.json"
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        if isinstance(found, list) and list(map(type, found)) == [str, str]:
+            return tuple(found)
+    found = source.digests()
+    with contextlib.suppress(OSError):  # `store` says that nothing can be cached
+        directory.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as partial:
+            partial.write_text(json.dumps(found))
+    return found
 
 
 def load(
@@ -119,8 +156,10 @@ def store(entry: pathlib.Path | None, dataset: Dataset, source: Source) -> None:
         entry.mkdir(parents=True, exist_ok=True)
         for split in ("train", "test"):
             for kind, array in getattr(dataset, split)._asdict().items():
-                _write(entry / f"{split}_{kind}.npy", lambda f, a=array: np.save(f, a))
-        _write(entry / _INDEX, lambda f: f.write(json.dumps(index, indent=2).encode()))
+                with files.replacing(entry / f"{split}_{kind}.npy") as partial:
+                    np.save(partial, array)
+        with files.replacing(entry / _INDEX) as partial:
+            partial.write_text(json.dumps(index, indent=2))
     except OSError as error:
         logger.warning(
             "decoded images cannot be cached in %s (%s); set config.dataset.cache_dir "
@@ -128,15 +167,3 @@ def store(entry: pathlib.Path | None, dataset: Dataset, source: Source) -> None:
             entry.parent,
             error.strerror,
         )
-
-
-def _write(path: pathlib.Path, save: Callable[[BinaryIO], object]) -> None:
-    """Creates or replaces a file at one stroke."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "xb") as file:
-            save(file)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -5,21 +5,31 @@ after that.
 """
 
 import contextlib
+import ctypes
+import functools
+import logging
 import os
+import re
 import stat
 import warnings
-from collections.abc import Iterable
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from tqdm import tqdm
 
 from duet_jax.data.source import Example
 from duet_jax.errors import UsageError
 
-# Tried in this order whatever the file is called.
-_FORMATS = ("PNG", "JPEG", "BMP")
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of a TIFF
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1  # and values of theirs
+# From what a sample of a PNG is to what Pillow makes of it.
+_SCALES = {"1": 255, "L;2": 85, "L;4": 17}
+_DAMAGED = "but truncated, damaged or of a rare kind"
+# Bytes that tell what a file is; the mark of a tar archive ends at 262.
+_BEGINNING = 512
+_MOST_TEXT = 30
 # Of images that are longer, this many squares in the middle are resized.
 _LONGEST = 16
 
@@ -40,9 +50,10 @@ def preprocessed_side(image_size: int, center_crop: bool) -> int:
 def decode(file: str | BinaryIO) -> tuple[Image.Image, str]:
     """Reads one image file.
 
-    Transparent pixels are composited over black, the value that a rotation leaves in
-    the corners; 16-bit grey is scaled to 8 bits (of 16-bit colour Pillow keeps the high
-    bytes); palette and CMYK images become RGB; of an animation the first picture is
+    The format is told by the content, whatever the file is called. Transparent pixels
+    are composited over black, the value that a rotation leaves in the corners; 16-bit
+    grey is scaled to 8 bits (of 16-bit colour Pillow keeps the high bytes); palette and
+    CMYK images become RGB; of an animation or of several pages the first picture is
     taken; an orientation in the EXIF data is applied, since rotation is what the
     networks learn.
 
@@ -50,28 +61,74 @@ def decode(file: str | BinaryIO) -> tuple[Image.Image, str]:
       The image in mode L or RGB, and what had to be converted ("" for nothing).
 
     Raises:
-      Exception: whatever Pillow raises for a file that is not a whole PNG, JPEG or BMP.
+      Exception: the file is not a whole image in one of `FORMATS`, or has pixels
+        without a fixed range; the message says what it is instead.
     """
-    _check_file(file)
-    with Image.open(file, formats=_FORMATS) as image:
-        wide = _is_wide(image)
+    with _opened(file) as image:
+        stored = _stored(image)
         image.load()
-    if "exif" in image.info:
+    # A TIFF has been turned by Pillow.
+    if "exif" in image.info or "Raw profile type exif" in image.info:
         with contextlib.suppress(Exception):  # what is damaged turns nothing
             image = ImageOps.exif_transpose(image)
-    image, conversion = _to_grey_or_rgb(image)
-    return image, conversion or ("16-bit" if wide else "")
+    image, conversion = _to_grey_or_rgb(image, stored)
+    return image, conversion or ("16-bit" if ";16" in stored.mode else "")
 
 
 def is_grey(file: str | BinaryIO) -> bool:
-    """Returns whether `decode` makes a grey image of a file; reads its header only.
+    """Returns whether `decode` makes a grey image of a file, without decoding it.
 
     Raises:
-      Exception: whatever Pillow raises for a file that is not a PNG, JPEG or BMP.
+      Exception: as in `decode`, as far as the header shows it.
     """
-    _check_file(file)
-    with Image.open(file, formats=_FORMATS) as image:
+    with _opened(file) as image:
         return _is_grey(image)
+
+
+@contextlib.contextmanager
+def _opened(file: str | BinaryIO) -> Iterator[Image.Image]:
+    """Opens an image file, and says of one that cannot be read what it is."""
+    _check_file(file)
+    _silence()
+    try:
+        with Image.open(file, formats=_readable()) as image:
+            _check_range(image)
+            yield image
+    except (_UnscaledError, Image.DecompressionBombError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot identify image file: {_what(file)}") from error
+    except Exception as error:  # Pillow has no common type for damaged files
+        if getattr(error, "errno", None):  # of the disk
+            raise
+        found = _format(_beginning(file))
+        name = FORMATS[found].name if found else "an image"
+        raise ValueError(f"{name}, {_DAMAGED}: {str(error) or repr(error)}") from error
+
+
+@functools.cache
+def _silence() -> None:
+    """Keeps what Pillow and libtiff write of a damaged TIFF off standard error.
+
+    What is wrong with it is raised as well.
+    """
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    # Pillow has no function for it, and its libtiff may be out of reach.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+
+
+@functools.cache
+def _readable() -> tuple[str, ...]:
+    """Returns the formats that the installed Pillow has a library for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a library that an older Pillow never has
+        built = {name: features.check(each) for name, each in _LIBRARIES.items()}
+    return tuple(name for name in FORMATS if built.get(name, True))
+
+
+class _UnscaledError(ValueError):
+    """An image is whole, but its pixels cannot be scaled to 8 bits."""
 
 
 def _check_file(file: str | BinaryIO) -> None:
@@ -80,23 +137,54 @@ def _check_file(file: str | BinaryIO) -> None:
         raise OSError("it is not a regular file")
 
 
-def _is_wide(image: Image.Image) -> bool:
-    """Returns whether an opened, not yet loaded PNG has 16 bits a channel."""
-    return image.format == "PNG" and any(
-        str(tile[-1]).endswith(";16B") for tile in image.tile
+def _check_range(image: Image.Image) -> None:
+    """Raises an error if nothing says which pixel value is white."""
+    unsigned = True
+    if image.format == "TIFF":
+        samples = image.tag_v2.get(_SAMPLE_FORMAT, (_UNSIGNED,))
+        unsigned = set(samples) == {_UNSIGNED}
+    # Pillow scales 16-bit grey of the PPM family to all of 16 bits, in mode I.
+    wide = image.mode == "I" and image.format != "PPM"
+    if wide or image.mode == "F" or not unsigned:
+        raise _UnscaledError(
+            f"{FORMATS[image.format].name} with floating-point, signed or 32-bit "
+            "pixels, of which none is known to be white; scale it to 8 or 16 bits"
+        )
+
+
+class _Stored(NamedTuple):
+    """How an image lies in its file, which Pillow forgets when it loads it.
+
+    Attributes:
+      mode: Pillow's raw mode, such as `L;2`; some other word, or "", for formats that
+        need none.
+      inverted: it is a TIFF in which 0 is white.
+    """
+
+    mode: str
+    inverted: bool
+
+
+def _stored(image: Image.Image) -> _Stored:
+    arguments = image.tile[0][-1] if image.tile else ""
+    if isinstance(arguments, tuple):
+        arguments = arguments[0] if arguments else ""
+    inverted = (
+        image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     )
+    return _Stored(str(arguments), inverted)
 
 
 def _is_grey(image: Image.Image) -> bool:
-    return image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+    return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
 
 
-def _to_grey_or_rgb(image: Image.Image) -> tuple[Image.Image, str]:
+def _to_grey_or_rgb(image: Image.Image, stored: _Stored) -> tuple[Image.Image, str]:
     """Returns the image in mode L or RGB and the name of the conversion."""
-    if image.mode.startswith("I"):  # 16-bit grey; "I" in older versions of Pillow
-        wide = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((wide + 128) // 257).astype(np.uint8)), "16-bit"
+    if image.mode.startswith("I"):
+        return _narrow(image, stored)
     if image.has_transparency_data:
+        _scale_transparency(image, stored.mode)
         grey = _is_grey(image)
         layered = image.convert("LA" if grey else "RGBA")
         opaque = layered.convert("L" if grey else "RGB")
@@ -107,6 +195,77 @@ def _to_grey_or_rgb(image: Image.Image) -> tuple[Image.Image, str]:
     if image.mode == "1":
         return image.convert("L"), ""
     return image.convert("RGB"), "palette" if image.mode == "P" else image.mode
+
+
+def _narrow(image: Image.Image, stored: _Stored) -> tuple[Image.Image, str]:
+    """Scales grey of 12 or 16 bits to 8."""
+    wide = np.asarray(image).astype(np.uint32)
+    if stored.mode == "I;12":
+        pixels = (wide * 255 + 2047) // 4095
+    else:
+        pixels = (wide + 128) // 257
+    # Pillow inverts grey of up to 8 bits itself.
+    if stored.inverted and stored.mode in ("I;16", "I;16N"):
+        pixels = 255 - pixels
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        pixels[wide == transparent] = 0
+    grey = Image.fromarray(pixels.astype(np.uint8))
+    return grey, "16-bit" if transparent is None else "alpha"
+
+
+def _scale_transparency(image: Image.Image, stored: str) -> None:
+    """Scales the transparent colour of a PNG as Pillow scales the pixels.
+
+    Of colours of 16 bits only the high bytes are left, in both.
+    """
+    colour = image.info.get("transparency")
+    if stored == "RGB;16B" and isinstance(colour, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+    scale = _SCALES.get(stored, 1)
+    if isinstance(colour, int) and colour <= 255 // scale:  # else Pillow has done it
+        image.info["transparency"] = colour * scale
+
+
+def _beginning(file: str | BinaryIO) -> bytes:
+    if isinstance(file, str):
+        with open(file, "rb") as opened:
+            return opened.read(_BEGINNING)
+    file.seek(0)
+    return file.read(_BEGINNING)
+
+
+def _format(beginning: bytes) -> str:
+    """Returns which of `FORMATS` a file begins like; "" for none."""
+    return next(
+        (f for f, row in FORMATS.items() if re.match(row.magic, beginning, re.DOTALL)),
+        "",
+    )
+
+
+def _what(file: str | BinaryIO) -> str:
+    """Says in words what a file is that is no image to Pillow, from its first bytes."""
+    beginning = _beginning(file)
+    if not beginning:
+        return "an empty file"
+    found = _format(beginning)
+    if found and found not in _readable():
+        return f"{FORMATS[found].name}, which needs a newer Pillow or one with more"
+    if found:
+        return f"{FORMATS[found].name}, {_DAMAGED}"
+    flags = re.DOTALL | re.IGNORECASE
+    for words, pattern in _OTHERS.items():
+        if re.match(pattern, beginning, flags):
+            return words
+    # A character may be cut in two at the end.
+    text = beginning.decode(errors="ignore")
+    if len(text.encode()) > len(beginning) - 4 and _is_text(text):
+        return f"text that begins {' '.join(text.split())[:_MOST_TEXT]!r}"
+    return f"of an unknown kind, beginning with 0x{beginning[:8].hex()}"
+
+
+def _is_text(text: str) -> bool:
+    return all(letter.isprintable() or letter.isspace() for letter in text)
 
 
 def square(image: Image.Image, side: int) -> np.ndarray:
@@ -182,3 +341,82 @@ def pack(
             labels[index] = label
             colour |= pixels.shape[2] == 3
     return images if colour else np.ascontiguousarray(images[..., :1]), labels
+
+
+class Format(NamedTuple):
+    """A format of image files.
+
+    Attributes:
+      name: in words.
+      extensions: of files in it, in lower case.
+      magic: a regular expression for how such files begin.
+    """
+
+    name: str
+    extensions: tuple[str, ...]
+    magic: bytes
+
+
+# Tried in this order, by Pillow's names. Only what Pillow decodes in this process and
+# knows by how it begins. EPS would start Ghostscript, WMF code of Windows; TGA begins
+# like anything; FITS holds measurements, in which no value is white; of a PSD with
+# layers Pillow shows what its program chose to leave there for others.
+FORMATS = {
+    "PNG": Format("PNG", (".png", ".apng"), rb"\x89PNG"),
+    "JPEG": Format(
+        "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), rb"\xff\xd8\xff"
+    ),
+    "BMP": Format("BMP", (".bmp", ".dib"), rb"BM.{4}\0{4}"),
+    "GIF": Format("GIF", (".gif",), rb"GIF8[79]a"),
+    "WEBP": Format("WebP", (".webp",), rb"RIFF.{4}WEBP"),
+    "TIFF": Format("TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]"),
+    "PPM": Format("PPM", (".ppm", ".pgm", ".pbm", ".pnm"), rb"P[1-6]\s"),
+    "JPEG2000": Format(
+        "JPEG 2000",
+        (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+        rb"\xff\x4f\xff\x51|\0{3}\x0cjP  ",
+    ),
+    "AVIF": Format("AVIF", (".avif", ".avifs"), rb".{4}ftypavi[fs]"),
+    "QOI": Format("QOI", (".qoi",), rb"qoif"),
+    "DIB": Format("BMP", (), rb"[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0{3}"),
+}
+# What Pillow needs to be built with for a format.
+_LIBRARIES = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
+
+# What may stand before the first element of a page. The groups are atomic: files full
+# of comments would take for ever.
+_PREAMBLE = rb"(\xef\xbb\xbf)?\s*+(?><\?xml[^>]*>\s*)?+(?><!--.*?-->\s*)*+"
+# What else is found in place of an image, by how it begins.
+_OTHERS = {
+    "a web page, such as a failed download leaves": (
+        _PREAMBLE + rb"<(!doctype html|html|head|body|script)"
+    ),
+    "PFM with floating-point pixels (scale it to 8 or 16 bits)": rb"P[Ff]\s",
+    "an SVG drawing": _PREAMBLE + rb"<(!doctype )?svg",
+    "an XML document, such as a failed download leaves": rb"(\xef\xbb\xbf)?\s*<\?xml",
+    "a Git LFS pointer (git lfs pull fetches the image)": (
+        rb"version https://git-lfs\.github\.com/spec/"
+    ),
+    "a git-annex pointer (git annex get fetches the image)": rb"\S*/annex/objects/",
+    "a ZIP archive": rb"PK\x03\x04|PK\x05\x06",
+    "a gzip archive": rb"\x1f\x8b",
+    "a tar archive": rb".{257}ustar",
+    "a 7z archive": rb"7z\xbc\xaf\x27\x1c",
+    "a RAR archive": rb"Rar!\x1a\x07",
+    "an xz, bzip2 or zstd archive": rb"\xfd7zXZ\0|BZh[1-9]1AY|\x28\xb5\x2f\xfd",
+    "a PDF document": rb"%PDF-",
+    "a PostScript drawing": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "HEIC, as iPhones take photographs (convert it to JPEG)": (
+        rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)"
+    ),
+    "a Canon photograph in raw form (convert it to TIFF)": rb".{4}ftypcrx |II\x1a\0",
+    "JPEG XL, which Pillow does not read": rb"\xff\x0a|\0{3}\x0cJXL ",
+    "a Photoshop document": rb"8BPS",
+    "an icon": rb"\0\0[\1\2]\0[^\0]\0|icns",
+    "a video": (
+        rb".{4}(ftyp|moov|mdat)|RIFF.{4}AVI |\x1a\x45\xdf\xa3|\0\0\1[\xb3\xba]|FLV\1"
+    ),
+    "an HDF5 file": rb"\x89HDF",
+    "a NumPy array": rb"\x93NUMPY",
+    "a file of zeros, such as a failed copy leaves": rb"\0{16}",
+}

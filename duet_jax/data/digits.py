@@ -44,6 +44,7 @@ def find(name: str, path: str) -> Source:
         examples=lambda: reader.read(range(len(order))),
         location="scikit-learn",
         identity=None,
+        labels=lambda: reader.labels[: int(np.sum(~is_test))],
         reader=reader,
         channels=lambda: 1,
     )

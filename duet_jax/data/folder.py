@@ -1,23 +1,36 @@
-"""Images in `<path>/{train,test}/<class>/*.{png,jpg,jpeg}`."""
+"""Images in `<path>/{train,test}/<class>/`, at any depth."""
 
 import collections
+import functools
 import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from duet_jax.data.decoding import decode, is_grey
-from duet_jax.data.source import Example, Reader, Source, content_of
+from duet_jax.data.decoding import FORMATS, decode, is_grey
+from duet_jax.data.source import (
+    MOST_READ,
+    Example,
+    Reader,
+    Source,
+    content_of,
+    digest_of,
+)
 from duet_jax.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
-_LAYOUT = "<path>/train/<class>/*.png and <path>/test/<class>/*.png (or .jpg, .jpeg)"
-_EXTENSIONS = (".png", ".jpg", ".jpeg")
+_LAYOUT = (
+    "<path>/train/<class>/*.png and <path>/test/<class>/*.png (or any of "
+    f"{', '.join(dict.fromkeys(row.name for row in FORMATS.values()))})"
+)
+_EXTENSIONS = tuple(each for row in FORMATS.values() for each in row.extensions)
 _MOST_LISTED = 5
+_MOST_NAMED = 3  # of what is left out for one reason
 
 
 class _File(NamedTuple):
@@ -32,25 +45,28 @@ class _File(NamedTuple):
 def find(name: str, path: str) -> Source:
     """Lists the folder; images are opened only when the examples are read.
 
-    Class names are the folder names in alphabetical order. Extensions may be in upper
-    case. Hidden entries, other files and folders below the classes are left out; links
-    are followed, but never deeper than one class folder. To decode all takes a single
-    process: Pillow's threads wait for each other, and a process pool would gain
-    seconds, once.
+    Class names are the names of the folders in a split, in alphabetical order and in
+    Unicode's normal form C, whichever way a file system writes an accent. The images of
+    a class lie below its folder, at any depth, and come depth first, by name.
+    Extensions may be in upper case. Links are followed. Left out, and said so, are
+    hidden entries, other files, images beside the class folders, and links to folders
+    that are listed already. To decode all takes a single process: Pillow's threads wait
+    for each other, and a process pool would gain seconds, once.
 
     Args:
       name: as in the configuration.
       path: the folder that holds `train` and `test`.
 
     Raises:
-      UsageError: the folder, a split or a class has no images, or the test split has a
-        class that the training split lacks; from `examples` and `reader`, damaged
-        images.
+      UsageError: the folder, a split or a class has no images, the classes lie one
+        folder too deep, or the test split has a class that the training split lacks;
+        from `examples` and `reader`, damaged images.
     """
     del name
     root = os.path.abspath(os.path.expanduser(path))
     _check_root(path, root)
     train, test = (_list_split(path, root, split) for split in ("train", "test"))
+    _check_depth(path, train)
     class_names = tuple(sorted({file.class_name for file in train}))
     unknown = sorted({file.class_name for file in test} - set(class_names))
     if unknown:
@@ -67,6 +83,8 @@ def find(name: str, path: str) -> Source:
         location=root,
         identity={"folder": os.path.realpath(root), "files": files},
         content=content_of([(file.relative, file.size) for file in files]),
+        digests=_digests(path, root, train, test),
+        labels=lambda: _labels(train, class_names),
         files=tuple(file.relative for file in files),
         reader=_Files(path, root, files, class_names),
         channels=lambda: _channels(path, root, files),
@@ -81,7 +99,11 @@ def _check_root(path: str, root: str) -> None:
             f"config.dataset.path={path!r} {problem}; "
             f"config.dataset.name='folder' reads {_LAYOUT}."
         )
-    folders = [entry.name for entry in _entries(path, root) if _is_folder(entry)]
+    folders = [
+        entry.name
+        for entry in _entries(path, root)
+        if not entry.name.startswith(".") and _is_folder(entry)
+    ]
     missing = [split for split in ("train", "test") if split not in folders]
     if missing:
         found = _enumerate(folders) if folders else "no folders"
@@ -106,35 +128,163 @@ def _problem(root: str) -> str:
         return f"cannot be reached ({error.strerror})"
 
 
+class _Entry(NamedTuple):
+    """A file or folder in a split.
+
+    Attributes:
+      name: its path in the split, with "/".
+      entry: what the system says of it.
+      above: paths without links of the folders that it was reached through.
+    """
+
+    name: str
+    entry: os.DirEntry
+    above: tuple[str, ...]
+
+
+class _LeftOut:
+    """What a split holds besides its images: for each reason the first few, counted."""
+
+    TYPE = "of other types"
+    HIDDEN = "hidden"
+    LOOSE = "not in a class folder"
+    LISTED = "listed already, through a link"
+
+    def __init__(self):
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._names: dict[str, list[str]] = collections.defaultdict(list)
+        self._folders = False
+
+    def add(self, reason: str, name: str, *, is_folder: bool = False) -> None:
+        """Counts a file, or a folder with all it holds."""
+        self._counts[reason] += 1
+        self._folders |= is_folder
+        if self._counts[reason] <= _MOST_NAMED:
+            self._names[reason].append(f"{name}/" if is_folder else name)
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def __str__(self) -> str:
+        total = self._counts.total()
+        kind = "file or folder" if self._folders else "file"
+        if total > 1:
+            kind = "files and folders" if self._folders else "files"
+        reasons = ", ".join(
+            f"{count} {reason} ({_enumerate(self._names[reason], count)})"
+            for reason, count in self._counts.items()
+        )
+        return f"{total} {kind} {'were' if total > 1 else 'was'} left out: {reasons}"
+
+
 def _list_split(path: str, root: str, split: str) -> list[_File]:
     """Returns the image files of a split, by class and name."""
-    files, empty, ignored = [], [], 0
-    for folder in _entries(path, os.path.join(root, split)):
-        if not _is_folder(folder):
-            continue
-        _check_name(path, split, folder.name)
+    files, empty, left_out = [], [], _LeftOut()
+    for class_name, folders in _classes(path, root, split, left_out).items():
         before = len(files)
-        for entry in _entries(path, folder.path):
-            if not entry.name.lower().endswith(_EXTENSIONS) or _is_folder(entry):
-                ignored += 1
-                continue
+        for name, entry, _ in _images(path, folders, left_out):
             try:
                 info = entry.stat()
                 size, modified_ns = info.st_size, info.st_mtime_ns
             except OSError:  # such as a broken link: reported with the damaged images
                 size, modified_ns = 0, 0
-            relative = f"{split}/{folder.name}/{entry.name}"
-            files.append(_File(relative, folder.name, size, modified_ns))
+            files.append(_File(f"{split}/{name}", class_name, size, modified_ns))
         if len(files) == before:
-            empty.append(f"{split}/{folder.name}")
+            empty += [f"{split}/{folder.name}" for folder in folders]
     if empty or not files:
+        found = f" ({left_out})" if left_out else ""
+        remedy = "remove the folder or arrange" if empty else "arrange"
         raise UsageError(
-            f"config.dataset.path={path!r}: no images in {_enumerate(empty or [split])}"
-            f"; remove the folder or arrange the images as {_LAYOUT}."
+            f"config.dataset.path={path!r}: no images in "
+            f"{_enumerate(empty or [f'{split}/<class>/'])}{found}; {remedy} the images "
+            f"as {_LAYOUT}."
         )
-    if ignored:
-        logger.info("%s/%s: %d other files were left out", root, split, ignored)
+    if left_out:
+        logger.info("%s/%s: %s", root, split, left_out)
     return files
+
+
+def _classes(
+    path: str, root: str, split: str, left_out: _LeftOut
+) -> dict[str, list[_Entry]]:
+    """Returns the folders of each class, which are several if written differently."""
+    place = os.path.join(root, split)
+    above = (os.path.realpath(root), os.path.realpath(place))
+    folders = collections.defaultdict(list)
+    for each in _visible(path, place, "", above, left_out):
+        if not _is_folder(each.entry):
+            is_image = each.name.lower().endswith(_EXTENSIONS)
+            left_out.add(left_out.LOOSE if is_image else left_out.TYPE, each.name)
+        elif _leads_back(each):
+            left_out.add(left_out.LISTED, each.name, is_folder=True)
+        else:
+            _check_name(path, split, each.name)
+            folders[unicodedata.normalize("NFC", each.name)].append(each)
+    return dict(sorted(folders.items()))
+
+
+def _images(
+    path: str, folders: Sequence[_Entry], left_out: _LeftOut
+) -> Iterator[_Entry]:
+    """Yields the image files below the folders of a class, depth first, by name."""
+    listed, waiting = set(), list(reversed(folders))
+    while waiting:
+        each = waiting.pop()
+        if not _is_folder(each.entry):
+            if each.name.lower().endswith(_EXTENSIONS):
+                yield each
+            else:
+                left_out.add(left_out.TYPE, each.name)
+            continue
+        real = _real(each)
+        if real in listed or _leads_back(each):
+            left_out.add(left_out.LISTED, each.name, is_folder=True)
+            continue
+        listed.add(real)
+        above = (*each.above, real)
+        held = _visible(path, each.entry.path, f"{each.name}/", above, left_out)
+        waiting += reversed(held)
+
+
+def _visible(
+    path: str, folder: str, prefix: str, above: tuple[str, ...], left_out: _LeftOut
+) -> list[_Entry]:
+    """Returns what a folder holds, by name, without hidden entries."""
+    visible = []
+    for entry in _entries(path, folder):
+        if entry.name.startswith("."):
+            is_folder = entry.is_dir(follow_symlinks=False)
+            left_out.add(left_out.HIDDEN, prefix + entry.name, is_folder=is_folder)
+        else:
+            visible.append(_Entry(prefix + entry.name, entry, above))
+    return visible
+
+
+def _real(folder: _Entry) -> str:
+    """Returns the path of a folder without links; asks the system only at a link."""
+    if folder.entry.is_symlink():
+        return os.path.realpath(folder.entry.path)
+    return os.path.join(folder.above[-1], folder.entry.name)
+
+
+def _leads_back(folder: _Entry) -> bool:
+    """Returns whether a folder holds one that it was reached through, or is it."""
+    start = os.path.join(_real(folder), "")
+    return any(os.path.join(each, "").startswith(start) for each in folder.above)
+
+
+def _check_depth(path: str, files: Sequence[_File]) -> None:
+    """Raises a UsageError if the classes lie in a folder that is the only class."""
+    if len({file.class_name for file in files}) > 1:
+        return
+    parts = [file.relative.split("/") for file in files]
+    below = sorted({part[2] for part in parts if len(part) > 3})
+    if len(below) > 1:
+        raise UsageError(
+            f"config.dataset.path={path!r}: the only class, {'/'.join(parts[0][:2])}, "
+            f"holds the folders {_enumerate(below)}; if these are the classes, move "
+            f"them up, to {_LAYOUT}."
+        )
 
 
 def _check_name(path: str, split: str, name: str) -> None:
@@ -149,16 +299,15 @@ def _check_name(path: str, split: str, name: str) -> None:
 
 
 def _entries(path: str, folder: str) -> list[os.DirEntry]:
-    """Returns what a folder holds, in alphabetical order, without hidden entries."""
+    """Returns what a folder holds, in alphabetical order."""
     try:
         with os.scandir(folder) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise UsageError(
             f"config.dataset.path={path!r}: cannot list {folder!r} ({error.strerror}); "
             "check its permissions."
         ) from error
-    return sorted(visible, key=lambda entry: entry.name)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -166,6 +315,43 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads to itself
         return False
+
+
+def _labels(files: Sequence[_File], class_names: Sequence[str]) -> np.ndarray:
+    """Returns the class of each file, int32, [files]."""
+    labels = {name: label for label, name in enumerate(class_names)}
+    return np.array([labels[file.class_name] for file in files], np.int32)
+
+
+def _digests(
+    path: str, root: str, *splits: Sequence[_File]
+) -> Callable[[], tuple[str, ...]] | None:
+    """Returns what reads the files of the splits, unless they are too large for it."""
+    if sum(file.size for files in splits for file in files) > MOST_READ:
+        return None
+
+    def read() -> tuple[str, ...]:
+        return tuple(
+            digest_of(
+                (file.relative, functools.partial(_opened, path, root, file.relative))
+                for file in files
+            )
+            for files in splits
+        )
+
+    return read
+
+
+def _opened(path: str, root: str, relative: str) -> BinaryIO:
+    """Opens a file to read it; does not wait where it is a pipe."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    try:
+        return open(os.path.join(root, relative), "rb", opener=opener)
+    except OSError as error:
+        raise _damaged(path, relative, error) from error
 
 
 def _examples(
@@ -208,13 +394,12 @@ class _Files(Reader):
     def __init__(
         self, path: str, root: str, files: Sequence[_File], class_names: Sequence[str]
     ):
-        labels = {name: label for label, name in enumerate(class_names)}
         names = [os.fsencode(file.relative) for file in files]
         self._path = path
         self._root = root
         self._names = b"".join(names)
         self._starts = np.cumsum([0, *map(len, names)])
-        self._labels = np.array([labels[file.class_name] for file in files], np.int32)
+        self._labels = _labels(files, class_names)
 
     def __getitem__(self, index: int) -> Example:
         start, stop = self._starts[index], self._starts[index + 1]
@@ -249,10 +434,15 @@ def _reason(error: Exception) -> str:
     return " ".join((str(error) or repr(error)).split())
 
 
-def _enumerate(names: Sequence[str]) -> str:
-    """Returns the first names, quoted where they need it, and how many more."""
+def _enumerate(names: Sequence[str], count: int = 0) -> str:
+    """Returns the first names, quoted where they need it, and how many more.
+
+    Args:
+      names: all of them, or the first of `count`.
+      count: if there are more than the names.
+    """
     listed = ", ".join(
         name if name.isprintable() else repr(name) for name in names[:_MOST_LISTED]
     )
-    more = len(names) - _MOST_LISTED
+    more = max(count, len(names)) - min(len(names), _MOST_LISTED)
     return f"{listed} and {more} more" if more > 0 else listed

@@ -9,6 +9,9 @@ import functools
 
 import numpy as np
 
+# In the place of a seed: no training has this one.
+_OF_EVALUATION = 2**32
+
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """Returns the permutation of the training examples in one epoch.
@@ -19,9 +22,9 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     num_examples^2 / 2^65) the earlier example comes first.
 
     Args:
-      seed: from 0 to 2^32 - 1.
+      seed: from 0 to 2^32 - 1 in a training.
       epoch: counted from 0.
-      num_examples: number of training examples.
+      num_examples: number of examples.
 
     Returns:
       int32, [num_examples].
@@ -31,11 +34,24 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return np.argsort(numbers, kind="stable").astype(np.int32)
 
 
-@functools.lru_cache(maxsize=2)  # batches made in advance lie in the next epoch
+# Of evaluation and of two epochs: batches made in advance lie in the next one.
+@functools.lru_cache(maxsize=3)
 def _kept_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     order = epoch_order(seed, epoch, num_examples)
     order.flags.writeable = False  # it is shared
     return order
+
+
+def evaluation_order(num_examples: int) -> np.ndarray:
+    """Returns the order in which test examples make batches, the same in every run.
+
+    What is measured in batches, such as a contrastive loss, would otherwise depend on
+    the order of the source: in one that is sorted by class a batch holds one class.
+
+    Returns:
+      int32, [num_examples], a permutation; read-only.
+    """
+    return _kept_order(_OF_EVALUATION, 0, num_examples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +95,7 @@ class TrainingRows:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationRows:
-    """The test examples of each batch, in the order of the source.
+    """The test examples of each batch, in `evaluation_order`.
 
     Attributes:
       num_train: number of training examples, which come first in the source.
@@ -106,4 +122,4 @@ class EvaluationRows:
         """
         positions = batch * self.batch_size + np.arange(*self.columns)
         positions = np.minimum(positions, self.num_test - 1)
-        return (self.num_train + positions).astype(np.int32)
+        return self.num_train + evaluation_order(self.num_test)[positions]

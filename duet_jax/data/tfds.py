@@ -6,6 +6,7 @@ of `tfds.load`, are read; only preparing a set needs TensorFlow.
 """
 
 import contextlib
+import functools
 import importlib.util
 import io
 import itertools
@@ -15,12 +16,19 @@ import queue
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from duet_jax.data.decoding import decode, is_grey
-from duet_jax.data.source import Example, Reader, Source, content_of
+from duet_jax.data.source import (
+    MOST_READ,
+    Example,
+    Reader,
+    Source,
+    content_of,
+    digest_of,
+)
 from duet_jax.errors import UsageError
 from duet_jax.registry import suggestion
 
@@ -71,9 +79,24 @@ def find(name: str, path: str) -> Source:
                 "splits": {split: _fingerprint(info.splits[split]) for split in splits},
             },
             content=_content(info, splits),
+            digests=_digests(name, info, splits),
             reader=_reader(name, builder, splits, image_key, label_key),
             channels=lambda: _channels(name, builder, splits, image_key),
         )
+
+
+def is_prepared(name: str, path: str) -> bool:
+    """Returns whether a data set is in TFDS's directory.
+
+    Args:
+      name: as in `find`.
+      path: likewise.
+
+    Raises:
+      UsageError: TFDS does not know it.
+    """
+    with _quiet():
+        return _builder(name, path).is_prepared()
 
 
 def _builder(name: str, path: str) -> Any:
@@ -167,6 +190,25 @@ def _content(info: Any, splits: Sequence[str]) -> str:
         for file in info.splits[split].filepaths
     ]
     return content_of([info.full_name, files])
+
+
+def _digests(
+    name: str, info: Any, splits: Sequence[str]
+) -> Callable[[], tuple[str, str]] | None:
+    """Returns what reads the files of the splits, unless they are too large for it."""
+    files = {split: info.splits[split].filepaths for split in splits}
+    if sum(f.stat().length for split in splits for f in files[split]) > MOST_READ:
+        return None
+
+    def read() -> tuple[str, str]:
+        with _damage_told(name, info.data_dir):
+            first, second = (
+                digest_of((f.name, functools.partial(f.open, "rb")) for f in files[s])
+                for s in splits
+            )
+            return first, second
+
+    return read
 
 
 def _examples(

@@ -29,7 +29,9 @@ EVALUATORS: dict[str, Evaluator] = {
     ),
     "knn": Evaluator(knn.measure, fields=("knn.k", "knn.temperature")),
     "equivariance": Evaluator(equivariance.measure, equivariance.check, ("codes",)),
-    "transfer": Evaluator(transfer.measure, transfer.check, ("datasets",)),
+    "transfer": Evaluator(
+        transfer.measure, transfer.check, ("datasets",), images=transfer.images
+    ),
     "features": Evaluator(features.measure, features.check, ("out",)),
     "report": Evaluator(report.measure, fields=("knn.k", "knn.temperature")),
 }

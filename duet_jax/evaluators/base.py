@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from duet_jax.data import load_dataset
+from duet_jax.data import identify, load_dataset
 from duet_jax.encoding import Representations
 from duet_jax.runs import Run, check_dataset
-from duet_jax.types import Dataset, DatasetFacts, Split
+from duet_jax.types import Dataset, DatasetFacts, Identity, Split, same_images
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +56,21 @@ class Result(NamedTuple):
     figures: dict[str, Figure]
 
 
+# Name in a result -> name and path of a data set, as in the section `dataset`.
+Sources = Mapping[str, tuple[str, str]]
+
+
+def own_images(dataset: Mapping[str, Any], options: Mapping[str, str]) -> Sources:
+    """Returns the data set of the run itself.
+
+    Args:
+      dataset: section of the run's configuration.
+      options: flags of the evaluator.
+    """
+    del options
+    return {dataset["name"]: (dataset["name"], dataset["path"])}
+
+
 class Evaluator(NamedTuple):
     """A way to look at a run; a row of EVALUATORS.
 
@@ -65,12 +80,14 @@ class Evaluator(NamedTuple):
         whatever the run; it can be asked before there is one.
       flags: of the command line that it takes.
       fields: of the configuration that its result depends on.
+      images: (section `dataset`, options by flag) -> the data sets that it measures on.
     """
 
     measure: Callable[..., Result]
     check: Callable[..., None] = lambda: None
     flags: tuple[str, ...] = ()
     fields: Fields = ()
+    images: Callable[[Mapping[str, Any], Mapping[str, str]], Sources] = own_images
 
 
 class Evaluation:
@@ -95,7 +112,7 @@ class Evaluation:
           run: restored.
           directory: receives the results.
           valid: (this, name of a file) -> what `eval/<name>.json` holds if it is of
-            this checkpoint and these settings, else None.
+            this checkpoint, these settings and the images as they are, else None.
           perform: (this, evaluator, options by flag) -> its result, measured and
             stored.
         """
@@ -115,7 +132,23 @@ class Evaluation:
         """
         dataset = load(self.run)
         check_dataset(self.run, dataset)
+        _warn_of_others(self.run.facts, dataset.facts)
         return dataset
+
+    def identities(self, sources: Sources) -> dict[str, Identity | None]:
+        """Returns which images some data sets hold, by the names in `sources`.
+
+        Raises:
+          UsageError: one of them is gone, or cannot be read.
+        """
+        settings = self.run.config.dataset
+        own = settings.name, settings.path
+        return {
+            key: self.dataset.facts.identity
+            if (name, path) == own
+            else identify(name, path=path, cache_dir=settings.cache_dir)
+            for key, (name, path) in sources.items()
+        }
 
     def split(self, name: str) -> Split:
         """Returns the split `train` or `test`."""
@@ -134,8 +167,8 @@ class Evaluation:
     ) -> dict[str, Any]:
         """Returns what `eval/<name>.json` holds.
 
-        It is measured first, with `options`, where it is of another checkpoint or of
-        other settings, or has not all `parts` among its results.
+        It is measured first, with `options`, where it is of another checkpoint, of
+        other settings or other images, or has not all `parts` among its results.
         """
         found = self.valid(name)
         if found is not None and found["results"].keys() >= set(parts):
@@ -191,6 +224,23 @@ def load(run: Run, name: str | None = None, path: str | None = None) -> Dataset:
         center_crop=settings.center_crop,
         cache_dir=settings.cache_dir,
         train_fraction=settings.train_fraction if name is None else 1.0,
+    )
+
+
+def _warn_of_others(trained: DatasetFacts, found: DatasetFacts) -> None:
+    """Says where the images are not those of the training."""
+    if same_images(trained.identity, found.identity):
+        return
+    what = "images"
+    if len(trained.digests) == len(found.digests) == 2:
+        pairs = zip(("training", "test"), trained.digests, found.digests, strict=True)
+        names = [split for split, before, now in pairs if before != now]
+        what = f"{' and '.join(names)} images"
+    _log.warning(
+        "the %s of %s are not those that were there at the training; the results are "
+        "of what is there now",
+        what,
+        found.name,
     )
 
 

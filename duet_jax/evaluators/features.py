@@ -3,13 +3,12 @@
 import contextlib
 import pathlib
 import shutil
-import tempfile
 import zipfile
 from typing import BinaryIO
 
 import numpy as np
 
-from duet_jax import workdir
+from duet_jax import files, workdir
 from duet_jax.errors import UsageError
 from duet_jax.evaluators.base import Evaluation, Result, Table
 
@@ -50,7 +49,7 @@ def check(out: str | None = None) -> None:
 
 
 def _file(out: str) -> pathlib.Path:
-    path = pathlib.Path(out).expanduser()
+    path = files.local(out, "--out")
     if out.endswith("/") or path.name in ("", ".."):
         raise UsageError(
             f"--out={out!r} must name a file; write --out=features.npz, say."
@@ -63,8 +62,7 @@ def _write(evaluation: Evaluation, path: pathlib.Path) -> dict[str, str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Array by array in files of their own, since a zip file takes one at a time. Beside
     # the result: what is large enough for it is large enough for them.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".features-") as place:
-        parts = pathlib.Path(place)
+    with files.scratch(path) as parts:
         forms = {}
         for split in ("train", "test"):
             forms |= _encode(evaluation, split, parts)
@@ -80,16 +78,17 @@ def _encode(evaluation: Evaluation, split: str, parts: pathlib.Path) -> dict[str
     images = evaluation.split(split).images
     forms: dict[str, str] = {}
     with contextlib.ExitStack() as stack, evaluation.timed("encoding"):
-        files: dict[str, BinaryIO] = {}
+        opened: dict[str, BinaryIO] = {}
         for batch in evaluation.run.encoder.batches(images):
             for name, rows in batch.items():
                 key = f"{split}_{name}"
-                if name not in files:
+                if name not in opened:
                     shape = (len(images), *rows.shape[1:])
-                    files[name] = stack.enter_context((parts / f"{key}.npy").open("wb"))
-                    _begin(files[name], shape, rows.dtype)
+                    file = (parts / f"{key}.npy").open("wb")
+                    opened[name] = stack.enter_context(file)
+                    _begin(file, shape, rows.dtype)
                     forms[key] = _form(shape, rows.dtype)
-                files[name].write(np.ascontiguousarray(rows).data)
+                opened[name].write(np.ascontiguousarray(rows).data)
     return forms
 
 
@@ -107,10 +106,10 @@ def _describe(
     """Saves whose representations they are: labels, and paths or indices."""
     labels = evaluation.split(split).labels
     found = {f"{split}_labels": _save(parts, f"{split}_labels", labels)}
-    files = evaluation.dataset.files
-    if files:
+    paths = evaluation.dataset.files
+    if paths:
         first = len(evaluation.dataset.train.labels) if split == "test" else 0
-        own = np.array(files[first : first + len(labels)])
+        own = np.array(paths[first : first + len(labels)])
         return found | {f"{split}_paths": _save(parts, f"{split}_paths", own)}
     indices = np.arange(len(labels))
     return found | {f"{split}_indices": _save(parts, f"{split}_indices", indices)}

@@ -23,11 +23,13 @@ class Section(NamedTuple):
       title: its heading.
       tables: first.
       pictures: PNG files, below the tables.
+      note: below them, such as why a picture is missing.
     """
 
     title: str
     tables: tuple[Table, ...]
     pictures: tuple[pathlib.Path, ...]
+    note: str = ""
 
 
 _STYLE = """
@@ -127,9 +129,14 @@ def _section(section: Section) -> str:
         f'<section id="{_anchor(section.title)}"><h2>{html.escape(section.title)}</h2>',
         *map(_table, section.tables),
         *map(_picture, section.pictures),
+        _note(section.note),
         "</section>\n",
     ]
     return "\n".join(parts)
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{html.escape(text)}</p>' if text else ""
 
 
 def _table(table: Table) -> str:
@@ -139,12 +146,11 @@ def _table(table: Table) -> str:
 
     body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
     plain = ' class="plain"' if table.header == ("field", "value") else ""
-    note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     return (
         f'<div class="scroll" tabindex="0"><table{plain}>'
         f"<caption>{html.escape(table.title)}</caption>"
         f"<thead><tr>{row(table.header, 'th')}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>{note}"
+        f"<tbody>{body}</tbody></table></div>{_note(table.note)}"
     )
 
 

@@ -1,18 +1,22 @@
 """Everything that is known of a run on one page that needs no network."""
 
-import os
+import logging
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
 
-from duet_jax import figures, workdir
+from duet_jax import figures, files, symptoms, workdir
 from duet_jax.evaluators import equivariance, page
 from duet_jax.evaluators.base import Evaluation, Result, Table, percent
 from duet_jax.figures.style import save
+from duet_jax.methods.base import feature_spread
+
+_log = logging.getLogger(__name__)
 
 # Images on the map: t-SNE takes seconds for these and minutes for ten times as many.
 _MAPPED_IMAGES = 2000
@@ -42,19 +46,18 @@ def measure(evaluation: Evaluation) -> Result:
     for name in sorted(file.stem for file in evaluation.directory.glob("[!.]*.json")):
         if name not in _LEFT_OUT and (other := evaluation.valid(name)):
             found.setdefault(name, other)
-    picture = None
-    if len(evaluation.split("test").labels) >= _FEWEST_MAPPED:
-        with evaluation.timed("map"):
-            picture = _map(evaluation, codes[0] if codes else None)
+    with evaluation.timed("map"):
+        picture, reason = _map(evaluation, codes[0] if codes else None)
+    if picture is None:
+        _log.warning("the report has no map: %s", reason)
     with workdir.writing(path, "--workdir"):
         evaluation.directory.mkdir(parents=True, exist_ok=True)
-        if picture is not None:
-            save(evaluation.directory / "report_map.png", picture)
-        text = page.build(_sections(evaluation, found), **_head(evaluation, found))
-        temporary = path.with_name(".report.html.tmp")
-        # A directory may have any bytes for a name.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, path)
+        _keep_map(evaluation.directory / "report_map.png", picture)
+        sections = _sections(evaluation, found, f"No map: {reason}." if reason else "")
+        text = page.build(sections, **_head(evaluation, found))
+        with files.replacing(path) as partial:
+            # A directory may have any bytes for a name.
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     rows = ((str(path), f"{path.stat().st_size / 1e6:.1f} MB"),)
     table = Table("report", ("page", "size"), rows)
     return Result({"page": str(path), "parts": [*found]}, (table,), {})
@@ -67,8 +70,20 @@ def _equivariance(evaluation: Evaluation, codes: list[str]) -> dict[str, Any]:
     return evaluation.stored("equivariance", codes, codes=",".join(names))
 
 
-def _map(evaluation: Evaluation, code: str | None) -> Figure:
-    """Draws the test features in two dimensions, by class and by parameter."""
+def _keep_map(path: pathlib.Path, picture: Figure | None) -> None:
+    """Saves the map, or removes that of an earlier report."""
+    if picture is None:
+        path.unlink(missing_ok=True)
+    else:
+        save(path, picture)
+
+
+def _map(evaluation: Evaluation, code: str | None) -> tuple[Figure | None, str]:
+    """Draws the test features in two dimensions, by class and by parameter.
+
+    Returns:
+      The picture, or None and the reason in words.
+    """
     split = evaluation.split("test")
     images = equivariance.spaced(split.images, _MAPPED_IMAGES)
     labels = equivariance.spaced(split.labels, _MAPPED_IMAGES)
@@ -86,13 +101,36 @@ def _map(evaluation: Evaluation, code: str | None) -> Figure:
             "circular": measured.circular,
             "limits": measured.limits,
         }
-    return figures.build_embedding(
+    reason = why_no_map(features)
+    if reason:
+        return None, reason
+    picture = figures.build_embedding(
         _projections(features),
         classes=labels,
         class_names=evaluation.dataset.class_names,
         title="full features of transformed test images",
         **about,
     )
+    return picture, ""
+
+
+def why_no_map(features: np.ndarray) -> str:
+    """Returns why features cannot be laid out in the plane; "" if they can.
+
+    t-SNE ends the whole process where all of them are equal, and shows nothing but
+    rounding where they almost are.
+    """
+    if len(features) < _FEWEST_MAPPED:
+        return f"it takes {_FEWEST_MAPPED} test images or more"
+    if not np.isfinite(features).all():
+        return "some features are not finite"
+    spread = float(feature_spread(jnp.asarray(features), None))
+    if spread < symptoms.COLLAPSED or not features.std(axis=0, dtype=float).any():
+        return (
+            f"the features of all test images are almost equal (feature_spread="
+            f"{spread:.2g}); they have collapsed"
+        )
+    return ""
 
 
 def _projections(features: np.ndarray) -> dict[str, np.ndarray]:
@@ -100,6 +138,7 @@ def _projections(features: np.ndarray) -> dict[str, np.ndarray]:
     from sklearn.decomposition import PCA  # takes a second that others need not spend
     from sklearn.manifold import TSNE
 
+    features = features.astype(float)
     spread = features.std(axis=0)
     standard = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1)
     linear = PCA(2, svd_solver="full").fit_transform(standard)
@@ -139,7 +178,9 @@ def _headlines(found: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _sections(evaluation: Evaluation, found: dict[str, Any]) -> list[page.Section]:
+def _sections(
+    evaluation: Evaluation, found: dict[str, Any], about_map: str
+) -> list[page.Section]:
     own = evaluation.run.directory / "figures"
     sections = [
         page.Section("Training", (), _existing(own, ("curves.png", "views.png"))),
@@ -157,7 +198,7 @@ def _sections(evaluation: Evaluation, found: dict[str, Any]) -> list[page.Sectio
         title = titles.get(name, name.replace("_", " ").capitalize())
         sections.append(page.Section(title, tables, pictures))
     picture = _existing(evaluation.directory, ("report_map.png",))
-    sections.append(page.Section("Map of the test features", (), picture))
+    sections.append(page.Section("Map of the test features", (), picture, about_map))
     sections.append(page.Section("Configuration", (_configuration(evaluation),), ()))
     return sections
 

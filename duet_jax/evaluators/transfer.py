@@ -1,17 +1,29 @@
 """Linear probes of the frozen encoder on data sets it was not trained on."""
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
+from duet_jax import files
 from duet_jax.augmentations.photometric import luma
 from duet_jax.data import SOURCES
 from duet_jax.errors import UsageError
 from duet_jax.evaluators import linear_probe
-from duet_jax.evaluators.base import Evaluation, Result, Table, load, percent
+from duet_jax.evaluators.base import (
+    Evaluation,
+    Result,
+    Sources,
+    Table,
+    load,
+    percent,
+)
 from duet_jax.types import Dataset, Split
 
 
 def measure(evaluation: Evaluation, datasets: str | None = None) -> Result:
-    """Probes the representations of other images.
+    r"""Probes the representations of other images.
 
     The images are resized to those of the training. Grey ones are repeated in three
     channels for an encoder of colour images; colour ones become grey for an encoder of
@@ -20,15 +32,15 @@ def measure(evaluation: Evaluation, datasets: str | None = None) -> Result:
     Args:
       evaluation: of a run.
       datasets: names separated by commas, any that training takes; a folder of images
-        is `folder:<path>`.
+        is `folder:<path>`, and a comma in its path is written `\,`.
 
     Raises:
       UsageError: no name is given, or a data set cannot be read. All are read before
         anything is measured.
     """
     check(datasets)
-    names = [name.strip() for name in datasets.split(",") if name.strip()]
-    found = {name: _read(evaluation, name) for name in dict.fromkeys(names)}
+    sources = images(evaluation.run.config.dataset, {"datasets": datasets})
+    found = {name: _read(evaluation, name, *sources[name]) for name in sources}
     values, rows = {}, []
     for name, dataset in found.items():
         values[name] = _probe(evaluation, dataset)
@@ -47,33 +59,49 @@ def measure(evaluation: Evaluation, datasets: str | None = None) -> Result:
 
 
 def check(datasets: str | None = None) -> None:
-    """Raises a UsageError where no data set is named."""
-    if not (datasets or "").replace(",", " ").strip():
+    """Raises a UsageError where no data set is named, or a folder without its path."""
+    names = _names(datasets or "")
+    if not names:
         raise UsageError(
             "--mode=transfer needs --datasets, such as "
             "--datasets=mnist,digits,folder:<path>."
         )
+    for name in names:
+        kind, _, path = name.partition(":")
+        if kind == "folder" and not path:
+            raise UsageError(
+                f"--datasets={name}: it names no folder; write folder:<path>."
+            )
+        if kind == "folder":
+            files.local(path.strip(), "--datasets: folder")
 
 
-def _read(evaluation: Evaluation, name: str) -> Dataset:
-    try:
-        return _load(evaluation, name)
-    except UsageError as error:
-        raise UsageError(f"--datasets={name}: {error}") from error
+def images(dataset: Mapping[str, Any], options: Mapping[str, str]) -> Sources:
+    """Returns the data sets that `--datasets` names; see `Evaluator.images`."""
+    # The run's own directory is TFDS's only where the run's data are of TFDS.
+    directory = "" if dataset["name"] in SOURCES else dataset["path"]
+    sources = {}
+    for name in _names(options["datasets"]):
+        kind, _, path = name.partition(":")
+        folder = kind == "folder"
+        sources[name] = ("folder", path.strip()) if folder else (name, directory)
+    return sources
 
 
-def _load(evaluation: Evaluation, name: str) -> Dataset:
+def _names(datasets: str) -> list[str]:
+    """Returns the names that are separated by commas, each once."""
+    parts = re.split(r"(?<!\\),", datasets)
+    names = [part.strip().replace(r"\,", ",") for part in parts]
+    return [*dict.fromkeys(filter(None, names))]
+
+
+def _read(evaluation: Evaluation, name: str, source: str, path: str) -> Dataset:
     """Reads a data set in the size and the channels of the run's images."""
     run = evaluation.run
-    kind, _, path = name.partition(":")
-    if kind == "folder":
-        if not path:
-            raise UsageError("it names no folder; write folder:<path>.")
-        dataset = load(run, "folder", path.strip())
-    else:
-        # The run's own directory is TFDS's only where the run's data are of TFDS.
-        tfds = run.config.dataset.name not in SOURCES
-        dataset = load(run, name, run.config.dataset.path if tfds else "")
+    try:
+        dataset = load(run, source, path)
+    except UsageError as error:
+        raise UsageError(f"--datasets={name}: {error}") from error
     return dataset._replace(
         name=name,
         train=_match(dataset.train, run.facts.channels),
