@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import tqdm
 from flax import nnx
+from numpy.typing import ArrayLike
 
 from duet_jax import train_state
 from duet_jax.augmentations import Stack, evaluation_view, normalise, to_float
@@ -75,14 +76,15 @@ class FrozenEncoder:
 
     def __call__(
         self,
-        images: np.ndarray,
+        images: ArrayLike,
         stack: Stack | None = None,
         draws: Draws | None = None,
     ) -> Representations:
         """Returns the representations of all images.
 
         Args:
-          images: uint8, [n, *input_shape].
+          images: uint8, [n, *input_shape], n at least 1; or whatever NumPy makes such
+            an array of, such as an array of JAX.
           stack: augmentations to apply first, of the same sides; None for none.
           draws: its parameters by stage for the n images, from `stack.draw`.
 
@@ -91,19 +93,19 @@ class FrozenEncoder:
           `Method.representations`, "full" among them.
 
         Raises:
-          ValueError: the images have another type or shape.
+          ValueError: the images have another type or shape, or there are none.
         """
         parts = list(self.batches(images, stack, draws))
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     def batches(
         self,
-        images: np.ndarray,
+        images: ArrayLike,
         stack: Stack | None = None,
         draws: Draws | None = None,
     ) -> Iterator[Representations]:
         """Yields the representations batch by batch, in order; see `__call__`."""
-        self._check(images)
+        images = self._checked(images)
         draws = jax.device_get(draws) if draws else {}
         size = min(self._batch_size, _power_of_two(len(images)))
         # One batch ahead: while the host takes one over, the device is at the next.
@@ -124,14 +126,23 @@ class FrozenEncoder:
             while waiting:
                 yield _fetched(*waiting.popleft())
 
-    def _check(self, images: np.ndarray) -> None:
-        if images.dtype != np.uint8 or images.shape[1:] != self.input_shape:
+    def _checked(self, images: ArrayLike) -> np.ndarray:
+        """Returns the images as an array of NumPy; raises the errors of `__call__`."""
+        wanted = f"uint8 [n, {', '.join(map(str, self.input_shape))}], n at least 1"
+        try:
+            array = np.asarray(images)
+        except Exception as error:  # whatever another library raises for its arrays
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ValueError(
-                f"images must be uint8 [n, {', '.join(map(str, self.input_shape))}], "
-                f"not {images.dtype} {list(images.shape)}"
+                f"images must be {wanted}, not a {type(images).__name__} of which "
+                f"NumPy makes no array ({reason})"
+            ) from error
+        shaped = array.shape[1:] == self.input_shape and len(array)
+        if array.dtype != np.uint8 or not shaped:
+            raise ValueError(
+                f"images must be {wanted}, not {array.dtype} {list(array.shape)}"
             )
-        if not len(images):
-            raise ValueError("there are no images to encode")
+        return array
 
 
 def _views(images: Array, draws: Draws, stack: Stack | None, plain: Stack) -> Array:

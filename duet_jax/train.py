@@ -25,6 +25,7 @@ from duet_jax import (
     train_state,
     workdir,
 )
+from duet_jax.augmentations import AUGMENTATIONS
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.data import StreamedDataset
 from duet_jax.encoding import FrozenEncoder
@@ -254,19 +255,22 @@ def _show_views(
     make_views = jax.jit(functools.partial(plan.method.make_views, train=True))
     views = make_views(key, feed.first_images())
     path = directory / "figures" / "views.png"
+    # Asked of the method: one that learns no augmentation does not read the field.
+    learned = getattr(plan.method, "learned", None)
     figures.draw_views(
         path,
         views.first,
         views.second,
-        learned=config.get("learned"),
+        learned=learned,
         title=f"{config.method} on {config.dataset.name}",
         half_size=_one_of_each(views.prediction, config, plan.batch_size),
     )
     writers.picture("views", path, 0)
-    learned = config.get("learned")
     if learned in views.first.structure:
         symptoms.check_structure(
-            learned, views.first.structure[learned], views.second.structure[learned]
+            learned,
+            *(view.structure[learned] for view in (views.first, views.second)),
+            fields=AUGMENTATIONS[learned].fields,
         )
 
 

@@ -1,15 +1,17 @@
 """Warnings in words about runs that learn nothing."""
 
+import dataclasses
 import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_augmentations import OTHER_OPTIONS
 
 from configs import base
 from duet_jax import symptoms
-from duet_jax.augmentations import AUGMENTATIONS, LEARNABLE
+from duet_jax.augmentations import AUGMENTATIONS, LEARNABLE, Options, make_stack
 from duet_jax.methods.base import feature_spread
 from duet_jax.settings import fields
 
@@ -54,7 +56,7 @@ def test_spread_is_computed_in_float32():
 
 # --- rows -----------------------------------------------------------------------------
 
-FINE = {"feature_spread": 0.5, "online_top1": 0.25, "skipped": 0.0}
+FINE = {"feature_spread": 0.5, "online_top1": 0.25, "skipped": 0.0, "examples": 355}
 
 
 def test_a_healthy_run_is_not_warned_about(caplog):
@@ -96,6 +98,56 @@ def test_a_perfect_accuracy_may_stay(caplog):
     assert not messages(caplog)
 
 
+@pytest.mark.parametrize(
+    ("examples", "accuracy", "said"),
+    [
+        (1, 0.0, False),
+        (2, 0.5, False),
+        (49, 0.0, False),  # all were wrong, and few they are
+        (50, 0.0, True),
+        (56, 0.1, True),
+        (200, 0.5, True),
+        (355, 0.98, False),  # a trained probe that rests
+        (10_000, 0.98, True),
+    ],
+)
+def test_a_constant_accuracy_over_few_answers_says_nothing(
+    examples, accuracy, said, caplog
+):
+    watch = symptoms.Symptoms()
+    for step in range(9):
+        watch.test(step, {**FINE, "online_top1": accuracy, "examples": examples})
+    assert len(messages(caplog)) == said
+
+
+def mean_spread(features, batch_size):
+    """As the program has it of a test split: batches padded, means by their images."""
+    total = 0.0
+    for start in range(0, len(features), batch_size):
+        rows = features[start : start + batch_size]
+        padding = [(0, batch_size - len(rows)), (0, 0)]
+        mask = jnp.arange(batch_size) < len(rows)
+        total += len(rows) * float(feature_spread(jnp.pad(rows, padding), mask))
+    return total / len(features)
+
+
+@pytest.mark.parametrize(("images", "batch_size"), [(1, 2), (1, 32), (3, 2), (33, 32)])
+def test_an_image_that_is_alone_has_not_collapsed(images, batch_size, caplog):
+    features = jax.random.normal(jax.random.key(0), (images, 16))
+    spread = mean_spread(features, batch_size)
+    assert images > 1 or spread == 0
+    watch = symptoms.Symptoms()
+    watch.test(1, {**FINE, "feature_spread": spread, "examples": images})
+    assert not messages(caplog)
+
+
+def test_two_test_images_can_collapse(caplog):
+    features = jnp.ones((2, 16))
+    spread = mean_spread(features, 2)
+    symptoms.Symptoms().test(1, {**FINE, "feature_spread": spread, "examples": 2})
+    assert len(messages(caplog)) == 1
+
+
 def test_skipped_updates(caplog):
     watch = symptoms.Symptoms()
     for _ in range(2):
@@ -106,29 +158,71 @@ def test_skipped_updates(caplog):
 
 # --- structure ------------------------------------------------------------------------
 
+ENOUGH = symptoms.FEWEST_VALUES // 2  # images, of which there are two views
+
 
 def test_structure_that_varies_is_fine(caplog):
-    symptoms.check_structure("rot", np.full(4, 0.5), np.array([0.5, 0.5, 0.5, 0.6]))
+    second = np.append(np.full(ENOUGH - 1, 0.5), 0.6)
+    symptoms.check_structure("rot", np.full(ENOUGH, 0.5), second, ("config.field",))
+    assert not messages(caplog)
+
+
+def test_few_values_may_be_the_same(caplog):
+    """Of the batches of two images one in eight is mirrored alike."""
+    same = np.full(ENOUGH - 1, 0.25)
+    symptoms.check_structure("fli", same, same, ("config.field",))
     assert not messages(caplog)
 
 
 @pytest.mark.parametrize("code", LEARNABLE)
 def test_structure_that_is_all_the_same(code, caplog):
-    symptoms.check_structure(code, np.full(4, 0.5), np.full(4, 0.5))
+    same, fields = np.full(ENOUGH, 0.5), AUGMENTATIONS[code].fields
+    symptoms.check_structure(code, same, same, fields)
     (message,) = messages(caplog)
     assert message.startswith(
         f"every image of the first batch has structure 0.5 for '{code}': there is "
-        "nothing to learn; see config.augmentation."
+        "nothing to learn; "
     )
+    assert "\n" not in message
+    for field in fields:
+        assert field in message
+    assert fields or "no field of the configuration decides" in message
 
 
-def test_structure_that_is_not_finite(caplog):
-    symptoms.check_structure("rot", np.array([0.5, np.nan]), np.array([0.1, np.inf]))
+@pytest.mark.parametrize("names", [(), ("config.augmentation.rotation_degrees",)])
+def test_structure_that_is_not_finite(names, caplog):
+    first, second = np.array([0.5, np.nan]), np.array([0.1, np.inf])
+    symptoms.check_structure("rot", first, second, names)
     (message,) = messages(caplog)
     assert message.startswith("2 of 4 structure values for 'rot'")
+    assert (" and ".join(names) or "record") in message
 
 
 def test_fields_are_those_of_the_configuration():
-    assert set(symptoms.FIELDS) == set(LEARNABLE) <= set(AUGMENTATIONS)
-    known = dict(fields(base.get_config()))
-    assert {name for each in symptoms.FIELDS.values() for name in each} <= set(known)
+    known = {f"config.{name}" for name, _ in fields(base.get_config())}
+    for record in AUGMENTATIONS.values():
+        assert set(record.fields) <= known
+        assert len(set(record.fields)) == len(record.fields)
+
+
+@pytest.mark.parametrize("code", LEARNABLE)
+def test_fields_are_those_that_decide_what_is_drawn(code):
+    """Each field is changed by itself: the values move, or the record is silent."""
+
+    def drawn(options):
+        stack = make_stack(
+            (code,), input_side=16, image_size=16, channels=3, options=options
+        )
+        return np.asarray(stack.structure(stack.draw(jax.random.key(0), 100))[code])
+
+    usual = drawn(Options())
+    deciding = {
+        f"config.augmentation.{field.name}"
+        for field in dataclasses.fields(Options)
+        if not np.allclose(usual, drawn(other_option(field.name)), atol=1e-5)
+    }
+    assert deciding == set(AUGMENTATIONS[code].fields)
+
+
+def other_option(name):
+    return Options(**{name: getattr(OTHER_OPTIONS, name)})

@@ -13,7 +13,7 @@ import tiny
 from flax import nnx
 from PIL import Image
 
-from duet_jax import feeds, loop, metrics, plan, steps, train, train_state
+from duet_jax import feeds, loop, metrics, plan, report, steps, train, train_state
 from duet_jax.checkpoints import Checkpoints
 from duet_jax.errors import TrainingError, UsageError
 from duet_jax.interruption import Interruption
@@ -503,3 +503,17 @@ def test_other_methods_train_on_a_folder(method, tmp_path):
     assert ("prediction_loss" in row) == (method == "essl")
     total = row["nt_xent"] + part + row["online_loss"]
     np.testing.assert_allclose(row["loss"], total, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("epochs", "highest"), [(1, "4e-07"), (3, "0.00027")])
+def test_a_warm_up_that_is_the_whole_run_is_told(epochs, highest, caplog, tmp_path):
+    config = tiny.config(epochs=epochs, warmup_epochs=epochs)
+    facts = tiny.dataset(64, 32).facts
+    with caplog.at_level(logging.INFO, "duet_jax"):
+        report.start_lines(config, plan.make_plan(config, facts), facts, tmp_path, 0)
+    (told,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
+    assert f"the learning rate is at most {highest}, not" in told
+    caplog.clear()
+    config = tiny.config(epochs=epochs, warmup_epochs=epochs - 1)
+    report.start_lines(config, plan.make_plan(config, facts), facts, tmp_path, 0)
+    assert not any(r.levelname == "WARNING" for r in caplog.records)

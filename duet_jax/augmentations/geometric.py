@@ -206,6 +206,7 @@ RESIZED_CROP = Augmentation(
         # The height, which is what the structure knows of the box.
         parameter=lambda values, frame: 1 - values * (frame.side - 1) / frame.side,
     ),
+    options=("crop_area", "crop_ratio"),
     resizes=True,
     stage="sca",
 )
@@ -231,6 +232,7 @@ ROTATION = Augmentation(
         parameter=lambda values, frame: 360 * values - 180,
         params=lambda values, frame: {"degrees": 360 * values - 180},
     ),
+    options=("rotation_degrees",),
     stage="rot",
     prediction=Prediction(
         num_outputs=1,

@@ -240,6 +240,8 @@ class Augmentation:
       channels: the numbers of image channels it works on.
       probability: field of Options with the share of images that are augmented; None
         for all of them. Only the stack reads it: the others get the identity's params.
+      options: what other fields of Options decide which structure values are drawn. Not
+        those that stretch the range of the parameter: its place there stays the same.
       resizes: True if images leave with side `frame.image_size`.
       stage: key of the params; records with the same stage are carried out together,
         in the place of the first.
@@ -258,8 +260,15 @@ class Augmentation:
     scale: Scale | None = None
     channels: tuple[int, ...] = (1, 3)
     probability: str | None = None
+    options: tuple[str, ...] = ()
     resizes: bool = False
     prediction: Prediction | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of the configuration that decide which structure values are drawn."""
+        names = (self.probability, *self.options)
+        return tuple(f"config.augmentation.{name}" for name in names if name)
 
     @property
     def two_point(self) -> bool:

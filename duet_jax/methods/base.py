@@ -5,6 +5,7 @@ networks are created by `init`, the trainer owns their parameters, and views are
 outside the differentiated function.
 """
 
+import abc
 import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, Self, runtime_checkable
@@ -91,62 +92,6 @@ class DataSpec(NamedTuple):
     side: int
     channels: int
     num_classes: int
-
-
-class Method(Protocol):
-    """The interface of DUET, SimCLR and ESSL."""
-
-    two_views: "TwoViews"
-
-    def init(self, rngs: nnx.Rngs) -> Networks:
-        """Returns freshly initialised networks."""
-
-    def representations(self, features: Array) -> dict[str, Array]:
-        """Returns what an evaluation is given of the encoder's features.
-
-        Args:
-          features: [batch, features].
-
-        Returns:
-          "full", the features themselves, and what else the method reads in them, each
-          [batch, dimensions].
-        """
-
-    def make_views(self, key: Array, images: Array, *, train: bool) -> Views:
-        """Returns the views of a batch.
-
-        Args:
-          key: decides every draw.
-          images: uint8, [batch, side, side, channels].
-          train: two augmented views; otherwise the first is the centre crop as it is.
-        """
-
-    def draws(self, key: Array, n: int) -> dict[str, Draws]:
-        """Returns the parameters that `make_views` draws, by field of `Views`.
-
-        Args:
-          key: the same as there.
-          n: images in the batch.
-        """
-
-    def loss(
-        self,
-        networks: Networks,
-        views: Views,
-        labels: Array,
-        mask: Array | None,
-        *,
-        train: bool,
-    ) -> tuple[Array, Metrics]:
-        """Returns the loss to minimise and what to report, means over the examples.
-
-        Args:
-          networks: updated in place (running statistics) when training.
-          views: from `make_views`.
-          labels: int32, [batch]; for the online probe alone.
-          mask: bool, [batch], the examples that count; None when all do.
-          train: batch statistics when true, running statistics otherwise.
-        """
 
 
 @runtime_checkable
@@ -354,6 +299,95 @@ class TwoViews:
             "online_top1": losses.masked_mean(losses.top_k(logits, labels, 1), mask),
             "online_top5": losses.masked_mean(losses.top_k(logits, labels, 5), mask),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(abc.ABC):
+    """What the program asks of a method; by itself it learns from two views.
+
+    A method writes its loss, and whatever else it does otherwise. If it makes other
+    views it also says what it draws for them.
+    """
+
+    two_views: TwoViews
+
+    def __init_subclass__(cls, **options):
+        """Raises a TypeError where a method's draws would not be those of its views."""
+        super().__init_subclass__(**options)
+        own = [name for name in ("make_views", "draws") if name in vars(cls)]
+        if len(own) == 1:
+            raise TypeError(
+                f"{cls.__name__} defines {own[0]} alone; make_views and draws are "
+                "about the same parameters: define both."
+            )
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict, data: DataSpec) -> Self:
+        """Returns the method that `config` describes for `data`.
+
+        Raises:
+          UsageError: it cannot be trained like that.
+        """
+        return cls(TwoViews.from_config(config, data))
+
+    def init(self, rngs: nnx.Rngs) -> Networks:
+        """Returns freshly initialised networks."""
+        return self.two_views.networks(rngs)
+
+    def representations(self, features: Array) -> dict[str, Array]:
+        """Returns what an evaluation is given of the encoder's features.
+
+        Args:
+          features: [batch, features].
+
+        Returns:
+          "full", the features themselves, and what else the method reads in them, each
+          [batch, dimensions].
+        """
+        return {"full": features}
+
+    def make_views(self, key: Array, images: Array, *, train: bool) -> Views:
+        """Returns the views of a batch.
+
+        Args:
+          key: decides every draw.
+          images: uint8, [batch, side, side, channels].
+          train: two augmented views; otherwise the first is the centre crop as it is.
+        """
+        return self.two_views.views(key, images, train=train)
+
+    def draws(self, key: Array, n: int) -> dict[str, Draws]:
+        """Returns the parameters that `make_views` draws, by field of `Views`.
+
+        Args:
+          key: the same as there.
+          n: images in the batch.
+        """
+        return self.two_views.draws(key, n)
+
+    @abc.abstractmethod
+    def loss(
+        self,
+        networks: Networks,
+        views: Views,
+        labels: Array,
+        mask: Array | None,
+        *,
+        train: bool,
+    ) -> tuple[Array, Metrics]:
+        """Returns the loss to minimise and what to report, means over the examples.
+
+        Args:
+          networks: updated in place (running statistics) when training.
+          views: from `make_views`.
+          labels: int32, [batch]; for the online probe alone.
+          mask: bool, [batch], the examples that count; None when all do.
+          train: batch statistics when true, running statistics otherwise.
+
+        Returns:
+          The loss; and as metrics "loss", the same, the metrics of `TwoViews.loss`,
+          which the program reads, and those of the method's own.
+        """
 
 
 def encode_views(

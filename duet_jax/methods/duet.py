@@ -26,7 +26,7 @@ from duet_jax.types import Array, View
 
 
 @dataclasses.dataclass(frozen=True)
-class DUET:
+class DUET(base.Method):
     """NT-Xent on content plus the structure loss. See `methods.base.Method`.
 
     Attributes:
@@ -37,7 +37,6 @@ class DUET:
       target_width: sigma of the Gaussian or concentration of the von Mises.
     """
 
-    two_views: base.TwoViews
     learned: str
     num_bins: int
     structure_weight: float
@@ -71,14 +70,6 @@ class DUET:
         """Returns freshly initialised networks; the projector reads the content."""
         return self.two_views.networks(rngs, share=self.num_bins)
 
-    def make_views(self, key: Array, images: Array, *, train: bool) -> base.Views:
-        """Returns two augmented views; in evaluation the first is plain."""
-        return self.two_views.views(key, images, train=train)
-
-    def draws(self, key: Array, n: int) -> dict[str, base.Draws]:
-        """Returns the parameters of the views of `n` images, by view."""
-        return self.two_views.draws(key, n)
-
     def representations(self, features: Array) -> dict[str, Array]:
         """Returns the features, the content and the structure marginal.
 
@@ -98,8 +89,8 @@ class DUET:
 
     @property
     def circular(self) -> bool:
-        """Whether the first bin follows the last: the von Mises target is a circle."""
-        return self.target == "von_mises"
+        """Whether the first bin follows the last: whether the target is a circle's."""
+        return self.target in CIRCULAR
 
     def targets(self, values: Array) -> Array:
         """Returns the distributions that the structure is pulled to, [batch, bins].
@@ -155,6 +146,8 @@ class DUET:
 
 # The field of config.duet that holds the width of a target.
 WIDTH_FIELDS = {"gaussian": "sigma", "von_mises": "concentration"}
+# The targets for which 0 and 1 are one point.
+CIRCULAR = ("von_mises",)
 
 
 def choose_target(target: str, learned: str) -> str:
@@ -165,16 +158,16 @@ def choose_target(target: str, learned: str) -> str:
       learned: code of the augmentation.
 
     Raises:
-      UsageError: an unknown name, or the von Mises for a structure that takes the two
-        ends of a line: on a circle they are one point, and the two targets coincide.
+      UsageError: an unknown name, or a circle's for a structure that takes the two ends
+        of a line: on a circle they are one point, and the two targets coincide.
     """
     record = AUGMENTATIONS[learned]
     if target == "auto":
         return "von_mises" if record.topology == "circle" else "gaussian"
     lookup({**TARGETS, "auto": None}, target, "config.duet.target")
-    if target == "von_mises" and record.topology == "line" and record.two_point:
+    if target in CIRCULAR and record.topology == "line" and record.two_point:
         raise UsageError(
-            f"config.duet.target='von_mises' cannot learn {learned!r}: its structure "
+            f"config.duet.target={target!r} cannot learn {learned!r}: its structure "
             "is 0 or 1, one point on a circle; use 'gaussian' or 'auto'."
         )
     return target

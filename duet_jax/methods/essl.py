@@ -28,7 +28,7 @@ from duet_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
-class ESSL:
+class ESSL(base.Method):
     """NT-Xent plus the prediction loss. See `methods.base.Method`.
 
     Attributes:
@@ -38,7 +38,6 @@ class ESSL:
       predictor_hidden: width of the predictor's hidden layers.
     """
 
-    two_views: base.TwoViews
     learned: str
     prediction_weight: float
     predictor_hidden: int
@@ -77,10 +76,6 @@ class ESSL:
             rngs=rngs,
         )
         return networks
-
-    def representations(self, features: Array) -> dict[str, Array]:
-        """Returns the features, [batch, features], as they are."""
-        return {"full": features}
 
     def make_views(self, key: Array, images: Array, *, train: bool) -> base.Views:
         """Returns the two main views and the half-size one to predict from.
