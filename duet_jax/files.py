@@ -64,6 +64,9 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     Where the block fails, `path` is left as it was. The disk holds the new content
     before it gets the name. Of several processes that write at once the last one wins.
+
+    Raises:
+      OSError: the file cannot take the place; the error is about `path`.
     """
     path = pathlib.Path(path)
     # The suffix stays: it says in which format a picture is written.
@@ -71,7 +74,10 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        try:
+            os.replace(partial, path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Folders of small images, good and bad."""
 
 import io
+import itertools
 import pathlib
 import shutil
 import struct
@@ -11,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG", mode: str = "", **options) -> bytes:
@@ -40,12 +41,14 @@ def fill(
     root: pathlib.Path, classes: Sequence[str] = ("cat", "dog"), count: int = 2
 ) -> pathlib.Path:
     """Makes `root` a folder of data, with `count` images a class in each split."""
+    seeds = itertools.count()
     for split in ("train", "test"):
         for name in classes:
             folder = root / split / name
             folder.mkdir(parents=True)
             for number in range(count):
-                (folder / f"{number}.png").write_bytes(encoded(noise(8, 8, 3)))
+                image = encoded(noise(8, 8, 3, seed=next(seeds)))
+                (folder / f"{number}.png").write_bytes(image)
     return root
 
 

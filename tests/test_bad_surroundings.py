@@ -244,7 +244,7 @@ CASES = {
         (*FOLDER, "--config.dataset.path=images/train"),
         _lock("images", 0),
         AS_USER,
-        ["path='images/train' cannot be reached (Permission denied)", "<path>/train"],
+        ["/images/train' cannot be reached (Permission denied)", "<path>/train"],
     ),
     "a configuration that cannot be read": (
         ("--config=mine.py",),

@@ -75,6 +75,15 @@ def test_many_threads_write_at_once(tmp_path):
     assert names(tmp_path) == ["results.json"]
 
 
+def test_a_directory_is_not_replaced(tmp_path):
+    path = tmp_path / "results.json"
+    path.mkdir()
+    with pytest.raises(IsADirectoryError) as error:
+        replace(path, "new")
+    assert error.value.filename == str(path)
+    assert names(tmp_path) == ["results.json"]
+
+
 @pytest.mark.parametrize("letter", ["x", "é", "語"])
 def test_a_long_name(tmp_path, letter):
     path = tmp_path / (letter * (250 // len(letter.encode())) + ".json")

@@ -28,6 +28,7 @@ BASE = f"--config={ROOT / 'configs' / 'base.py'}"
 NO_CACHE = "--config.compilation_cache=off"
 # Of the run that `main.py` starts by itself, on the 1,442 training digits.
 EPOCHS = digits_duet_rot.get_config().epochs
+HOME = os.path.expanduser("~")
 BATCH_SIZE = digits_duet_rot.get_config().batch_size
 STEPS = 1442 // BATCH_SIZE
 
@@ -396,6 +397,9 @@ OUT_OF_RANGE = {
     "steps_per_epoch": "-1",
     "batch_size": "1",
     "steps_per_call": "-1",
+    "compilation_cache": "gs://b",
+    "dataset.path": "gs://b",
+    "dataset.cache_dir": "s3://b",
     "compute_dtype": "float16",
     "on_nonfinite": "ignore",
     "dataset.name": "",
@@ -570,7 +574,7 @@ ACCEPTED = {
     "negative powers": (["--config.optimizer.eps=1e-6"], {"optimizer.eps": 1e-6}),
     "text with blanks and signs": (
         ["--config.wandb.project=a b=c", "--config.dataset.path=~/my data, all"],
-        {"wandb.project": "a b=c", "dataset.path": "~/my data, all"},
+        {"wandb.project": "a b=c", "dataset.path": HOME + "/my data, all"},
     ),
     "text that looks like a number": (
         ["--config.wandb.project=007"],

@@ -21,6 +21,7 @@ import sweep
 from duet_jax import config_files, devices, grid, results
 from duet_jax.cells import Cell
 from duet_jax.metrics import read_rows
+from duet_jax.types import DatasetFacts
 
 ROOT = pathlib.Path(__file__).parent.parent
 FIGURE4 = str(ROOT / "configs" / "figure4.py")
@@ -477,7 +478,8 @@ def test_a_row_is_a_run_of_its_own(here):
 
 
 def cell_of(workdir, *arguments, name="r", method="duet"):
-    config = {"method": method, "epochs": 1}
+    dataset = {"name": "digits", "path": "", "cache_dir": ""}
+    config = {"method": method, "epochs": 1, "dataset": dataset}
     return Cell("x", name, 0, "rot", config, {}, workdir, arguments)
 
 
@@ -556,12 +558,14 @@ def test_what_a_finished_run_has(tmp_path):
         "step": 3,
         "options": {"protocol": "sgd"},
         "settings": {f"linear_probe.{name}": value for name, value in SGD.items()},
+        "images": {"digits": [""]},
         "results": {"representations": {"full": {"top1": [0.5, 0.75]}}},
         "device": "a card",
     }
+    facts = DatasetFacts("digits", 16, 1, ("0", "1"), 1442, 355)._asdict()
     files = {
         "config.json": cell.config,
-        "dataset.json": {"name": "digits", "num_train": 1442},
+        "dataset.json": facts,
         "metrics.jsonl": row,
         "eval/linear_probe_sgd.json": result,
     }
@@ -582,6 +586,9 @@ def test_what_a_finished_run_has(tmp_path):
         ("config.json", cell.config | {"epochs": 2}),
         ("config.json", []),
         ("dataset.json", {}),
+        ("dataset.json", facts | {"content": "of others"}),
+        (probe, result | {"images": {"digits": ["of others"]}}),
+        (probe, result | {"images": {}}),
         (metrics, row | {"epoch": 0.5}),
         (metrics, row | {"epoch": "x"}),
         (metrics, row | {"split": "train"}),
