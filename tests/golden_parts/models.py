@@ -59,7 +59,7 @@ def models_gates(given=None):
 
     with mock.patch.object(nnx, "relu", relu):
         yield used
-    assert used  # else the networks have come to call ReLU by another name
+    assert used, "the networks call their ReLU by another name than nnx.relu"
     assert given is None or len(used) == len(given)
 
 

@@ -231,8 +231,8 @@ def compare_final(name, actual, expected):
 
     One element may move by 2 lr a step where its gradient is near zero, and so does
     every bias in front of a BN, which takes the running mean behind it along. The means
-    are ten times the largest difference measured, also where inputs and weights were
-    wrong by four units in the last place.
+    are about ten times the largest difference measured, which is the same where inputs
+    and weights are wrong by four units in the last place.
     """
     drifts = re.fullmatch(r"head\.\d\.running_mean", name)
     largest, mean = (20 * 4e-4, 5e-3) if drifts else (3 * 2 * 4e-4, 2e-4)
