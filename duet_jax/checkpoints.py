@@ -936,8 +936,9 @@ def _opened(directory: pathlib.Path, name: str) -> Iterator[BinaryIO]:
 def _ignore_late_ends() -> None:
     """Has nothing printed of arrays whose writing or reading ends after another failed.
 
-    They call an event loop that Orbax has closed by then, or are dropped and end with
-    an error themselves: a traceback for each.
+    Orbax closes its event loop at the first error. An array that is still under way
+    then calls a closed loop or is dropped, and one that failed in the same turn of the
+    loop is one whose error nobody asked for: a traceback for each.
     """
     otherwise = sys.unraisablehook
 
@@ -948,6 +949,20 @@ def _ignore_late_ends() -> None:
             otherwise(unraisable)
 
     sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(_not_of_orbax)  # once, however often
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Whether a record of asyncio is of another than Orbax and TensorStore.
+
+    The errors come from functions of Orbax, or without any traceback from TensorStore,
+    which is no Python.
+    """
+    if "never retrieved" not in record.getMessage() or record.exc_info is None:
+        return True
+    frames = list(traceback.walk_tb(record.exc_info[2]))
+    files = [frame.f_code.co_filename for frame, _ in frames]
+    return bool(files) and not any(file.startswith(_ORBAX) for file in files)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -613,7 +613,13 @@ def large(tmp_path_factory):
 
 
 def call_python(text, *arguments):
-    done = subprocess.run(
+    done = run_python(text, *arguments)
+    assert done.stderr == ""
+    return done.stdout
+
+
+def run_python(text, *arguments):
+    return subprocess.run(
         [sys.executable, "-c", text, *map(str, arguments)],
         cwd=pathlib.Path(__file__).parent.parent,
         capture_output=True,
@@ -621,8 +627,6 @@ def call_python(text, *arguments):
         timeout=120,
         check=True,
     )
-    assert done.stderr == ""
-    return done.stdout
 
 
 @pytest.mark.parametrize("way", ["rename", "in place"])
@@ -638,6 +642,42 @@ def test_a_program_that_only_reads_is_quiet(large, tmp_path, way, step):
             f"checkpoint 2 in {directory} was deleted while it was read; choose "
             "another step: 1.\n"
         )
+
+
+LATE = """
+import asyncio, gc, pathlib, sys
+from duet_jax import checkpoints
+
+checkpoints.Checkpoints(pathlib.Path("checkpoints"), create=False)
+
+def late(start):
+    loop = asyncio.new_event_loop()
+    start(loop)
+    loop.run_until_complete(asyncio.sleep(0.1))
+    loop.close()
+    gc.collect()
+
+def coroutine(file):
+    scope = {}
+    exec(compile("async def read(): raise ValueError('gone')", file, "exec"), scope)
+    return scope["read"]()
+
+async def gathered(coroutine):
+    asyncio.gather(coroutine)
+
+late(lambda loop: loop.create_future().set_exception(ValueError("gone")))
+late(lambda loop: loop.create_task(gathered(coroutine(checkpoints._ORBAX + "read.py"))))
+late(lambda loop: loop.create_task(coroutine(checkpoints._ORBAX + "read.py")))
+print("of others:", file=sys.stderr)
+late(lambda loop: loop.create_task(coroutine("others.py")))
+"""
+
+
+def test_errors_that_orbax_never_asked_for_are_quiet():
+    """And those of others are reported as always."""
+    said = run_python(LATE).stderr
+    assert said.startswith("of others:\n"), said
+    assert "Task exception was never retrieved" in said
 
 
 # --- a whole run ----------------------------------------------------------------------
