@@ -20,6 +20,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 MAIN = str(ROOT / "main.py")
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
 
+# Seconds until a program counts as hanging: for what takes 20 on an idle machine. Where
+# others compute as well, two processes of a job wait for each other, and an epoch takes
+# 15 seconds instead of half a one.
+PATIENCE = 900
+
 # The shortest run there is, on eight images; what is slow is left out.
 TINY = (
     SMOKE,
@@ -80,7 +85,7 @@ def run(
     largest_file: int = 0,
     closed: tuple[int, ...] = (),
     script: str = MAIN,
-    timeout: float = 120,
+    timeout: float = PATIENCE,
     **options,
 ) -> Done:
     """Runs `python main.py arguments` and waits for its end.

@@ -20,6 +20,7 @@ import pytest
 from absl import logging as absl_logging
 from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.serialization import ocdbt_utils, serialization
+from program import PATIENCE
 
 from duet_jax import checkpoints as module
 from duet_jax import report
@@ -496,7 +497,7 @@ def test_two_processes_save_below_a_name_like_a_pattern(tmp_path):
         for number in range(2)
     ]
     try:
-        said = [job.communicate(timeout=120) for job in jobs]
+        said = [job.communicate(timeout=PATIENCE) for job in jobs]
     finally:
         for job in jobs:
             job.kill()
@@ -707,10 +708,10 @@ def test_a_complaint_after_the_seal_ends_the_run(directory, silent, monkeypatch)
 def test_others_may_complain(directory, silent, sealing):
     """And of what is only told, nobody asks."""
     told, go_on = threading.Event(), threading.Event()
-    sealing(lambda _: (told.set(), go_on.wait(60)))
+    sealing(lambda _: (told.set(), go_on.wait(PATIENCE)))
     with Checkpoints(directory) as checkpoints:
         checkpoints.save(state(2), None)
-        assert told.wait(60)
+        assert told.wait(PATIENCE)
         absl_logging.error("of a loader of images")
         logging.getLogger("orbax").info("well")
         go_on.set()

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 from hypothesis import strategies as st
 from orbax.checkpoint._src.serialization import serialization
-from program import TINY
+from program import PATIENCE, TINY
 
 import main
 from duet_jax import checkpoints as module
@@ -410,7 +410,7 @@ def test_a_full_disk_is_one_line(tmp_path):
         cwd=pathlib.Path(__file__).parent.parent,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )
     assert done.stderr == ""
@@ -624,7 +624,7 @@ def run_python(text, *arguments):
         cwd=pathlib.Path(__file__).parent.parent,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=True,
     )
 

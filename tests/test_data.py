@@ -20,6 +20,7 @@ import pytest
 import tensorflow_datasets as tfds
 from pictures import chunk
 from PIL import Image
+from program import PATIENCE
 from sklearn.datasets import load_digits
 
 from duet_jax import data
@@ -1425,7 +1426,7 @@ def test_tfds_is_read_quietly_and_without_tensorflow(prepared, tmp_path):
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 

@@ -11,14 +11,13 @@ import time
 
 import numpy as np
 import pytest
-from program import TINY, run
+from program import PATIENCE, TINY, run
 from test_processes import Job
 
 from duet_jax import interruption, metrics
 from duet_jax.interruption import Interruption
 
 ROOT = pathlib.Path(__file__).parent.parent
-PATIENCE = 120  # seconds
 # An epoch of one row and many calls, so that a signal finds it unfinished.
 FIELDS = {
     "epochs": 4,

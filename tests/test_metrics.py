@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from program import PATIENCE
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from duet_jax.errors import UsageError
@@ -515,7 +516,7 @@ def train(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -14,14 +14,12 @@ import time
 import numpy as np
 import pytest
 import tiny
+from program import PATIENCE
 
 from duet_jax import metrics, processes, train
 from duet_jax.errors import UsageError
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Seconds, for what takes 20 on an idle machine: where others compute as well, two
-# processes wait for each other, and an epoch takes 15 seconds instead of half a one.
-PATIENCE = 900
 
 
 @pytest.fixture(scope="module")

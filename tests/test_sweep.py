@@ -42,8 +42,8 @@ TINY = (
 EPOCHS = 12
 
 
-def run(*arguments, cwd, timeout=300):
-    return program.run(*arguments, cwd=cwd, script=SWEEP, timeout=timeout)
+def run(*arguments, cwd):
+    return program.run(*arguments, cwd=cwd, script=SWEEP)
 
 
 def environment():
@@ -66,11 +66,11 @@ def started(*arguments, cwd):
             yield process
         finally:
             process.terminate()  # and with it what it has started
-            process.wait(60)
+            process.wait(program.PATIENCE)
 
 
-def wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
+def wait_for(condition, process):
+    end = time.monotonic() + program.PATIENCE
     while not condition():
         assert time.monotonic() < end, "nothing happens"
         assert process.poll() is None, "the sweep has ended"
@@ -95,7 +95,7 @@ def swept(tmp_path_factory):
     with started(*arguments, cwd=place) as process:
         wait_for(lambda: has_checkpoint(runs / "simclr" / "seed0"), process)
         process.send_signal(signal.SIGTERM)
-        stopped = process.wait(60)
+        stopped = process.wait(program.PATIENCE)
     after_stop = record(runs, "simclr", 0)
     with started(*arguments, cwd=place) as process:
         wait_for(lambda: has_checkpoint(runs / "duet-rot" / "seed0"), process)
@@ -229,7 +229,7 @@ def test_two_sweeps_do_not_do_the_same(swept, tmp_path):
         first_run = tmp_path / "runs/simclr/seed0"
         wait_for(first_run.exists, first)
         second = run(*arguments, "--workdir=runs", "--out=second", cwd=tmp_path)
-        assert first.wait(120) == 0
+        assert first.wait(program.PATIENCE) == 0
     assert second.status == 0
     said = (tmp_path / "sweep.log").read_text() + "\n".join(second.lines)
     assert said.count("simclr seed 0  linear probe") == 2  # both tell of it
