@@ -33,7 +33,8 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+import types
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, ClassVar, NamedTuple, Self, TypeVar
 
 import jax
@@ -723,8 +724,12 @@ class _Reports(logging.Handler):
 
 def _called_by_orbax() -> bool:
     """Whether this is called from Orbax, or by what that calls."""
-    files = (frame.f_code.co_filename for frame, _ in traceback.walk_stack(None))
-    return any(file.startswith(_ORBAX) for file in files)
+    return _in_orbax(traceback.walk_stack(None))
+
+
+def _in_orbax(frames: Iterable[tuple[types.FrameType, int]]) -> bool:
+    """Returns whether a function of Orbax is among those of a stack or a traceback."""
+    return any(frame.f_code.co_filename.startswith(_ORBAX) for frame, _ in frames)
 
 
 class _Saving:
@@ -933,12 +938,13 @@ def _opened(directory: pathlib.Path, name: str) -> Iterator[BinaryIO]:
 
 
 @functools.cache  # once a process
+@functools.cache  # once in a process
 def _ignore_late_ends() -> None:
-    """Has nothing printed of arrays whose writing or reading ends after another failed.
+    """Keeps quiet about arrays that end or fail after another one has failed.
 
-    Orbax closes its event loop at the first error. An array that is still under way
-    then calls a closed loop or is dropped, and one that failed in the same turn of the
-    loop is one whose error nobody asked for: a traceback for each.
+    Orbax closes its event loop at the first error, which is raised. An array still
+    under way then calls a closed loop or is dropped; the error of one that fails in the
+    same turn of the loop is never retrieved. Python prints a traceback for each.
     """
     otherwise = sys.unraisablehook
 
@@ -949,20 +955,18 @@ def _ignore_late_ends() -> None:
             otherwise(unraisable)
 
     sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(_not_of_orbax)  # once, however often
+    logging.getLogger("asyncio").addFilter(_is_shown)
 
 
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-    """Whether a record of asyncio is of another than Orbax and TensorStore.
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Returns False for an error of Orbax or TensorStore that was never retrieved.
 
-    The errors come from functions of Orbax, or without any traceback from TensorStore,
-    which is no Python.
+    Orbax is in the traceback; TensorStore, which is not Python, leaves none.
     """
     if "never retrieved" not in record.getMessage() or record.exc_info is None:
         return True
-    frames = list(traceback.walk_tb(record.exc_info[2]))
-    files = [frame.f_code.co_filename for frame, _ in frames]
-    return bool(files) and not any(file.startswith(_ORBAX) for file in files)
+    trace = record.exc_info[2]
+    return trace is not None and not _in_orbax(traceback.walk_tb(trace))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -77,8 +77,6 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         try:
             os.replace(partial, path)
         except OSError as error:
-            if error.errno is None:
-                raise
             # Python's names the partial file as well.
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 

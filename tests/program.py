@@ -85,7 +85,6 @@ def run(
     largest_file: int = 0,
     closed: tuple[int, ...] = (),
     script: str = MAIN,
-    timeout: float = PATIENCE,
     **options,
 ) -> Done:
     """Runs `python main.py arguments` and waits for its end.
@@ -98,7 +97,6 @@ def run(
       largest_file: bytes at which a file cannot grow any more, as on a full disk.
       closed: descriptors that it does not get, such as 1 for standard output.
       script: another one than main.py.
-      timeout: seconds after which it counts as hanging.
       **options: of `subprocess.run`.
     """
     changed = {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": _caches()}
@@ -114,7 +112,7 @@ def run(
         cwd=cwd,
         env={name: value for name, value in changed.items() if value is not None},
         stdin=subprocess.DEVNULL,
-        timeout=timeout,
+        timeout=PATIENCE,
         check=False,
         **options,
     )

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 from hypothesis import strategies as st
 from orbax.checkpoint._src.serialization import serialization
-from program import PATIENCE, TINY
+from program import PATIENCE, ROOT, TINY
 
 import main
 from duet_jax import checkpoints as module
@@ -405,16 +405,7 @@ except TrainingError as error:
 
 def test_a_full_disk_is_one_line(tmp_path):
     """No traceback of any thread, and the checkpoint before is as it was."""
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, tmp_path],
-        cwd=pathlib.Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-    )
-    assert done.stderr == ""
-    assert done.stdout == (
+    assert call_python(FULL_DISK, tmp_path) == (
         f"{tmp_path}: a checkpoint cannot be written (File too large); make room or "
         "put it right, then the same command goes on from step 1.\n"
     )
@@ -621,7 +612,7 @@ def call_python(text, *arguments):
 def run_python(text, *arguments):
     return subprocess.run(
         [sys.executable, "-c", text, *map(str, arguments)],
-        cwd=pathlib.Path(__file__).parent.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -4,6 +4,7 @@ Warnings are errors here, so a picture that is drawn at all divides by no zero a
 no two equal limits.
 """
 
+import errno
 import itertools
 
 import matplotlib
@@ -562,7 +563,7 @@ def test_a_picture_is_whole_or_not_there(tmp_path, name, monkeypatch):
         picture.load()
 
     def fail(*_):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(style.os, "replace", fail)
     whole = path.read_bytes()

@@ -1,5 +1,6 @@
 """Tests of the pictures: what is drawn, where, and that files are whole."""
 
+import errno
 import os
 import pathlib
 import subprocess
@@ -352,7 +353,7 @@ def test_a_failure_keeps_the_old_file(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fail(*_):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(style.os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
