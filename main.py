@@ -392,6 +392,9 @@ def main(argv: Sequence[str]) -> int:
         flush_output()
     except (Exception, KeyboardInterrupt) as error:
         told = _told(error, command)
+        if told is None and processes.are_several():
+            traceback.print_exception(error)
+            return 1  # `leave` then ends at once; Python would wait for the others
         if told is None:
             raise
         line, status = told
@@ -416,6 +419,7 @@ def _told(error: BaseException, command: Command | None) -> tuple[str, int] | No
     if mode == "train":
         again = "the same command goes on from the newest checkpoint"
     text = " ".join(str(error).split())
+    lost = processes.are_several() and _LOST.search(text)
     match error:
         case UsageError():
             return f"error: {error}", 2
@@ -433,7 +437,9 @@ def _told(error: BaseException, command: Command | None) -> tuple[str, int] | No
             reason = f"this machine has too little memory ({text}); {_less(mode)}"
         case RuntimeError() if _EXHAUSTED.search(text):
             reason = f"the device has too little memory for this run; {_less(mode)}"
-        case RuntimeError() if processes.are_several() and _LOST.search(text):
+        # JAX raises either: the first where a result is waited for, the second where
+        # a computation is started.
+        case RuntimeError() | ValueError() if lost:
             reason = (
                 f"another process of this job is gone ({text[:160]}); see what the "
                 f"others say, then {again}"

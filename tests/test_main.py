@@ -682,12 +682,13 @@ def test_want_of_memory_is_one_line(monkeypatch, capsys):
     assert "config.batch_size" in message
 
 
-def test_a_lost_process_is_one_line(monkeypatch, capsys):
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])
+def test_a_lost_process_is_one_line(monkeypatch, capsys, kind):
     def fail(config, directory):
-        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo failed\nConnection closed")
+        raise kind("UNKNOWN: Gloo failed\nConnection closed")
 
     monkeypatch.setitem(main.PROGRAMS, "train", fail)
-    with pytest.raises(jax.errors.JaxRuntimeError):  # of a single process: a defect
+    with pytest.raises(kind):  # of a single process: a defect
         main.main(["main.py", SMOKE])
     monkeypatch.setattr(processes, "are_several", lambda: True)
     assert main.main(["main.py", SMOKE]) == 1
@@ -696,6 +697,20 @@ def test_a_lost_process_is_one_line(monkeypatch, capsys):
         "closed); see what the others say, then the same command goes on from the "
         "newest checkpoint.\n"
     )
+
+
+def test_a_defect_in_one_of_several_processes_is_told_before_it_leaves(
+    monkeypatch, capsys
+):
+    def fail(config, directory):
+        raise ValueError("a defect")
+
+    monkeypatch.setitem(main.PROGRAMS, "train", fail)
+    monkeypatch.setattr(processes, "are_several", lambda: True)
+    assert main.main(["main.py", SMOKE]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback")
+    assert error.endswith("ValueError: a defect\n")
 
 
 def test_a_failed_process_does_not_wait_for_the_others(monkeypatch):
