@@ -392,11 +392,12 @@ def main(argv: Sequence[str]) -> int:
         flush_output()
     except (Exception, KeyboardInterrupt) as error:
         told = _told(error, command)
-        if told is None and processes.are_several():
-            traceback.print_exception(error)
-            return 1  # `leave` then ends at once; Python would wait for the others
         if told is None:
-            raise
+            if not processes.are_several():
+                raise
+            # For `processes.leave`: an exception that ends Python waits for the others.
+            traceback.print_exception(error)
+            return 1
         line, status = told
         if debug:
             traceback.print_exception(error)
@@ -437,8 +438,7 @@ def _told(error: BaseException, command: Command | None) -> tuple[str, int] | No
             reason = f"this machine has too little memory ({text}); {_less(mode)}"
         case RuntimeError() if _EXHAUSTED.search(text):
             reason = f"the device has too little memory for this run; {_less(mode)}"
-        # JAX raises either: the first where a result is waited for, the second where
-        # a computation is started.
+        # A ValueError where JAX meets the loss as it starts a computation.
         case RuntimeError() | ValueError() if lost:
             reason = (
                 f"another process of this job is gone ({text[:160]}); see what the "
