@@ -29,11 +29,13 @@ import jax
 import numpy as np
 from jax.experimental import topologies
 
-import main
-from duet_jax import mesh, plan, steps, train_state
+from duet_jax import cli
 from duet_jax.data import decoding
 from duet_jax.errors import UsageError
-from duet_jax.types import DatasetFacts
+from duet_jax.runtime import mesh
+from duet_jax.training import compiled as steps
+from duet_jax.training import plan, train_step
+from duet_jax.types import BATCH_AXIS, DatasetFacts
 
 # Cores, units of a core, registers' clock in GHz, memory in bytes and bytes per second,
 # caches and shared memory in bytes, compute capability. From NVIDIA's data sheets.
@@ -76,21 +78,23 @@ def compile_step(config, target: str, count: int):
     )
     names = tuple(map(str, range(_CLASSES)))
     run = plan.make_plan(config, DatasetFacts("-", side, 3, names, _TRAIN, _TEST))
-    devices = jax.sharding.Mesh(np.array(topology.devices), (mesh.AXIS,))
+    devices = jax.sharding.Mesh(np.array(topology.devices), (BATCH_AXIS,))
     run = run._replace(mesh=devices, unroll=True, steps_per_call=1)
-    update = train_state.make_update(run.method, run.graphdef, run.optimizer, run.rate)
+    update = train_step.make_train_step(
+        run.method, run.graphdef, run.optimizer, run.rate
+    )
     call = steps.make_train_call(update, _pick, 1, unroll=True)
     data = mesh.shapes(
         (
             jax.ShapeDtypeStruct((_TRAIN, side, side, 3), np.uint8),
             jax.ShapeDtypeStruct((_TRAIN,), np.int32),
         ),
-        mesh.whole(devices),
+        mesh.replicated(devices),
     )
     rows = jax.ShapeDtypeStruct(
-        (run.batch_size,), np.int32, sharding=mesh.split(devices)
+        (run.batch_size,), np.int32, sharding=mesh.sharded(devices)
     )
-    whole = mesh.whole(devices)
+    whole = mesh.replicated(devices)
     with jax.set_mesh(devices):
         traced = jax.jit(call, donate_argnums=0, out_shardings=whole).trace(
             steps.initial_shapes(run), steps.key_shape(run), *data, rows
@@ -275,7 +279,7 @@ def run(argv: list[str]) -> None:
     target, count = options.values()
     if target not in TARGETS:
         raise UsageError(f"--target={target!r} must be one of {', '.join(TARGETS)}.")
-    config = main.parse([*others, "--mode=benchmark"]).config
+    config = cli.parse([*others, "--mode=benchmark"]).config
     print(
         f"{count} x {target}, jax {jax.__version__}: {config.method}, "
         f"{config.encoder.name}, {config.compute_dtype}, batch {config.batch_size}, "

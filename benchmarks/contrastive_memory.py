@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from duet_jax import devices, losses
+from duet_jax import losses
+from duet_jax.runtime import devices
 
 PAIRS = (1024, 4096, 16384, 65536)
 DIMENSIONS = 128

@@ -3,7 +3,8 @@
 Written from the methods' definitions as the thing to measure `duet_jax` against, the
 way such a step is usually written for speed: channels-last memory, bfloat16 by
 autocast, fused AdamW, data on the device, nothing that makes the host wait. Modules
-are named like the keys of `duet_jax.torch_import`, so that weights can be handed over.
+are named like the keys of `duet_jax.models.torch_weights`, so that weights can be
+handed over.
 """
 
 import math

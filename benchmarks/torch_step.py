@@ -42,12 +42,16 @@ import ml_collections
 import numpy as np
 import optax
 
-import main as program
-from duet_jax import devices, optim, torch_import, train_state
+from duet_jax import cli as program
+from duet_jax.config import build
+from duet_jax.config.build import DataSpec
 from duet_jax.data.decoding import preprocessed_side
 from duet_jax.errors import TrainingError, UsageError
-from duet_jax.methods import METHODS, DataSpec, Method, Views
+from duet_jax.methods import Method, Views
+from duet_jax.models import torch_weights
 from duet_jax.models.resnet import ENCODERS
+from duet_jax.runtime import devices
+from duet_jax.training import optim, train_step
 from duet_jax.types import Array, TrainState, View
 
 _BATCHES = 8  # of different images, from which the steps take theirs in turn
@@ -125,7 +129,7 @@ def stored_side(config: ml_collections.ConfigDict) -> int:
 def make_method(config: ml_collections.ConfigDict) -> Method:
     """Returns the method that `config` describes, on images of three channels."""
     data = DataSpec("noise", stored_side(config), channels=3, num_classes=_CLASSES)
-    return METHODS[config.method].from_config(config, data)
+    return build.make_method(config, data)
 
 
 def constant_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -145,13 +149,13 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
     )
 
 
-def make_update(
+def make_train_step(
     config: ml_collections.ConfigDict, method: Method, views: Views | None = None
-) -> train_state.Update:
+) -> train_step.Update:
     """Returns the project's update, on views of its own or on those given."""
-    return train_state.make_update(
+    return train_step.make_train_step(
         method if views is None else FixedViews(method, views),
-        train_state.graph_definition(method),
+        train_step.graph_definition(method),
         make_optimizer(config),
         constant_rate(config),
     )
@@ -159,8 +163,8 @@ def make_update(
 
 def initial_state(config: ml_collections.ConfigDict, method: Method) -> TrainState:
     """Returns the state before the first update."""
-    key = train_state.initial_key(config.seed)
-    build = jax.jit(train_state.initial_state, static_argnums=(0, 1))
+    key = train_step.initial_key(config.seed)
+    build = jax.jit(train_step.initial_state, static_argnums=(0, 1))
     return build(method, make_optimizer(config), key)
 
 
@@ -171,7 +175,7 @@ def exported(*trees: dict) -> dict[str, dict[str, np.ndarray]]:
       *trees: shaped like the parameters or the running statistics of all networks.
     """
     return {
-        name: torch_import.export_network(name, *(t[name] for t in trees if name in t))
+        name: torch_weights.export_network(name, *(t[name] for t in trees if name in t))
         for name in trees[0]
     }
 
@@ -196,7 +200,7 @@ def make_run(
 
     On a GPU all updates are one call, on a CPU each is one, as when training.
     """
-    update, key = make_update(config, method), jax.random.key(config.seed)
+    update, key = make_train_step(config, method), jax.random.key(config.seed)
     images, labels, order = jax.device_put(data)
     on_cpu = jax.default_backend() == "cpu"
 
@@ -252,7 +256,7 @@ def our_outcome(
     method = make_method(config)
     state = initial_state(config, method)
     weights = exported(state.params, state.batch_stats)
-    update = make_update(config, method, Views(*jax.tree.map(jnp.asarray, views)))
+    update = make_train_step(config, method, Views(*jax.tree.map(jnp.asarray, views)))
     with jax.default_matmul_precision("highest"):
         state, metrics = jax.jit(update)(state, jax.random.key(0), labels, labels)
     return weights, Outcome(

@@ -1,4 +1,10 @@
-"""The exceptions a user is meant to read."""
+"""The exceptions a user is meant to read, and the lookup of a name that raises them."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class UsageError(ValueError):
@@ -29,3 +35,28 @@ class InterruptionError(Exception):
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+
+def suggestion(name: str, choices: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the choice closest to `name`, or ""."""
+    close = difflib.get_close_matches(str(name), list(choices), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def lookup(table: Mapping[str, T], name: str, field: str) -> T:
+    """Returns `table[name]`.
+
+    Args:
+      table: choices by name.
+      name: the user's choice.
+      field: the configuration field it came from, for the message.
+
+    Raises:
+      UsageError: `name` is not in the table; the message lists the choices.
+    """
+    if name not in table:
+        raise UsageError(
+            f"{field}={name!r} is not known; choose one of {', '.join(table)}."
+            f"{suggestion(name, table)}"
+        )
+    return table[name]

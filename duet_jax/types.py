@@ -8,6 +8,9 @@ import numpy as np
 
 Array = jax.Array
 
+# The axis of the mesh of devices, along which a batch is split.
+BATCH_AXIS = "data"
+
 
 class Split(NamedTuple):
     """One split of a labelled image set, whole and in memory.

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from duet_jax import feeds, plan, steps, train_state
+from duet_jax.training import batches, plan, train_step
+from duet_jax.training import compiled as steps
 
 UPDATES = 4  # two epochs
 BATCH = 16
@@ -53,7 +54,7 @@ def wide_plan(config, facts, devices):
     method = dataclasses.replace(run.method, two_views=two_views)
     return run._replace(
         method=method,
-        graphdef=train_state.graph_definition(method),
+        graphdef=train_step.graph_definition(method),
         mesh=jax.sharding.Mesh(np.array(devices), run.mesh.axis_names),
     )
 
@@ -85,13 +86,13 @@ def trained(run, feed):
 
 def main(method, out):
     jax.config.update("jax_enable_x64", True)
-    train_state.initial_state = in_float64(train_state.initial_state)
+    train_step.initial_state = in_float64(train_step.initial_state)
     config = configuration(method)
     data = tiny.dataset(48, 21, channels=3)
     results = {}
     for name, devices in {"one": jax.devices()[:1], "eight": jax.devices()}.items():
         run = wide_plan(config, data.facts, devices)
-        results[name] = trained(run, feeds.ResidentFeed(run, data))
+        results[name] = trained(run, batches.ResidentFeed(run, data))
     np.savez(
         out,
         **{f"{run}/{k}": v for run, found in results.items() for k, v in found.items()},

@@ -12,8 +12,8 @@ import pytest
 from pictures import fill
 from program import CANNOT_GIVE_UP_RIGHTS, SMOKE, TINY, refusal, run, side_by_side
 
-from duet_jax import devices
-from duet_jax.metrics import TensorBoard
+from duet_jax.loggers import TensorBoard
+from duet_jax.runtime import devices
 
 FOLDER = (*TINY, "--config.dataset.name=folder", "--config.dataset.path=images")
 TRAIN = (*FOLDER, "--workdir=run")

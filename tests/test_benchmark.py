@@ -9,10 +9,12 @@ import pytest
 import tiny
 from jax import lax
 
-from duet_jax import benchmark, plan, steps, train_state
-from duet_jax.benchmark import ceiling, flops, parts, timing
+from duet_jax import profiling
 from duet_jax.errors import UsageError
-from duet_jax.feeds import make_feed
+from duet_jax.methods.networks import split
+from duet_jax.profiling import ceiling, flops, parts, timing
+from duet_jax.training import compiled, plan, train_step
+from duet_jax.training.batches import make_feed
 
 
 def shape(*axes, dtype=jnp.float32):
@@ -76,9 +78,11 @@ def test_the_step_costs_three_times_its_forward_pass():
     """But for the first layer, whose input needs no gradient."""
     config = tiny.config(batch_size=16, method="simclr", steps_per_epoch=1)
     run = plan.make_plan(config, tiny.dataset(16, 4).facts)
-    update = train_state.make_update(run.method, run.graphdef, run.optimizer, run.rate)
+    update = train_step.make_train_step(
+        run.method, run.graphdef, run.optimizer, run.rate
+    )
     batch = shape(16, 16, 16, 1, dtype=jnp.uint8), shape(16, dtype=jnp.int32)
-    state = steps.initial_shapes(run)
+    state = compiled.initial_shapes(run)
     whole = flops.count(update, state, jax.random.key(0), *batch)
     networks = 16 * 2 * _multiplications(config)
     assert 2.8 * 2 * networks < whole < 3.1 * 2 * networks
@@ -119,7 +123,7 @@ def test_a_part_is_what_the_step_does(method):
     config = tiny.config(method=method, batch_size=8, steps_per_epoch=1)
     data = tiny.dataset(8, 4)
     run = plan.make_plan(config, data.facts)
-    state, key = steps.initial_state(run), jax.random.key(1)
+    state, key = compiled.initial_state(run), jax.random.key(1)
     batch = jax.tree.map(jnp.asarray, data.train)
     views = run.method.make_views(key, batch.images, train=True)
     arguments = (state, key, batch, views)
@@ -128,7 +132,7 @@ def test_a_part_is_what_the_step_does(method):
     def forward(params):
         merged = parts.nnx.merge(run.graphdef, params, state.batch_stats)
         loss, metrics = run.method.loss(merged, views, batch.labels, None, train=True)
-        return loss, (metrics, train_state.split(merged)[2])
+        return loss, (metrics, split(merged)[2])
 
     expected = sum(
         float(jnp.sum(x)) for x in jax.tree.leaves(jax.jit(forward)(state.params))
@@ -140,13 +144,13 @@ def test_a_part_is_what_the_step_does(method):
 def results(tmp_path_factory):
     """The benchmark of the smoke configuration, with little time for each part."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(benchmark, "_SECONDS", 0.2)
-    patch.setattr(benchmark, "_PIPELINE_SECONDS", 0.2)
-    patch.setattr(benchmark, "_NOISE_IMAGES", 64)
+    patch.setattr(profiling, "_SECONDS", 0.2)
+    patch.setattr(profiling, "_PIPELINE_SECONDS", 0.2)
+    patch.setattr(profiling, "_NOISE_IMAGES", 64)
     patch.setattr(ceiling.measure, "__defaults__", (0.05,))
     directory = tmp_path_factory.mktemp("run")
     before = jax.config.jax_compilation_cache_dir
-    benchmark.benchmark(tiny.config(compilation_cache="off"), directory)
+    profiling.benchmark(tiny.config(compilation_cache="off"), directory)
     assert jax.config.jax_compilation_cache_dir == before
     patch.undo()
     return json.loads((directory / "benchmark.json").read_text())
@@ -180,7 +184,7 @@ def test_everything_is_measured(results):
 
 
 def test_the_table_says_it_all(results):
-    lines = benchmark.table(results).splitlines()
+    lines = profiling.table(results).splitlines()
     assert all(line.startswith("| ") and line.endswith(" |") for line in lines)
     text = "\n".join(lines)
     for word in (
@@ -194,10 +198,10 @@ def test_the_real_images_can_be_streamed(tmp_path):
     config = tiny.config(
         dataset__placement="host", dataset__workers=1, compilation_cache="off"
     )
-    dataset = benchmark.open_dataset(config)
+    dataset = profiling.open_dataset(config)
     run = plan.make_plan(config, dataset.facts, streamed=True)
     feed = make_feed(config, run, dataset)
-    calls = benchmark._endless(feed)
+    calls = profiling._endless(feed)
     found = [next(calls) for _ in range(6)]  # the run has four steps
     calls.close()
     for one, other in zip(found[0], found[4], strict=True):
@@ -207,10 +211,10 @@ def test_the_real_images_can_be_streamed(tmp_path):
 
 def test_refusals(tmp_path):
     with pytest.raises(UsageError, match="--images='sharp' must be one of noise, real"):
-        benchmark.benchmark(tiny.config(), tmp_path, images="sharp")
+        profiling.benchmark(tiny.config(), tmp_path, images="sharp")
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"--out: .* cannot be written"):
-        benchmark.benchmark(tiny.config(), tmp_path, out=f"{tmp_path}/file/x.json")
+        profiling.benchmark(tiny.config(), tmp_path, out=f"{tmp_path}/file/x.json")
     (tmp_path / "benchmark.json").mkdir()
     with pytest.raises(UsageError, match=r"--workdir: .*benchmark.json .* directory"):
-        benchmark.benchmark(tiny.config(), tmp_path)
+        profiling.benchmark(tiny.config(), tmp_path)

@@ -22,10 +22,10 @@ from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.serialization import ocdbt_utils, serialization
 from program import PATIENCE
 
-from duet_jax import checkpoints as module
-from duet_jax import report
-from duet_jax.checkpoints import Checkpoints
 from duet_jax.errors import TrainingError, UsageError
+from duet_jax.runs import checkpoints as module
+from duet_jax.runs.checkpoints import Checkpoints
+from duet_jax.training import summary
 from duet_jax.types import TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -168,10 +168,10 @@ def test_the_best_of_none(tmp_path):
 
 def test_nothing_has_been_saved(tmp_path):
     with Checkpoints(tmp_path / "deeper" / "checkpoints") as checkpoints:
-        assert checkpoints.newest_sound() is None
+        assert checkpoints.newest_intact() is None
         assert checkpoints.latest_step() is None
     with Checkpoints(tmp_path / "missing", create=False) as checkpoints:
-        assert checkpoints.newest_sound() is None
+        assert checkpoints.newest_intact() is None
     assert not (tmp_path / "missing").exists()
 
 
@@ -232,7 +232,7 @@ def test_set_aside(tmp_path, caplog, monkeypatch):
         assert (tmp_path / "damaged-3" / "model").is_dir()
         checkpoints.save(state(2), {"online_top1": 0.4})
     assert checkpoints.all_steps() == [1, 2]
-    assert checkpoints.newest_sound() == 2
+    assert checkpoints.newest_intact() == 2
 
 
 def test_a_checkpoint_appears_sealed(tmp_path, sealing):
@@ -284,7 +284,7 @@ def test_a_kill_while_deleting(tmp_path, monkeypatch):
     assert (tmp_path / ".deleted-1").is_dir()
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.all_steps() == [2]
-        assert checkpoints.newest_sound() == 2
+        assert checkpoints.newest_intact() == 2
     assert os.listdir(tmp_path) == ["2"]
 
 
@@ -297,7 +297,7 @@ def test_a_kill_before_the_seal(tmp_path, sealing):
         with pytest.raises(TrainingError):
             checkpoints.wait()
     assert (tmp_path / "2.unsealed").is_dir()
-    assert checkpoints.newest_sound() == 1
+    assert checkpoints.newest_intact() == 1
 
 
 def full_disk(_):
@@ -320,7 +320,7 @@ def test_a_full_disk(tmp_path, sealing, notice):
         getattr(checkpoints, notice)(*arguments)
     assert str(tmp_path) in str(caught.value)
     checkpoints.close()
-    assert checkpoints.newest_sound() == 1
+    assert checkpoints.newest_intact() == 1
 
 
 def test_a_full_disk_does_not_hide_what_ends_the_run(tmp_path, sealing, caplog):
@@ -453,7 +453,7 @@ directory, port, number = sys.argv[1:]
 logging.set_verbosity(logging.FATAL)
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number))
 
-from duet_jax.checkpoints import Checkpoints
+from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.types import TrainState
 
 mesh = jax.make_mesh((2,), ("all",), (jax.sharding.AxisType.Auto,))
@@ -535,7 +535,7 @@ def refused(directory):
         checkpoints.wait()  # it is said once
         assert checkpoints.all_steps() == [1]
         assert checkpoints.best() == (1, 0.5)
-        assert checkpoints.newest_sound() == 1
+        assert checkpoints.newest_intact() == 1
     assert {path.parent.name for path in directory.rglob("checksums.json")} == {"1"}
     check_restored(directory, 1)
     text = str(caught.value)
@@ -783,8 +783,8 @@ def test_a_saving_that_failed_can_be_repeated(directory, silent, sealing):
 def told(run, caplog):
     """The lines at the end of the run in a directory."""
     caplog.clear()
-    with caplog.at_level(logging.INFO, logger="duet_jax.report"):
-        report.end_lines(run)
+    with caplog.at_level(logging.INFO, logger="duet_jax.training.summary"):
+        summary.end_lines(run)
     return [record.getMessage() for record in caplog.records]
 
 

@@ -11,15 +11,16 @@ import textwrap
 
 import pytest
 
-import main
 from configs import _scales, table2
-from duet_jax import config_files, settings
-from duet_jax.methods import METHODS, DataSpec
+from duet_jax import cli
+from duet_jax.config import build, checks, loading
+from duet_jax.config.build import DataSpec
+from duet_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Files of rows, each a configuration.
 GRIDS = {
-    path: config_files.load_experiment(str(path))
+    path: loading.load_experiment(str(path))
     for path in sorted((ROOT / "configs").glob("[!_]*.py"))
     if "\nROWS = " in path.read_text()
 }
@@ -68,11 +69,11 @@ def get_config(path: pathlib.Path):
 
 
 def resolved(path: pathlib.Path):
-    return settings.check(get_config(path), get_config(path))
+    return checks.check(get_config(path), get_config(path))
 
 
 def flat(config) -> dict:
-    return dict(settings.fields(config))
+    return dict(checks.fields(config))
 
 
 def test_the_families_are_complete():
@@ -96,7 +97,7 @@ def test_has_the_fields_and_types_of_base(path):
         for c in (ours, base)
     ]
     assert kinds[0] == kinds[1]
-    settings.check_schema(get_config(path), get_config(BASE))
+    checks.check_schema(get_config(path), get_config(BASE))
 
 
 @each_config
@@ -145,7 +146,7 @@ def test_docstring_names_its_command(path):
         makefile = (ROOT / "Makefile").read_text()
         assert f"CONFIG ?= configs/{path.name}" in makefile
         assert ".DEFAULT_GOAL := train" in makefile
-        assert flat(main.parse(["main.py"])[0]) == flat(resolved(path))
+        assert flat(cli.parse(["main.py"])[0]) == flat(resolved(path))
     assert command in [line.strip() for line in text.splitlines()]
 
 
@@ -219,7 +220,7 @@ def test_the_readme_example_of_the_reference():
     }
     assert {name: flat(config)[name] for name in expected} == expected
     data = DataSpec("cifar10", side=36, channels=3, num_classes=10)
-    method = METHODS["duet"].from_config(config, data)
+    method = build.make_method(config, data)
     assert (method.target, method.target_width) == ("von_mises", 3.0)
     assert (method.num_bins, method.structure_weight) == (8, 1000.0)
 
@@ -266,7 +267,7 @@ def test_every_old_flag_stands_at_its_field():
 
 
 def test_the_remaining_old_flags_are_flags():
-    text = main.help_text(["main.py"])
+    text = cli.help_text(["main.py"])
     assert all(f"  --{name}: " in text for name in OLD_PROGRAM_FLAGS.values())
 
 
@@ -283,7 +284,7 @@ each_grid = pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 
 
 def row_of(path, row):
-    return flat(config_files.load(f"{path}:{row}"))
+    return flat(loading.load(f"{path}:{row}"))
 
 
 def changed(path, one, other):

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from orbax.checkpoint._src.serialization import serialization
 from program import PATIENCE, ROOT, TINY
 
-import main
-from duet_jax import checkpoints as module
-from duet_jax.checkpoints import Checkpoints, DeletedError
+from duet_jax import cli
 from duet_jax.errors import UsageError
+from duet_jax.runs import checkpoints as module
+from duet_jax.runs.checkpoints import Checkpoints, DeletedError
 from duet_jax.types import TrainState
 
 STEPS = (2, 4, 6)
@@ -63,7 +63,7 @@ def warnings(caplog):
         caplog.clear()
         return messages
 
-    with caplog.at_level(logging.WARNING, logger="duet_jax.checkpoints"):
+    with caplog.at_level(logging.WARNING, logger="duet_jax.runs.checkpoints"):
         yield take
 
 
@@ -77,8 +77,8 @@ def flip(content, position, bit=0):
     return bytes(changed)
 
 
-def newest_sound(directory):
-    return Checkpoints(directory, create=False).newest_sound()
+def newest_intact(directory):
+    return Checkpoints(directory, create=False).newest_intact()
 
 
 def check_restored(checkpoints, step):
@@ -110,14 +110,14 @@ def test_every_file_of_the_newest(directory, warnings, damage):
         path.unlink()
         if left is not None:
             path.write_bytes(left)
-        assert newest_sound(directory) == 4
+        assert newest_intact(directory) == 4
         [warning] = warnings()
         name = path.relative_to(directory / "6").as_posix()
         assert warning.startswith(f"the checkpoint of step 6 is damaged ({name} ")
         assert warning.endswith("; going on from that of step 4")
         assert "\n" not in warning
         path.write_bytes(content)
-    assert newest_sound(directory) == 6
+    assert newest_intact(directory) == 6
     assert warnings() == []
 
 
@@ -127,21 +127,21 @@ def test_the_seal_bit_by_bit(directory, warnings):
     content = path.read_bytes()
     for position in range(0, len(content), 23):
         path.write_bytes(flip(content, position, position % 8))
-        assert newest_sound(directory) == 4
+        assert newest_intact(directory) == 4
         assert "(checksums.json has changed)" in warnings()[0]
 
 
 @pytest.mark.parametrize("item", ["model", "train", "metrics", "row"])
 def test_a_folder_is_gone(directory, warnings, item):
     shutil.rmtree(directory / "6" / item)
-    assert newest_sound(directory) == 4
+    assert newest_intact(directory) == 4
     assert f"damaged ({item}/" in warnings()[0]
 
 
 def test_all_is_gone_but_the_folder(directory, warnings):
     shutil.rmtree(directory / "6")
     (directory / "6").mkdir()
-    assert newest_sound(directory) == 4
+    assert newest_intact(directory) == 4
     assert "(checksums.json is missing)" in warnings()[0]
 
 
@@ -150,7 +150,7 @@ def test_no_file_but_its_name(directory, warnings, make):
     path = directory / "6" / "row" / "metadata"
     path.unlink()
     make(path)
-    assert newest_sound(directory) == 4  # and does not wait for who fills the pipe
+    assert newest_intact(directory) == 4  # and does not wait for who fills the pipe
     assert "(row/metadata is missing)" in warnings()[0]
 
 
@@ -158,7 +158,7 @@ def test_the_one_before_is_damaged_too(directory, warnings):
     (directory / "6" / "model" / "manifest.ocdbt").unlink()
     (directory / "4" / "train" / "_METADATA").write_bytes(b"{}")
     with Checkpoints(directory) as checkpoints:
-        assert checkpoints.newest_sound() == 2
+        assert checkpoints.newest_intact() == 2
         check_restored(checkpoints, 2)
         six, four = warnings()
         assert "step 6 is damaged (model/manifest.ocdbt is missing)" in six
@@ -172,7 +172,7 @@ def test_none_is_sound(directory, warnings):
         (directory / str(step) / "train" / "_METADATA").unlink()
     before = sorted(directory.rglob("*"))
     with Checkpoints(directory) as checkpoints, pytest.raises(UsageError) as caught:
-        checkpoints.newest_sound()
+        checkpoints.newest_intact()
     message = str(caught.value)
     assert "\n" not in message
     assert str(directory) in message
@@ -189,7 +189,7 @@ def test_a_checkpoint_without_a_seal(directory):
         (directory / str(step) / "checksums.json").unlink()
     message = r"checksums\.json is missing in all .* nothing is started over"
     with pytest.raises(UsageError, match=message):
-        newest_sound(directory)
+        newest_intact(directory)
 
 
 def test_an_earlier_version_can_be_evaluated(directory, caplog):
@@ -236,7 +236,7 @@ def test_the_model_is_of_use_without_the_rest(directory):
 
 def test_what_was_checked_is_not_read_twice(directory, monkeypatch):
     with Checkpoints(directory, create=False) as checkpoints:
-        checkpoints.newest_sound()
+        checkpoints.newest_intact()
         monkeypatch.setattr(hashlib, "file_digest", None)
         check_restored(checkpoints, 6)
 
@@ -295,7 +295,7 @@ def test_a_hostile_seal(directory, warnings, text):
     absolute = sealed({str(outside): ENTRY})
     for content in (seal.read_bytes(), absolute.encode()):
         seal.write_bytes(content)
-        assert newest_sound(directory) == 4
+        assert newest_intact(directory) == 4
         [warning] = warnings()
         assert "\n" not in warning
         checkpoints = Checkpoints(directory, create=False)
@@ -321,7 +321,7 @@ def test_a_file_that_cannot_be_read(directory, warnings, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(hashlib, "file_digest", broken)
         with pytest.raises(UsageError, match=r"cannot be read \(Input/output error\)"):
-            newest_sound(directory)
+            newest_intact(directory)
 
 
 def test_what_has_no_name_of_a_step_does_not_count(directory):
@@ -330,7 +330,7 @@ def test_what_has_no_name_of_a_step_does_not_count(directory):
         (directory / name).mkdir()
     checkpoints = Checkpoints(directory, create=False)
     assert checkpoints.all_steps() == list(STEPS)
-    assert checkpoints.newest_sound() == 6
+    assert checkpoints.newest_intact() == 6
 
 
 # Of one change: which file, from where on, how many bytes go, and what comes instead.
@@ -368,11 +368,11 @@ def test_random_damage(directory, changes):
             with contextlib.suppress(UsageError):
                 check_restored(checkpoints, 6)
             if expected:
-                assert checkpoints.newest_sound() == expected[-1]
+                assert checkpoints.newest_intact() == expected[-1]
                 check_restored(checkpoints, expected[-1])
             else:
                 with pytest.raises(UsageError):
-                    checkpoints.newest_sound()
+                    checkpoints.newest_intact()
     finally:
         for path in before:
             path.write_bytes(before[path])
@@ -382,7 +382,7 @@ FULL_DISK = """
 import pathlib, resource, sys
 import jax.numpy as jnp
 from absl import logging
-from duet_jax.checkpoints import Checkpoints
+from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.errors import TrainingError
 from duet_jax.types import TrainState
 
@@ -410,7 +410,7 @@ def test_a_full_disk_is_one_line(tmp_path):
         "put it right, then the same command goes on from step 1.\n"
     )
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.newest_sound() == 1
+        assert checkpoints.newest_intact() == 1
     assert os.listdir(tmp_path) == ["1"]
 
 
@@ -550,7 +550,7 @@ import pathlib, shutil, sys
 import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint._src.serialization import serialization
-from duet_jax.checkpoints import Checkpoints
+from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.errors import UsageError
 from duet_jax.types import TrainState
 
@@ -679,7 +679,7 @@ def test_a_run_in_a_directory_like_a_pattern(tmp_path, monkeypatch, capfd):
     directory = tmp_path / "all*" / "run[1]?"
     options = (*TINY, "--config.epochs=2", "--config.compilation_cache=off")
     command = ["main.py", f"--workdir={directory}"]
-    assert main.main([*command, *options, "--mode=train,knn"]) == 0
+    assert cli.main([*command, *options, "--mode=train,knn"]) == 0
     assert sorted(os.listdir(directory / "checkpoints")) == ["1", "2"]
 
     def result():
@@ -694,13 +694,13 @@ def test_a_run_in_a_directory_like_a_pattern(tmp_path, monkeypatch, capfd):
         return restore(self, *arguments, **options)
 
     monkeypatch.setattr(Checkpoints, "_restore", restores)
-    assert main.main([*command, options[-1], "--mode=knn"]) == 0
+    assert cli.main([*command, options[-1], "--mode=knn"]) == 0
     after = result()
     assert (before["step"], after["step"]) == (2, 1)
     assert before["weights"] != after["weights"]
     goes.append("1")
     assert "Traceback" not in capfd.readouterr().err
-    assert main.main([*command, options[-1], "--mode=knn", "--step=1"]) == 2
+    assert cli.main([*command, options[-1], "--mode=knn", "--step=1"]) == 2
     assert capfd.readouterr().err == (
         f"error: checkpoint 1 in {directory / 'checkpoints'} was deleted while it was "
         "read; choose another step: none.\n"

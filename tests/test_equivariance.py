@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import r2_score
 
-from duet_jax import equivariance, losses, targets
+from duet_jax import losses
+from duet_jax.losses import targets
+from duet_jax.metrics import equivariance
 
 BINS = [3, 8, 16]
 

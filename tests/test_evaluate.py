@@ -22,16 +22,25 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from test_main import snapshot
 
-import main
-from duet_jax import evaluate, files, processes, runs, train_state
-from duet_jax.checkpoints import Checkpoints
+from duet_jax import cli
 from duet_jax.data import load_dataset
 from duet_jax.errors import UsageError
-from duet_jax.evaluators import EVALUATORS, Evaluation, features, page, report
-from duet_jax.evaluators.base import Table
+from duet_jax.evaluation import (
+    EVALUATORS,
+    Evaluation,
+    evaluate,
+    export_features,
+    page,
+    report,
+)
+from duet_jax.evaluation.base import Table
+from duet_jax.loggers import read_rows
 from duet_jax.losses import top_k
-from duet_jax.metrics import read_rows
-from duet_jax.targets import von_mises
+from duet_jax.losses.targets import von_mises
+from duet_jax.methods import networks as of_methods
+from duet_jax.runs import trained_run
+from duet_jax.runs.checkpoints import Checkpoints
+from duet_jax.runtime import files, processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
@@ -54,13 +63,13 @@ def cache(tmp_path_factory):
 
 
 def train(directory: pathlib.Path, *arguments: str) -> None:
-    assert main.main(["main.py", SMOKE, f"--workdir={directory}", *arguments]) == 0
+    assert cli.main(["main.py", SMOKE, f"--workdir={directory}", *arguments]) == 0
 
 
 def call(directory: pathlib.Path, mode: str, *arguments: str) -> dict:
     """Runs a mode and returns what it has stored."""
     command = ["main.py", f"--workdir={directory}", f"--mode={mode}", *arguments]
-    assert main.main([*command, CACHE]) == 0
+    assert cli.main([*command, CACHE]) == 0
     name = f"{mode}_sgd" if "--protocol=sgd" in arguments else mode
     return json.loads((directory / "eval" / f"{name}.json").read_text())
 
@@ -140,9 +149,9 @@ def test_what_is_in_the_results(method, trained):
 def test_the_encoder_is_the_one_that_was_trained(trained):
     """The stored online probe on our features has the accuracy of the training."""
     directory = trained["duet"]
-    run = runs.load_run(directory)
+    run = trained_run.load_run(directory)
     networks = nnx.eval_shape(lambda: run.method.init(nnx.Rngs(0)))
-    _, params, _ = train_state.split(networks)
+    _, params, _ = of_methods.split(networks)
     with Checkpoints(directory / "checkpoints", create=False) as saved:
         only = {"online_probe": params["online_probe"]}
         probe = saved.restore_model(only, {})[0]["online_probe"]["linear"]
@@ -162,7 +171,7 @@ def test_several_modes_share_an_encoder(copied, capsys):
     shutil.rmtree(directory / "eval")
     capsys.readouterr()
     options = ["--mode=knn,equivariance", "--codes=rot", "--config.knn.k=200", CACHE]
-    assert main.main(["main.py", f"--workdir={directory}", *options]) == 0
+    assert cli.main(["main.py", f"--workdir={directory}", *options]) == 0
     found = [
         json.loads((directory / "eval" / f"{mode}.json").read_text())
         for mode in ("knn", "equivariance")
@@ -179,8 +188,8 @@ def test_training_and_then_measuring(trained, tmp_path):
     modes = "--mode=train,linear_probe,features"
     command = ["main.py", f"--workdir={directory}", *arguments, modes, "--out=f.npz"]
     with contextlib.chdir(tmp_path):
-        assert main.main(command) == 0
-        assert main.main(command) == 0  # nothing to train, measured again
+        assert cli.main(command) == 0
+        assert cli.main(command) == 0  # nothing to train, measured again
     assert (tmp_path / "f.npz").exists()
     apart = call(trained["duet"], "linear_probe")
     found = json.loads((directory / "eval/linear_probe.json").read_text())
@@ -218,7 +227,7 @@ def test_the_watch_is_only_in_the_rows_it_is_asked_for(trained):
 
 
 def test_load_run(trained):
-    run = runs.load_run(trained["duet"], batch_size=32)
+    run = trained_run.load_run(trained["duet"], batch_size=32)
     images = load_dataset("digits", image_size=16).test.images
     features = run(images)
     assert {n: x.shape for n, x in features.items()} == {
@@ -234,7 +243,7 @@ def test_load_run(trained):
     # Padding and the size of a batch leave no trace.
     np.testing.assert_allclose(run(images[:5])["full"], features["full"][:5], atol=1e-5)
     with pytest.raises(UsageError, match="batch_size=-3 must be"):
-        runs.load_run(trained["duet"], batch_size=-3)
+        trained_run.load_run(trained["duet"], batch_size=-3)
     with pytest.raises(ValueError, match=r"uint8 \[n, 16, 16, 1\]"):
         run(images.astype(np.float32))
     with pytest.raises(ValueError, match=r"not uint8 \[355, 16, 16\]"):
@@ -242,13 +251,13 @@ def test_load_run(trained):
 
 
 def test_steps(trained):
-    assert runs.load_run(trained["duet"], 2).step == 2
-    assert runs.load_run(trained["duet"], "2").step == 2
-    assert runs.load_run(trained["duet"], "best").step in (2, 4)
+    assert trained_run.load_run(trained["duet"], 2).step == 2
+    assert trained_run.load_run(trained["duet"], "2").step == 2
+    assert trained_run.load_run(trained["duet"], "best").step in (2, 4)
     assert call(trained["simclr"], "knn", "--step=2")["step"] == 2
-    first = runs.load_run(trained["duet"], 2)
+    first = trained_run.load_run(trained["duet"], 2)
     images = load_dataset("digits", image_size=16).test.images[:8]
-    newest = runs.load_run(trained["duet"])
+    newest = trained_run.load_run(trained["duet"])
     assert np.any(first(images)["full"] != newest(images)["full"])
 
 
@@ -263,7 +272,7 @@ def test_features(trained, tmp_path):
     out = tmp_path / "deeper" / "features.npz"
     call(trained["duet"], "features", f"--out={out}", "--config.batch_size=50")
     data = load_dataset("digits", image_size=16)
-    run = runs.load_run(trained["duet"])
+    run = trained_run.load_run(trained["duet"])
     with np.load(out, allow_pickle=False) as found:
         assert set(found.files) == {"class_names"} | {
             f"{split}_{name}"
@@ -446,7 +455,7 @@ def invariant(degrees, content):
 
 
 def measured(trained, features) -> dict:
-    run = runs.load_run(trained["duet"])
+    run = trained_run.load_run(trained["duet"])
     run = dataclasses.replace(run, encoder=Constructed(run.method, features))
     directory = run.directory / "eval"
     evaluation = Evaluation(run, directory, evaluate.valid, evaluate.perform)
@@ -608,7 +617,7 @@ def test_a_table_as_text():
 
 
 def refusal(capsys, *arguments: str) -> str:
-    assert main.main(["main.py", *arguments, CACHE]) == 2
+    assert cli.main(["main.py", *arguments, CACHE]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" not in err
@@ -900,7 +909,7 @@ def test_what_can_be_laid_out(features, reason):
 @pytest.mark.parametrize(
     ("mode", "module", "function"),
     [
-        ("features", features, "_pack"),
+        ("features", export_features, "_pack"),
         ("knn", files.os, "replace"),
         ("linear_probe", evaluate, "save"),
         ("report", report, "save"),
@@ -941,9 +950,9 @@ def test_an_interrupted_evaluation(trained, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main, "evaluate", interrupt)
+    monkeypatch.setattr(cli, "evaluate", interrupt)
     command = ["main.py", "--mode=knn", f"--workdir={trained['duet']}"]
-    assert main.main(command) == 130
+    assert cli.main(command) == 130
     assert capsys.readouterr().err == "stopped; the same command starts again\n"
 
 
@@ -958,7 +967,7 @@ def test_training_again_on_other_data(copied, capsys):
 
 
 def test_help_names_every_mode_and_flag(capsys):
-    assert main.main(["main.py", "--help"]) == 0
+    assert cli.main(["main.py", "--help"]) == 0
     text = capsys.readouterr().out
     for name in (*EVALUATORS, "--step", "--datasets", "--out", "--protocol", "--codes"):
         assert name in text

@@ -10,11 +10,14 @@ import pytest
 import tiny
 from PIL import Image
 
-from duet_jax import devices, feeds, metrics, plan, steps, train, train_state
-from duet_jax.checkpoints import Checkpoints
+from duet_jax import loggers
 from duet_jax.data import StreamedDataset, find_dataset, load_dataset, stream
 from duet_jax.data.order import evaluation_order
 from duet_jax.errors import UsageError
+from duet_jax.runs.checkpoints import Checkpoints
+from duet_jax.runtime import devices
+from duet_jax.training import batches, plan, train, train_step
+from duet_jax.training import compiled as steps
 from duet_jax.types import Dataset, Split
 
 
@@ -77,8 +80,8 @@ def test_both_make_the_same_batches(settings, start):
     resident, streamed = both(config)
     assert streamed.facts == resident.facts
     run = plan.make_plan(config, resident.facts)
-    ours = batches_of(feeds.ResidentFeed(run, resident), start)
-    theirs = batches_of(feeds.StreamedFeed(run, streamed, workers=0), start)
+    ours = batches_of(batches.ResidentFeed(run, resident), start)
+    theirs = batches_of(batches.StreamedFeed(run, streamed, workers=0), start)
     assert len(ours) == len(theirs) == 6 - start
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(one.images, other.images)
@@ -93,8 +96,8 @@ def test_both_evaluate_the_same_batches(settings):
     resident, streamed = both(settings())
     run = plan.make_plan(settings(), resident.facts)
     ours, theirs = (
-        feeds.ResidentFeed(run, resident),
-        feeds.StreamedFeed(run, streamed, workers=0),
+        batches.ResidentFeed(run, resident),
+        batches.StreamedFeed(run, streamed, workers=0),
     )
     assert ours.num_test == theirs.num_test == 21
     real = [16, 5]
@@ -110,25 +113,27 @@ def test_both_start_with_the_same_picture(settings):
     resident, streamed = both(settings())
     run = plan.make_plan(settings(), resident.facts)
     np.testing.assert_array_equal(
-        feeds.ResidentFeed(run, resident).first_images(),
-        feeds.StreamedFeed(run, streamed, workers=0).first_images(),
+        batches.ResidentFeed(run, resident).first_images(),
+        batches.StreamedFeed(run, streamed, workers=0).first_images(),
     )
 
 
 def test_both_train_to_the_same_parameters(folder, monkeypatch):
     """In float64, where the rounding of two programs is no matter."""
     monkeypatch.setattr(
-        train_state,
+        train_step,
         "initial_state",
-        many_devices.in_float64(train_state.initial_state),
+        many_devices.in_float64(train_step.initial_state),
     )
     config = many_devices.configuration("duet")
     config.dataset.path, config.dataset.cache_dir = str(folder), str(folder / ".cache")
     resident, streamed = both(config)
     with jax.enable_x64(True):
         run = many_devices.wide_plan(config, resident.facts, jax.devices())
-        one = many_devices.trained(run, feeds.ResidentFeed(run, resident))
-        other = many_devices.trained(run, feeds.StreamedFeed(run, streamed, workers=2))
+        one = many_devices.trained(run, batches.ResidentFeed(run, resident))
+        other = many_devices.trained(
+            run, batches.StreamedFeed(run, streamed, workers=2)
+        )
     for name in set(one) - {"program"}:
         limit = 1e-9 * np.abs(one[name]).max() + 1e-12
         np.testing.assert_allclose(other[name], one[name], atol=limit, err_msg=name)
@@ -147,7 +152,7 @@ def rows_of(directory):
     timed = {"images_per_second", "data_wait"}
     return [
         {k: v for k, v in row.items() if k not in timed}
-        for row in metrics.read_rows(directory / "metrics.jsonl")
+        for row in loggers.read_rows(directory / "metrics.jsonl")
     ]
 
 
@@ -160,7 +165,7 @@ def test_a_streamed_run_goes_on_in_the_middle_of_an_epoch(
     assert [(row["step"], row["split"]) for row in whole] == [
         (step, split) for step in (2, 3, 5, 6) for split in ("train", "test")
     ]
-    waits = metrics.read_rows(tmp_path / "whole" / "metrics.jsonl")[0]["data_wait"]
+    waits = loggers.read_rows(tmp_path / "whole" / "metrics.jsonl")[0]["data_wait"]
     assert 0 < waits < 1
 
     save = Checkpoints.save
@@ -227,13 +232,13 @@ def test_rows_are_evenly_spaced(settings, rows, calls, ends):
 def test_placement(settings, placement, memory, kind, monkeypatch):
     monkeypatch.setattr(devices, "memory", lambda: memory)
     config = settings(dataset__placement=placement)
-    assert isinstance(feeds.open_dataset(config), kind)
+    assert isinstance(batches.open_dataset(config), kind)
 
 
 def test_neighbours_need_the_images_in_memory(settings):
     config = settings(dataset__placement="host", knn__every=1)
     with pytest.raises(UsageError, match=r"config.knn.every=1 needs all images"):
-        feeds.open_dataset(config)
+        batches.open_dataset(config)
 
 
 def test_a_call_gets_no_more_images_than_fit(settings, monkeypatch):
@@ -262,7 +267,7 @@ def test_test_batches_do_not_depend_on_the_order_of_the_set():
     for order in orders:
         shuffled = data._replace(test=Split(*(part[order] for part in data.test)))
         run = plan.make_plan(config, data.facts)
-        feed = feeds.ResidentFeed(run, shuffled)
+        feed = batches.ResidentFeed(run, shuffled)
         if not found:
             compiled = steps.compile_functions(run, feed)
             state = steps.initial_state(run)

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from duet_jax import files
 from duet_jax.errors import UsageError
+from duet_jax.runtime import files
 
 
 def names(directory):

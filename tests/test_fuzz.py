@@ -22,15 +22,16 @@ from hypothesis import strategies as st
 from pictures import encoded, noise, png
 from PIL import Image
 
-import main
 from configs import base, smoke
-from duet_jax import settings, workdir
+from duet_jax import cli
+from duet_jax.config import checks
 from duet_jax.data import cache, find_dataset, load_dataset
 from duet_jax.data.decoding import decode, is_grey, square
 from duet_jax.errors import UsageError
-from duet_jax.metrics import JsonLines, read_rows
-from duet_jax.metrics.wandb_access import read_credentials
-from duet_jax.terminal import printable
+from duet_jax.loggers import JsonLines, read_rows
+from duet_jax.loggers.wandb_access import read_credentials
+from duet_jax.runs import workdir
+from duet_jax.runtime.terminal import printable
 
 # What hypothesis remembers is kept out of the tree.
 PLACE = tempfile.TemporaryDirectory()
@@ -72,7 +73,7 @@ def place():
 
 # --- the command line -----------------------------------------------------------------
 
-DEFAULTS = dict(settings.fields(smoke.get_config()))
+DEFAULTS = dict(checks.fields(smoke.get_config()))
 NAMES = st.sampled_from(sorted(DEFAULTS))
 ODD = ["", *"0{'\"\0\n\udcff", "-1", "1e999", "nan", "1,2", "1,a", "(1,", "()", "[["]
 ODD += ["None", "true", "9" * 5000, "1_0", "0x10", "__import__('os')"]
@@ -83,7 +84,7 @@ ARGUMENTS = st.one_of(
     st.builds("--config.{}".format, NAMES),
     st.builds("--noconfig.{}".format, NAMES),
     st.builds("--config.{}{}".format, NAMES, VALUES),
-    st.builds("--{}={}".format, st.sampled_from([*main._FLAGS, "debug"]), VALUES),
+    st.builds("--{}={}".format, st.sampled_from([*cli._FLAGS, "debug"]), VALUES),
     st.sampled_from(["--", "-", "---", "--=", "--config", "--config.", "--no"]),
     st.sampled_from(["--flagfile=/dev/zero", "--undefok=x", "--mode", "--helpfull"]),
     st.sampled_from(["--mode=knn", "--mode=benchmark", "--mode=train"]),
@@ -101,8 +102,8 @@ ARGUMENTS = st.one_of(
 @example(["--workdir=run\udcff"])
 def test_command_lines(arguments):
     with only_ours():
-        command = main.parse(["main.py", f"--config={SMOKE}", *arguments])
-        assert set(command.modes) <= set(main.MODES)
+        command = cli.parse(["main.py", f"--config={SMOKE}", *arguments])
+        assert set(command.modes) <= set(cli.MODES)
 
 
 @fuzz(100)
@@ -118,7 +119,7 @@ def test_configuration_files(content):
         path = directory / "config.py"
         path.write_bytes(content)
         with only_ours():
-            main.parse(["main.py", f"--config={path}"])
+            cli.parse(["main.py", f"--config={path}"])
 
 
 SCALARS = st.one_of(
@@ -158,7 +159,7 @@ def test_fields_of_the_right_type(changes):
     config = smoke.get_config()
     config.update_from_flattened_dict(dict(changes))
     with only_ours():
-        settings.check(config, smoke.get_config())
+        checks.check(config, smoke.get_config())
 
 
 @fuzz(200)
@@ -172,8 +173,8 @@ def test_fields_of_any_type(name, value):
     except (KeyError, TypeError, ValueError):
         return  # of the file itself
     with only_ours():
-        settings.check_schema(config, base.get_config())
-        settings.check(config, smoke.get_config())
+        checks.check_schema(config, base.get_config())
+        checks.check(config, smoke.get_config())
 
 
 # --- the records of a run -------------------------------------------------------------
@@ -192,7 +193,7 @@ JSON = st.recursive(
     max_leaves=8,
 )
 WRITTEN_JSON = JSON.map(lambda value: json.dumps(value).encode())
-SMOKE_CONFIG = settings.check(smoke.get_config(), smoke.get_config())
+SMOKE_CONFIG = checks.check(smoke.get_config(), smoke.get_config())
 GOOD_CONFIG = json.loads(SMOKE_CONFIG.to_json())
 GOOD_FACTS = {
     "name": "folder",
@@ -231,8 +232,8 @@ def read(name: str, content: bytes, reader):
 def test_configurations_of_runs(content):
     def reader(directory):
         saved = workdir.load_config(directory)
-        defaults = settings.completed(saved, base.get_config())
-        return settings.check(defaults, defaults)
+        defaults = checks.completed(saved, base.get_config())
+        return checks.check(defaults, defaults)
 
     found = read("config.json", content, reader)
     assert found is None or isinstance(found, ml_collections.ConfigDict)

@@ -15,12 +15,13 @@ import tiny
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
-import main
-import sweep
-from duet_jax import cells, data, evaluate, runs
+from duet_jax import cli, data
 from duet_jax.data import cache, count_copies, identify, load_dataset
 from duet_jax.errors import UsageError
-from duet_jax.evaluators import Evaluation
+from duet_jax.evaluation import Evaluation, evaluate
+from duet_jax.runs import trained_run
+from duet_jax.sweeps import cli as sweep_cli
+from duet_jax.sweeps import trial
 from duet_jax.types import same_images
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -38,7 +39,7 @@ def caches(monkeypatch):
     """Those of the other programs of this suite, for decoded and compiled alike."""
     monkeypatch.setenv("XDG_CACHE_HOME", program._caches())
     # A sweep is a process that lasts for a sweep.
-    monkeypatch.setattr(cells, "_identities", {})
+    monkeypatch.setattr(trial, "_identities", {})
     yield
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
@@ -177,7 +178,7 @@ def trained(original, images, tmp_path):
 
 
 def evaluation(directory):
-    run = runs.load_run(directory)
+    run = trained_run.load_run(directory)
     return Evaluation(run, directory / "eval", evaluate.valid, evaluate.perform)
 
 
@@ -195,7 +196,7 @@ def test_a_result_counts_for_the_same_images_only(trained, images, tmp_path, cap
     assert evaluation(trained).valid("knn") is None
     capsys.readouterr()
     command = ["main.py", f"--workdir={trained}", "--mode=knn,features"]
-    assert main.main(command) == 0
+    assert cli.main(command) == 0
     told = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning")]
     assert len(told) == 1
     assert (
@@ -210,7 +211,7 @@ def test_a_result_counts_for_the_same_images_only(trained, images, tmp_path, cap
     (tmp_path / "before").rename(images / "test")
     assert evaluation(trained).valid("knn") is None
     capsys.readouterr()
-    assert main.main(command) == 0
+    assert cli.main(command) == 0
     assert "warning" not in capsys.readouterr().err
     assert neighbours(trained)["results"] == first["results"]
 
@@ -235,7 +236,7 @@ def test_a_transfer_is_of_its_own_images(trained, images, tmp_path):
     other = tiny.folder(tmp_path / "a, b", seed=1)
     command = ["main.py", f"--workdir={trained}", "--mode=transfer"]
     escaped = str(other).replace(",", r"\,")
-    assert main.main([*command, f"--datasets=folder:{escaped}"]) == 0
+    assert cli.main([*command, f"--datasets=folder:{escaped}"]) == 0
     found = json.loads((trained / "eval" / "transfer.json").read_text())
     assert [*found["results"]] == [f"folder:{other}"]
     assert evaluation(trained).valid("transfer") == found
@@ -255,7 +256,7 @@ def test_a_run_may_be_evaluated_from_elsewhere(monkeypatch, tmp_path):
     for cache_of_programs in ("", "off", "xla"):
         last = f"compilation_cache={cache_of_programs}"
         arguments = (f"--config.{each}" for each in (*fields, last))
-        config = main.parse(["main.py", program.SMOKE, *arguments]).config
+        config = cli.parse(["main.py", program.SMOKE, *arguments]).config
         assert config.dataset.path == str(tmp_path / "images")
         assert config.dataset.cache_dir == "/home/me/cache"
         expected = {"xla": str(tmp_path / "xla")}
@@ -278,16 +279,16 @@ def plan(images, workdir):
     fields = ["--config.dataset.name=folder", f"--config.dataset.path={images}"]
     override = [*fields, "--config.batch_size=8", "--config.figures_every=99"]
     override += ["--config.dataset.train_fraction=1.0"]
-    (cell,) = sweep.plan(argparse.Namespace(**options), override)
-    return cell
+    (trial,) = sweep_cli.plan(argparse.Namespace(**options), override)
+    return trial
 
 
 def test_what_is_done_is_done_for_the_same_images(images, tmp_path):
-    cell = plan(images, tmp_path / "runs")
-    cell.check_images()
-    assert main.main(["main.py", *cell.arguments]) == 0
-    assert cell.finished
-    found = cell.found()
+    trial = plan(images, tmp_path / "runs")
+    trial.check_images()
+    assert cli.main(["main.py", *trial.arguments]) == 0
+    assert trial.finished
+    found = trial.found()
     # The same elsewhere; others; none at all.
     shutil.copytree(images, tmp_path / "copy")
     copied = plan(tmp_path / "copy", tmp_path / "runs")
@@ -302,24 +303,24 @@ def test_what_is_done_is_done_for_the_same_images(images, tmp_path):
     with pytest.raises(UsageError, match="none' does not exist"):
         none.check_images()
     # Measured on others, it is to be measured again.
-    command = ["main.py", f"--workdir={cell.directory}", "--mode=knn"]
-    assert main.main([*command, f"--config.dataset.path={tmp_path / 'others'}"]) == 0
-    assert not cell.finished
-    assert main.main(["main.py", *cell.arguments]) == 0
-    assert cell.finished
-    assert cell.found() == found
+    command = ["main.py", f"--workdir={trial.directory}", "--mode=knn"]
+    assert cli.main([*command, f"--config.dataset.path={tmp_path / 'others'}"]) == 0
+    assert not trial.finished
+    assert cli.main(["main.py", *trial.arguments]) == 0
+    assert trial.finished
+    assert trial.found() == found
 
 
 def test_a_sweep_on_other_images_is_refused(images, tmp_path):
     """Before anything is run, and with the tables as they were."""
-    cell = plan(images, tmp_path / "runs")
-    assert main.main(["main.py", *cell.arguments]) == 0
+    trial = plan(images, tmp_path / "runs")
+    assert cli.main(["main.py", *trial.arguments]) == 0
     sweeping = [
         f"--experiment={FIGURE4}",
         "--rows=simclr",
         "--scale=tiny",
         f"--workdir={tmp_path / 'runs'}",
-        *(x for x in cell.arguments if x.startswith("--config.") and "path" not in x),
+        *(x for x in trial.arguments if x.startswith("--config.") and "path" not in x),
     ]
     sweeping = [x for x in sweeping if not x.startswith("--config.seed")]
     others = tiny.folder(tmp_path / "others", seed=1)

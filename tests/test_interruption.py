@@ -14,8 +14,9 @@ import pytest
 from program import PATIENCE, TINY, run
 from test_processes import Job
 
-from duet_jax import interruption, metrics
-from duet_jax.interruption import Interruption
+from duet_jax import loggers
+from duet_jax.runtime import signals
+from duet_jax.runtime.signals import Interruption
 
 ROOT = pathlib.Path(__file__).parent.parent
 # An epoch of one row and many calls, so that a signal finds it unfinished.
@@ -87,7 +88,7 @@ def uninterrupted(caches, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole") / "run"
     with program(caches, workdir) as (process, log):
         assert process.wait(PATIENCE) == 0, log()
-    return metrics.read_rows(workdir / "metrics.jsonl")
+    return loggers.read_rows(workdir / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_a_signal_saves_the_run(caches, tmp_path, uninterrupted, number, status)
     with program(caches, workdir) as (process, log):
         assert process.wait(PATIENCE) == 0, log()
         assert f"continuing   from the checkpoint of step {step}\n" in log()
-    ours = metrics.read_rows(workdir / "metrics.jsonl")
+    ours = loggers.read_rows(workdir / "metrics.jsonl")
     assert [comparable(row) for row in ours] == [
         comparable(row) for row in uninterrupted
     ]
@@ -136,9 +137,9 @@ def test_a_second_signal_ends_at_once(caches, tmp_path):
     script.write_text(
         "import sys, time\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import main\n"
-        "main.processes.part = lambda: time.sleep(1000)\n"
-        "sys.exit(main.main(['main.py', *sys.argv[1:]]))\n"
+        "from duet_jax import cli\n"
+        "cli.processes.part = lambda: time.sleep(1000)\n"
+        "sys.exit(cli.main(['main.py', *sys.argv[1:]]))\n"
     )
     workdir = tmp_path / "run"
     line = command(workdir)
@@ -195,7 +196,7 @@ def test_a_terminal_that_takes_no_text(tmp_path, how):
     reader, writer = os.pipe()
     code = (
         "import time\n"
-        "from duet_jax.interruption import Interruption\n"
+        "from duet_jax.runtime.signals import Interruption\n"
         "with Interruption():\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(100)\n"
@@ -230,7 +231,7 @@ def test_a_signal_to_one_process_ends_the_job(caches, tmp_path, uninterrupted):
     with program(caches, workdir) as (process, log):
         assert process.wait(PATIENCE) == 0, log()
         assert "continuing" in log()
-    ours = metrics.read_rows(rows)
+    ours = loggers.read_rows(rows)
     places = [(row["step"], row["split"]) for row in uninterrupted]
     assert [(row["step"], row["split"]) for row in ours] == places
     for row, whole in zip(ours, uninterrupted, strict=True):
@@ -322,7 +323,7 @@ def test_outside_the_main_thread_nothing_is_heard():
 
 
 def test_the_status_is_that_of_the_signal():
-    error = interruption.interrupted(signal.SIGINT, "nothing is lost")
+    error = signals.interrupted(signal.SIGINT, "nothing is lost")
     assert (str(error), error.status) == ("stopped by SIGINT; nothing is lost", 130)
 
 
@@ -371,12 +372,12 @@ def test_an_interrupt_in_the_first_seconds(script, delay, tmp_path):
 WAITING = """
 import sys, time
 sys.path.insert(0, {root!r})
-from duet_jax import interruption
-interruption.listen()
-import main
-from duet_jax.evaluators import features
-features._pack = lambda *_: time.sleep(600)
-sys.exit(main.main(["main.py", "--workdir=run", "--mode=features"]))
+from duet_jax.runtime import signals
+signals.listen()
+from duet_jax import cli
+from duet_jax.evaluation import export_features
+export_features._pack = lambda *_: time.sleep(600)
+sys.exit(cli.main(["main.py", "--workdir=run", "--mode=features"]))
 """
 
 

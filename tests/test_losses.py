@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from duet_jax import losses, targets
+from duet_jax import losses
+from duet_jax.losses import targets
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -300,7 +301,7 @@ def test_masked_mean():
 @pytest.mark.parametrize("width", [1e-4, 0.2, 3.0, 500.0])
 def test_targets_are_distributions_peaked_at_their_value(name, num_bins, width):
     values = (jnp.arange(num_bins) + 0.5) / num_bins  # the middles of the bins
-    rows = targets.TARGETS[name](values, num_bins, width)
+    rows = targets.TARGETS[name].distribution(values, num_bins, width)
     assert rows.dtype == jnp.float32
     np.testing.assert_allclose(rows.sum(1), 1, rtol=1e-5)
     assert (rows >= 0).all()

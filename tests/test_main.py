@@ -16,10 +16,12 @@ import jax
 import pytest
 import tiny
 
-import main
 from configs import base, digits_duet_rot
-from duet_jax import config_files, processes, settings, workdir
+from duet_jax import cli
+from duet_jax.config import checks, loading
 from duet_jax.errors import TrainingError
+from duet_jax.runs import workdir
+from duet_jax.runtime import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
@@ -42,7 +44,7 @@ def refusal(capsys, *arguments: str) -> str:
     """Runs `main.py` with `arguments` and returns the line with which it refuses."""
     accepted = AssertionError("not refused")
     with mock.patch.object(workdir, "write_run", side_effect=accepted):
-        assert main.main(["main.py", *arguments]) == 2
+        assert cli.main(["main.py", *arguments]) == 2
     out, err = capsys.readouterr()
     *before, last = err.splitlines()
     assert out == ""
@@ -442,14 +444,14 @@ OUT_OF_RANGE = {
 
 
 def test_every_rule_is_tried():
-    assert set(OUT_OF_RANGE) == set(settings.RULES)
+    assert set(OUT_OF_RANGE) == set(checks.RULES)
 
 
 @pytest.mark.parametrize("name", OUT_OF_RANGE)
 def test_out_of_range(name, capsys, tmp_path):
     message = refusal(capsys, f"--config.{name}={OUT_OF_RANGE[name]}")
     assert message.startswith(f"config.{name}=")
-    assert message.endswith(f" {settings.RULES[name].says}.")
+    assert message.endswith(f" {checks.RULES[name].says}.")
     assert not any(tmp_path.iterdir())
 
 
@@ -598,8 +600,8 @@ ACCEPTED = {
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_accepted(case):
     arguments, expected = ACCEPTED[case]
-    config, _, modes, _ = main.parse(["main.py", *arguments])
-    found = dict(settings.fields(config))
+    config, _, modes, _ = cli.parse(["main.py", *arguments])
+    found = dict(checks.fields(config))
     assert {name: found[name] for name in expected} == expected
     assert {name: type(found[name]) for name in expected} == {
         name: type(value) for name, value in expected.items()
@@ -619,13 +621,13 @@ def test_accepted(case):
     ],
 )
 def test_the_work_directory(arguments, expected):
-    assert main.parse(["main.py", *arguments])[1] == pathlib.Path(expected)
+    assert cli.parse(["main.py", *arguments])[1] == pathlib.Path(expected)
 
 
 def test_only_what_is_asked_for_changes():
-    plain = dict(settings.fields(main.parse(["main.py", SMOKE])[0]))
+    plain = dict(checks.fields(cli.parse(["main.py", SMOKE])[0]))
     changes = ["--config.epochs=5", "--config.duet.num_bins=4"]
-    changed = dict(settings.fields(main.parse(["main.py", *changes, SMOKE])[0]))
+    changed = dict(checks.fields(cli.parse(["main.py", *changes, SMOKE])[0]))
     assert {name for name in plain if plain[name] != changed[name]} == {
         "epochs",
         "duet.num_bins",
@@ -635,8 +637,8 @@ def test_only_what_is_asked_for_changes():
 def test_parsing_leaves_nothing_behind():
     """Neither in the arguments of the process nor in the flags of the next call."""
     before = list(sys.argv)
-    main.parse(["main.py", "--config.epochs=7", "--mode=train", "--workdir=here"])
-    config, directory, *_ = main.parse(["main.py"])
+    cli.parse(["main.py", "--config.epochs=7", "--mode=train", "--workdir=here"])
+    config, directory, *_ = cli.parse(["main.py"])
     assert (config.epochs, str(directory)) == (EPOCHS, "runs/digits_duet_rot")
     assert sys.argv == before
 
@@ -644,9 +646,9 @@ def test_parsing_leaves_nothing_behind():
 def test_the_mode_is_run(monkeypatch, tmp_path, capsys):
     calls = []
     monkeypatch.setitem(
-        main.PROGRAMS, "train", lambda *arguments: calls.append(arguments)
+        cli.PROGRAMS, "train", lambda *arguments: calls.append(arguments)
     )
-    assert main.main(["main.py", SMOKE, f"--workdir={tmp_path / 'run'}"]) == 0
+    assert cli.main(["main.py", SMOKE, f"--workdir={tmp_path / 'run'}"]) == 0
     ((config, directory),) = calls
     assert (config.epochs, directory) == (2, tmp_path / "run")
     assert capsys.readouterr() == ("", "")
@@ -656,8 +658,8 @@ def test_a_failed_run_has_a_status_of_its_own(monkeypatch, capsys):
     def fail(config, directory):
         raise TrainingError("the training loss of step 3 is not finite.")
 
-    monkeypatch.setitem(main.PROGRAMS, "train", fail)
-    assert main.main(["main.py", SMOKE]) == 1
+    monkeypatch.setitem(cli.PROGRAMS, "train", fail)
+    assert cli.main(["main.py", SMOKE]) == 1
     expected = "error: the training loss of step 3 is not finite.\n"
     assert capsys.readouterr().err == expected
 
@@ -666,8 +668,8 @@ def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
     def interrupt(config, directory):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(main.PROGRAMS, "train", interrupt)
-    assert main.main(["main.py", SMOKE]) == 130
+    monkeypatch.setitem(cli.PROGRAMS, "train", interrupt)
+    assert cli.main(["main.py", SMOKE]) == 130
     assert capsys.readouterr().err.startswith("stopped; the same command goes on")
 
 
@@ -675,8 +677,8 @@ def test_want_of_memory_is_one_line(monkeypatch, capsys):
     def fail(config, directory):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
-    monkeypatch.setitem(main.PROGRAMS, "train", fail)
-    assert main.main(["main.py", SMOKE]) == 1
+    monkeypatch.setitem(cli.PROGRAMS, "train", fail)
+    assert cli.main(["main.py", SMOKE]) == 1
     message = capsys.readouterr().err
     assert "too little memory" in message
     assert "config.batch_size" in message
@@ -687,11 +689,11 @@ def test_a_lost_process_is_one_line(monkeypatch, capsys, kind):
     def fail(config, directory):
         raise kind("UNKNOWN: Gloo failed\nConnection closed")
 
-    monkeypatch.setitem(main.PROGRAMS, "train", fail)
+    monkeypatch.setitem(cli.PROGRAMS, "train", fail)
     with pytest.raises(kind):  # of a single process: a defect
-        main.main(["main.py", SMOKE])
+        cli.main(["main.py", SMOKE])
     monkeypatch.setattr(processes, "are_several", lambda: True)
-    assert main.main(["main.py", SMOKE]) == 1
+    assert cli.main(["main.py", SMOKE]) == 1
     assert capsys.readouterr().err == (
         "error: another process of this job is gone (UNKNOWN: Gloo failed Connection "
         "closed); see what the others say, then the same command goes on from the "
@@ -705,9 +707,9 @@ def test_a_defect_in_one_of_several_processes_is_told_before_it_leaves(
     def fail(config, directory):
         raise ValueError("a defect")
 
-    monkeypatch.setitem(main.PROGRAMS, "train", fail)
+    monkeypatch.setitem(cli.PROGRAMS, "train", fail)
     monkeypatch.setattr(processes, "are_several", lambda: True)
-    assert main.main(["main.py", SMOKE]) == 1
+    assert cli.main(["main.py", SMOKE]) == 1
     error = capsys.readouterr().err
     assert error.startswith("Traceback")
     assert error.endswith("ValueError: a defect\n")
@@ -730,7 +732,7 @@ def test_a_failed_process_does_not_wait_for_the_others(monkeypatch):
 def test_a_benchmark_takes_a_configuration(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setitem(
-        main.PROGRAMS, "benchmark", lambda *both, **rest: calls.append((*both, rest))
+        cli.PROGRAMS, "benchmark", lambda *both, **rest: calls.append((*both, rest))
     )
     arguments = [
         "--mode=benchmark",
@@ -738,7 +740,7 @@ def test_a_benchmark_takes_a_configuration(monkeypatch, tmp_path):
         "--out=x.json",
         "--num_processes=1",
     ]
-    assert main.main(["main.py", SMOKE, f"--workdir={tmp_path}", *arguments]) == 0
+    assert cli.main(["main.py", SMOKE, f"--workdir={tmp_path}", *arguments]) == 0
     ((config, directory, options),) = calls
     assert (config.epochs, directory) == (2, tmp_path)
     assert options == {"images": "real", "out": "x.json", "num_processes": "1"}
@@ -765,7 +767,7 @@ def test_flags_of_other_modes(arguments, message, capsys, tmp_path, monkeypatch)
 def test_a_run_that_saved_nothing_may_change(old_run):
     (old_run / "checkpoints" / "2" / "state").unlink()
     (old_run / "checkpoints" / "2").rmdir()
-    config, *_ = main.parse(["main.py", SMOKE, "--config.batch_size=16"])
+    config, *_ = cli.parse(["main.py", SMOKE, "--config.batch_size=16"])
     workdir.check(config, old_run)
 
 
@@ -773,9 +775,9 @@ def test_a_defect_is_not_hidden(monkeypatch):
     def fail(config, directory):
         raise ZeroDivisionError
 
-    monkeypatch.setitem(main.PROGRAMS, "train", fail)
+    monkeypatch.setitem(cli.PROGRAMS, "train", fail)
     with pytest.raises(ZeroDivisionError):
-        main.main(["main.py", SMOKE])
+        cli.main(["main.py", SMOKE])
 
 
 # --- work directories -----------------------------------------------------------------
@@ -785,7 +787,7 @@ def test_a_defect_is_not_hidden(monkeypatch):
 def old_run(tmp_path) -> pathlib.Path:
     """The directory of a run of the smoke configuration, with a checkpoint."""
     directory = tmp_path / "old"
-    config, *_ = main.parse(["main.py", SMOKE])
+    config, *_ = cli.parse(["main.py", SMOKE])
     workdir.write_run(config, tiny.dataset(6, 3).facts, directory)
     (directory / "checkpoints" / "2").mkdir(parents=True)
     (directory / "checkpoints" / "2" / "state").write_bytes(b"state")
@@ -835,9 +837,9 @@ def test_another_run_is_left_alone(arguments, parts, old_run, capsys):
     ],
 )
 def test_harmless_differences_are_accepted(arguments, old_run, monkeypatch):
-    monkeypatch.setitem(main.PROGRAMS, "train", workdir.check)
+    monkeypatch.setitem(cli.PROGRAMS, "train", workdir.check)
     before = snapshot(old_run)
-    assert main.main(["main.py", SMOKE, *arguments, f"--workdir={old_run}"]) == 0
+    assert cli.main(["main.py", SMOKE, *arguments, f"--workdir={old_run}"]) == 0
     assert snapshot(old_run) == before
 
 
@@ -897,16 +899,16 @@ def test_a_read_only_place(place, tmp_path, capsys, monkeypatch):
 
 
 def test_a_place_that_is_lost_in_between(tmp_path):
-    config, *_ = main.parse(["main.py", SMOKE])
+    config, *_ = cli.parse(["main.py", SMOKE])
     directory = tmp_path / "run"
     workdir.check(config, directory)
     directory.write_text("somebody else's")
-    with pytest.raises(main.UsageError, match=r"cannot be used \(.+\); choose another"):
+    with pytest.raises(cli.UsageError, match=r"cannot be used \(.+\); choose another"):
         workdir.write_run(config, tiny.dataset(6, 3).facts, directory)
 
 
 def test_the_written_configuration(tmp_path):
-    config, *_ = main.parse(["main.py", SMOKE, "--config.seed=5"])
+    config, *_ = cli.parse(["main.py", SMOKE, "--config.seed=5"])
     directory = tmp_path / "new" / "run"
     workdir.check(config, directory)
     assert not directory.exists()
@@ -967,19 +969,19 @@ def test_errors_of_the_program(arguments, message, tmp_path):
 def test_help_of_the_program(tmp_path):
     done = run_program("--help", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == main.help_text(["main.py"]) + "\n"
+    assert done.stdout == cli.help_text(["main.py"]) + "\n"
 
 
 @pytest.mark.parametrize("flag", ["--help", "-help", "-h"])
 def test_help(flag, capsys, tmp_path):
-    assert main.main(["main.py", SMOKE, flag]) == 0
+    assert cli.main(["main.py", SMOKE, flag]) == 0
     text, err = capsys.readouterr()
     assert err == ""
-    assert text.startswith(main.__doc__)
+    assert text.startswith(cli.__doc__)
     for name in ("config", "workdir", "mode"):
         assert f"\n  --{name}: " in text
     shown = [li[11:] for li in text.splitlines() if li.startswith("  --config.")]
-    defaults = settings.fields(config_files.load(SMOKE[9:]))
+    defaults = checks.fields(loading.load(SMOKE[9:]))
     assert shown == [f"{name}={value!r}" for name, value in defaults]
     assert "dataset.name='digits'" in shown
     assert not any(tmp_path.iterdir())
@@ -991,7 +993,7 @@ def test_help_on_what_is_not_there(capsys):
 
 def test_the_cases_leave_no_field_out():
     """Every type of field is overridden with a good and with a bad value above."""
-    defaults = dict(settings.fields(base.get_config()))
+    defaults = dict(checks.fields(base.get_config()))
 
     def kinds(cases):
         names = [
@@ -1013,5 +1015,5 @@ def test_the_cases_leave_no_field_out():
 
 def test_a_home_in_the_workdir(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    command = main.parse(["main.py", SMOKE, "--workdir=~/run"])
+    command = cli.parse(["main.py", SMOKE, "--workdir=~/run"])
     assert command.workdir == tmp_path / "run"

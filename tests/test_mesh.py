@@ -11,8 +11,9 @@ import many_devices
 import numpy as np
 import pytest
 
-from duet_jax import mesh, plan, steps
 from duet_jax.errors import UsageError
+from duet_jax.runtime import mesh
+from duet_jax.training import compiled, plan
 
 HERE = pathlib.Path(__file__).parent
 METHODS = ("duet", "simclr", "essl")
@@ -80,8 +81,8 @@ def test_gradients_embeddings_and_statistics_are_all_that_is_exchanged(found):
 def test_the_seed_is_the_same_inside_a_compiled_function():
     for seed in (0, 7, 2**31, 2**32 - 1):
         run = plan_of(seed=seed)
-        keys = steps.make_keys(run)
-        expected = steps.train_state.stream(seed, steps.train_state.TRAINING)
+        keys = compiled.make_keys(run)
+        expected = compiled.train_state.stream(seed, compiled.train_state.TRAINING)
         assert (
             jax.random.key_data(keys.training) == jax.random.key_data(expected)
         ).all()

@@ -11,11 +11,14 @@ import pytest
 import tiny
 from flax import nnx
 
-from duet_jax import train_state
 from duet_jax.augmentations import AUGMENTATIONS, Options, make_stack
+from duet_jax.config import build
+from duet_jax.config.build import DataSpec
 from duet_jax.errors import UsageError
-from duet_jax.methods import METHODS, DataSpec
+from duet_jax.methods import METHODS
 from duet_jax.methods.base import Views
+from duet_jax.methods.networks import split
+from duet_jax.training import train_step
 from duet_jax.types import View
 
 BATCH = 12
@@ -52,12 +55,12 @@ CASES = [("simclr", code, TRAINS) for code in TABLE] + [
 ]
 
 
-def build(method, code, channels=3):
+def built(method, code, channels=3):
     stack = (code,) if code in ("sca", "res", "ccr") else ("sca", code)
     config = tiny.smoke.get_config()
     config.update(method=method, learned=code)
     config.augmentation.stack = stack
-    return METHODS[method].from_config(config, DATA[channels])
+    return build.make_method(config, DATA[channels])
 
 
 def test_the_table_holds_every_augmentation():
@@ -96,7 +99,7 @@ def update(method, graphdef, params, batch_stats, views, labels):
     def loss(params):
         networks = nnx.merge(graphdef, params, batch_stats)
         value, metrics = method.loss(networks, views, labels, None, train=True)
-        return value, (metrics, train_state.split(networks)[2])
+        return value, (metrics, split(networks)[2])
 
     gradients, (metrics, stats) = jax.grad(loss, has_aux=True)(params)
     updates, _ = optax.adam(3e-3).update(gradients, optax.adam(3e-3).init(params))
@@ -113,10 +116,10 @@ def score(method, graphdef, params, batch_stats, views, labels):
 @functools.cache
 def initial(method):
     def begin(key):
-        return train_state.split(method.init(nnx.Rngs(key)))[1:]
+        return split(method.init(nnx.Rngs(key)))[1:]
 
-    key = train_state.initial_key(0)
-    return train_state.graph_definition(method), *jax.jit(begin)(key)
+    key = train_step.initial_key(0)
+    return train_step.graph_definition(method), *jax.jit(begin)(key)
 
 
 @pytest.mark.parametrize(("name", "code", "refusal"), CASES)
@@ -124,10 +127,10 @@ def test_trains_or_refuses(name, code, refusal):
     if refusal is not TRAINS:
         message = rf"^config\.learned='{code}' .*{refusal}.* one of .*rot .*hue"
         with pytest.raises(UsageError, match=message) as error:
-            build(name, code)
+            built(name, code)
         assert "\n" not in str(error.value)
         return
-    method = build(name, code)
+    method = built(name, code)
     data = tiny.dataset(BATCH, BATCH, side=SIDE, channels=3)
     make = jax.jit(method.make_views, static_argnames="train")
     views = {
@@ -174,15 +177,15 @@ def test_grey_images(name, code):
     refusals = dict(zip(("duet", "essl"), TABLE[code], strict=True))
     if code in NEEDS_COLOUR:
         with pytest.raises(UsageError, match=code) as error:
-            build(name, code, channels=1)
+            built(name, code, channels=1)
         if refusals.get(name) is TRAINS:
             assert "tiny" in str(error.value)  # the data set is named
         return
     if refusals.get(name, TRAINS) is not TRAINS:
         with pytest.raises(UsageError, match=refusals[name]):
-            build(name, code, channels=1)
+            built(name, code, channels=1)
         return
-    method = build(name, code, channels=1)
+    method = built(name, code, channels=1)
     images = tiny.dataset(BATCH, 1, side=SIDE).train.images
     views = jax.eval_shape(
         lambda key: method.make_views(key, images, train=True), jax.random.key(0)
@@ -196,7 +199,7 @@ def test_views_are_made_without_asking_the_host(name):
     config = tiny.smoke.get_config()
     config.update(method=name, learned="ron")
     config.augmentation.stack = ("sca", "ron", "fli", "jit", "gra", "blu", "sol")
-    method = METHODS[name].from_config(config, DATA[3])
+    method = build.make_method(config, DATA[3])
     images = tiny.dataset(BATCH, 1, side=SIDE, channels=3).train.images
     text = str(
         jax.make_jaxpr(lambda key: method.make_views(key, images, train=True))(
@@ -208,7 +211,7 @@ def test_views_are_made_without_asking_the_host(name):
 
 
 def test_evaluation_shows_the_plain_image_and_reproduces():
-    method = build("duet", "rot")
+    method = built("duet", "rot")
     images = tiny.dataset(4, 1, side=SIDE, channels=3).train.images
     views = method.make_views(jax.random.key(0), images, train=False)
     np.testing.assert_allclose(views.first.images, images / 255 - 0.5, atol=1e-6)
@@ -219,7 +222,7 @@ def test_evaluation_shows_the_plain_image_and_reproduces():
 
 
 def test_structure_weight_and_probe_in_the_total():
-    method = build("duet", "rot")
+    method = built("duet", "rot")
     data = tiny.dataset(BATCH, 1, side=SIDE, channels=3)
     views = method.make_views(jax.random.key(0), data.train.images, train=True)
     shared, views = canonical(method, views)
@@ -233,7 +236,7 @@ def test_structure_weight_and_probe_in_the_total():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_probe_never_trains_the_encoder(name):
-    method = build(name, "rot")
+    method = built(name, "rot")
     data = tiny.dataset(BATCH, 1, side=SIDE, channels=3)
     views = method.make_views(jax.random.key(0), data.train.images, train=True)
     graphdef, params, stats = initial(method)
@@ -259,7 +262,7 @@ def test_essl_takes_the_predicted_code_out_of_the_stack():
     config = tiny.smoke.get_config()
     config.update(method="essl", learned="ron")
     config.augmentation.stack = ("sca", "ron", "fli")
-    method = METHODS["essl"].from_config(config, DATA[3])
+    method = build.make_method(config, DATA[3])
     assert method.two_views.stack.codes == ("sca", "fli")
 
 
@@ -270,7 +273,7 @@ def test_von_mises_cannot_tell_the_ends_of_a_line_apart(code):
     config.augmentation.stack = (code,)
     config.duet.target = "von_mises"
     with pytest.raises(UsageError, match="use 'gaussian' or 'auto'"):
-        METHODS["duet"].from_config(config, DATA[3])
+        build.make_method(config, DATA[3])
 
 
 @pytest.mark.parametrize(
@@ -283,7 +286,7 @@ def test_von_mises_cannot_tell_the_ends_of_a_line_apart(code):
     ],
 )
 def test_automatic_target(code, target):
-    assert build("duet", code).target == target
+    assert built("duet", code).target == target
 
 
 @pytest.mark.parametrize("bins", [1, 3, 64])
@@ -293,4 +296,4 @@ def test_bins_must_divide_the_features(bins):
     with pytest.raises(
         UsageError, match=rf"num_bins={bins} must .*32 features; use 2, 4"
     ):
-        METHODS["duet"].from_config(config, DATA[3])
+        build.make_method(config, DATA[3])

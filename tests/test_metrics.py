@@ -27,7 +27,7 @@ from program import PATIENCE
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from duet_jax.errors import UsageError
-from duet_jax.metrics import (
+from duet_jax.loggers import (
     JsonLines,
     Progress,
     TensorBoard,
@@ -35,9 +35,9 @@ from duet_jax.metrics import (
     open_writers,
     read_rows,
 )
-from duet_jax.metrics import wandb_access as access
-from duet_jax.metrics.progress import duration
-from duet_jax.metrics.wandb_run import WandB
+from duet_jax.loggers import wandb_access as access
+from duet_jax.loggers.progress import duration
+from duet_jax.loggers.wandb_run import WandB
 
 ROOT = pathlib.Path(__file__).parent.parent
 KEY = "0123456789abcdefSECRET0123456789abcdefXY"
@@ -467,7 +467,7 @@ def test_a_client_that_breaks_costs_one_warning(caplog):
 
 SCRIPT = """
 import json, sys, time
-from duet_jax.metrics import open_writers, wandb_run
+from duet_jax.loggers import open_writers, wandb_run
 arguments = json.loads(sys.argv[1])
 wandb_run._INIT_SECONDS = arguments["init_seconds"]
 started = time.monotonic()

@@ -9,8 +9,8 @@ from flax import nnx
 
 from duet_jax.errors import UsageError
 from duet_jax.models import representation
+from duet_jax.models.batch_norm import BatchNorm
 from duet_jax.models.heads import OnlineProbe, Predictor, Projector
-from duet_jax.models.normalization import BatchNorm
 from duet_jax.models.resnet import (
     ENCODERS,
     EncoderSpec,

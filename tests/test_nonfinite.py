@@ -12,9 +12,10 @@ import pytest
 import tiny
 from flax import nnx
 
-from duet_jax import diagnosis, feeds, plan, steps, train_state
 from duet_jax.methods.base import Views
-from duet_jax.models.normalization import BatchNorm
+from duet_jax.models.batch_norm import BatchNorm
+from duet_jax.training import batches as feeds
+from duet_jax.training import compiled, nonfinite, plan, train_step
 from duet_jax.types import Split, View
 
 BATCH, SIDE = 6, 4
@@ -64,7 +65,7 @@ class Toy:
 
 
 METHOD = Toy()
-GRAPHDEF = train_state.graph_definition(METHOD)
+GRAPHDEF = train_step.graph_definition(METHOD)
 OPTIMIZER = optax.adamw(lambda count: 0.1 / (1 + count))
 
 
@@ -73,7 +74,7 @@ def rate(step):
 
 
 def initial():
-    return train_state.initial_state(METHOD, OPTIMIZER, jax.random.key(0))
+    return train_step.initial_state(METHOD, OPTIMIZER, jax.random.key(0))
 
 
 def batches(kinds):
@@ -91,8 +92,8 @@ def pick(step, images, labels):
 
 @functools.cache
 def make_call(policy, count, unroll=False):
-    update = train_state.make_update(METHOD, GRAPHDEF, OPTIMIZER, rate, policy)
-    call = steps.make_train_call(update, pick, count, unroll=unroll)
+    update = train_step.make_train_step(METHOD, GRAPHDEF, OPTIMIZER, rate, policy)
+    call = compiled.make_train_call(update, pick, count, unroll=unroll)
     return jax.jit(call)
 
 
@@ -113,7 +114,7 @@ def differ(one, other):
 def test_each_kind_breaks_as_it_says(kind):
     state, (images, labels) = initial(), batches([kind])
     views = METHOD.make_views(KEY, images[0], train=True)
-    (loss, _), gradients = train_state.differentiate(
+    (loss, _), gradients = train_step.differentiate(
         METHOD, GRAPHDEF, state, views, labels[0]
     )
     finite = all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
@@ -179,7 +180,7 @@ def test_the_norm_is_that_of_the_whole_gradient():
     state = initial()
     _, scores = make_call("skip", 1)(state, KEY, images, labels)
     views = METHOD.make_views(jax.random.fold_in(KEY, 0), images[0], train=True)
-    gradients = train_state.differentiate(METHOD, GRAPHDEF, state, views, labels[0])[1]
+    gradients = train_step.differentiate(METHOD, GRAPHDEF, state, views, labels[0])[1]
     flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradients)])
     expected = np.linalg.norm(flat.astype(np.float64))
     np.testing.assert_allclose(scores["grad_norm"], [expected], rtol=1e-5)
@@ -188,9 +189,9 @@ def test_the_norm_is_that_of_the_whole_gradient():
 def test_a_learning_rate_that_breaks_the_parameters():
     """The update is finite and its result is not: the one after it is left out."""
     optimizer = optax.sgd(3e38)
-    update = train_state.make_update(METHOD, GRAPHDEF, optimizer, lambda step: 3e38)
-    call = jax.jit(steps.make_train_call(update, pick, 3, unroll=False))
-    begin = train_state.initial_state(METHOD, optimizer, jax.random.key(0))
+    update = train_step.make_train_step(METHOD, GRAPHDEF, optimizer, lambda step: 3e38)
+    call = jax.jit(compiled.make_train_call(update, pick, 3, unroll=False))
+    begin = train_step.initial_state(METHOD, optimizer, jax.random.key(0))
     state, scores = call(begin, KEY, *batches([FINE] * 3))
     first = int(np.argmax(scores["skipped"]))
     assert int(state.step) == first >= 1
@@ -200,8 +201,8 @@ def test_a_learning_rate_that_breaks_the_parameters():
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_donated_memory_is_used_again(policy):
-    update = train_state.make_update(METHOD, GRAPHDEF, OPTIMIZER, rate, policy)
-    call = steps.make_train_call(update, pick, 2, unroll=False)
+    update = train_step.make_train_step(METHOD, GRAPHDEF, OPTIMIZER, rate, policy)
+    call = compiled.make_train_call(update, pick, 2, unroll=False)
     state = initial()
     lowered = jax.jit(call, donate_argnums=0).lower(state, KEY, *batches([FINE] * 2))
     size = sum(x.nbytes for x in jax.tree.leaves(state))
@@ -211,7 +212,7 @@ def test_donated_memory_is_used_again(policy):
 def unguarded(state, key, images, labels):
     """An update as it would be if everything were always finite."""
     views = METHOD.make_views(key, images, train=True)
-    (_, (_, batch_stats)), gradients = train_state.differentiate(
+    (_, (_, batch_stats)), gradients = train_step.differentiate(
         METHOD, GRAPHDEF, state, views, labels
     )
     updates, opt_state = OPTIMIZER.update(gradients, state.opt_state, state.params)
@@ -226,7 +227,7 @@ def unguarded(state, key, images, labels):
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_finite_update_is_the_same_bit_for_bit(policy):
-    guarded = train_state.make_update(METHOD, GRAPHDEF, OPTIMIZER, rate, policy)
+    guarded = train_step.make_train_step(METHOD, GRAPHDEF, OPTIMIZER, rate, policy)
     # Optimised, XLA contracts products and sums to other ends of the last bit.
     exact = functools.partial(
         jax.jit, compiler_options={"xla_backend_optimization_level": 0}
@@ -276,9 +277,9 @@ def test_diagnosis_of_every_method(method, tmp_path):
     data = tiny.dataset(NUM_TRAIN, 4)
     feed = feeds.ResidentFeed(run, data)
     step = 6  # the third of the second epoch
-    state = steps.initial_state(run)
+    state = compiled.initial_state(run)
     state = state._replace(step=jnp.full_like(state.step, step))
-    error = diagnosis.stop(run, feed, state, NUM_TRAIN, tmp_path, last_good=4)
+    error = nonfinite.stop(run, feed, state, NUM_TRAIN, tmp_path, last_good=4)
     assert [path.name for path in tmp_path.iterdir()] == ["nonfinite_step_6.json"]
     found = read(tmp_path / "nonfinite_step_6.json")
     assert (found["step"], found["epoch"]) == (6, 1)
@@ -294,7 +295,7 @@ def test_diagnosis_of_every_method(method, tmp_path):
     np.testing.assert_array_equal(found["labels"], data.train.labels[found["rows"]])
     assert len(set(found["rows"])) == 12
     # What was drawn, and the structure that was read out of it.
-    key = jax.random.fold_in(steps.make_keys(run).training, step)
+    key = jax.random.fold_in(compiled.make_keys(run).training, step)
     images = data.train.images[np.array(found["rows"])]
     views = jax.jit(functools.partial(run.method.make_views, train=True))(key, images)
     for name in ("first", "second"):
@@ -368,13 +369,13 @@ def toy_plan(steps_per_call):
 def test_causes_from_the_state_that_was_left(kind, causes, tmp_path):
     run, feed = toy_plan(2), ToyFeed([FINE] * 5 + [kind] + [FINE] * 2, 2)
     call, state = make_call("stop", 2), initial()
-    key = steps.make_keys(run).training
+    key = compiled.make_keys(run).training
     for arguments in feed.training(0):
         state, _ = call(state, key, *arguments)
     assert int(state.step) == (5 if kind in BROKEN else 8)
     state = state._replace(step=jnp.full_like(state.step, 5))
     with pytest.raises(RuntimeError, match=rf"of step 5 is not finite: {causes}\. It "):
-        raise diagnosis.stop(run, feed, state, NUM_TRAIN, tmp_path, last_good=None)
+        raise nonfinite.stop(run, feed, state, NUM_TRAIN, tmp_path, last_good=None)
     found = read(tmp_path / "nonfinite_step_5.json")
     # The draws are those of the update: its key and its batch were found again.
     drawn = jax.random.uniform(jax.random.fold_in(key, 5), (BATCH,))
@@ -390,18 +391,18 @@ def test_parameters_that_were_broken_before():
     state = initial()
     broken = state.params["middle"]["scale"].at[0].set(jnp.inf)
     state.params["middle"]["scale"] = broken
-    found = diagnosis.diagnose(run, feed, state, NUM_TRAIN)
+    found = nonfinite.diagnose(run, feed, state, NUM_TRAIN)
     first, *later = found["causes"]
     assert first == "the parameters of middle were not finite before it"
     assert later
-    text = diagnosis.explain(found, "elsewhere", None)
+    text = nonfinite.explain(found, "elsewhere", None)
     assert "there is no checkpoint yet; elsewhere; " in text
 
 
 def test_a_full_disk_does_not_hide_the_cause(tmp_path):
     run, feed = toy_plan(1), ToyFeed([NAN_IMAGES], 1)
     missing = tmp_path / "missing"
-    error = diagnosis.stop(run, feed, initial(), NUM_TRAIN, missing, 3)
+    error = nonfinite.stop(run, feed, initial(), NUM_TRAIN, missing, 3)
     assert "toy_loss=nan" in str(error)
     assert "could not be written (No such file or directory)" in str(error)
 
@@ -410,10 +411,10 @@ def test_a_diagnosis_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "diagnosis.json"
     values = np.array([np.nan, np.inf, -np.inf, 1.5], np.float32)
     numbers = {"one": np.float32("nan"), "n": np.int32(3)}
-    diagnosis.write(path, {"values": values, **numbers})
+    nonfinite.write(path, {"values": values, **numbers})
     before = path.read_text()
     assert read(path) == {"values": ["nan", "inf", "-inf", 1.5], "one": "nan", "n": 3}
     with pytest.raises(TypeError):
-        diagnosis.write(path, {"values": object()})
+        nonfinite.write(path, {"values": object()})
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]

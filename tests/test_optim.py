@@ -4,8 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from duet_jax import optim
 from duet_jax.errors import UsageError
+from duet_jax.training import optim
 
 
 def rates(steps, **settings):

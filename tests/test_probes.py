@@ -9,7 +9,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from duet_jax import losses
 from duet_jax.errors import UsageError
-from duet_jax.probes import inputs, knn, logistic, ridge, scores, sgd
+from duet_jax.metrics import classification
+from duet_jax.probes import inputs, knn, logistic, ridge, sgd
 
 CLASSES = 3
 
@@ -66,7 +67,9 @@ CLASSIFIERS = (by_logistic, by_sgd, by_knn)
 @pytest.mark.parametrize("classify", CLASSIFIERS)
 def test_separable_features_are_classified_without_error(classify):
     queries, truth = blobs(150, seed=1)
-    assert scores.classification(classify(*blobs(300), queries), truth).top1 == 1
+    assert (
+        classification.classification(classify(*blobs(300), queries), truth).top1 == 1
+    )
 
 
 @pytest.mark.parametrize("classify", CLASSIFIERS)
@@ -76,7 +79,9 @@ def test_shuffled_labels_give_chance(classify):
     features, labels = blobs(300, spread=8)
     queries, truth = blobs(600, spread=8, seed=1)
     shuffled = np.random.default_rng(1).permutation(labels)
-    top1 = scores.classification(classify(features, shuffled, queries), truth).top1
+    top1 = classification.classification(
+        classify(features, shuffled, queries), truth
+    ).top1
     deviation = np.sqrt(1 / 3 * 2 / 3 / 600)
     assert abs(top1 - 1 / 3) < 4 * deviation
 
@@ -251,7 +256,7 @@ def test_logistic_with_fewer_examples_than_features():
         otherwise = x.copy()
         otherwise[:, 3] = -100
         np.testing.assert_array_equal(solution.classifier.logits(otherwise), logits)
-        assert scores.classification(logits, y).top1 == 1
+        assert classification.classification(logits, y).top1 == 1
         z = solution.classifier.standardisation.apply(x).astype(np.float64)
         theirs = LogisticRegression(
             C=1 / (solution.l2 * len(y)), tol=1e-9, max_iter=20000
@@ -311,7 +316,7 @@ def test_selection_on_digits_equals_that_with_scikit_learn():
     assert ours.held_out == pytest.approx(accuracies, abs=0.5 / held_out.sum())
     best = max(strengths, key=lambda l2: (accuracies[l2], l2))
     assert ours.solution.l2 == best
-    test = scores.classification(ours.logits(tx), ty).top1
+    test = classification.classification(ours.logits(tx), ty).top1
     assert 0.8 < test < 0.98
     assert abs(test - theirs(best, x, y, tx, ty)) <= 0.002
     assert ours.solution.converged
@@ -598,7 +603,7 @@ def test_knn_errors(change, message):
 def test_scores_in_closed_form():
     values = np.array([[3, 1, 0], [1, 3, 0], [2, 1, 3], [5, 1, 0.0]])
     labels = np.array([0, 1, 0, 1])
-    result = scores.classification(values, labels)
+    result = classification.classification(values, labels)
     assert result.top1 == 0.5
     assert result.top5 == 1  # three classes
     np.testing.assert_array_equal(result.per_class, [0.5, 0.5, np.nan])
@@ -619,7 +624,7 @@ def test_scores_agree_with_the_losses(num_classes):
     # Few values, so that ties abound.
     values = rng.integers(0, 4, size=(200, num_classes)).astype(np.float32)
     labels = rng.integers(0, num_classes, size=200)
-    result = scores.classification(values, labels)
+    result = classification.classification(values, labels)
     for k, ours in ((1, result.top1), (5, result.top5)):
         theirs = np.mean(np.asarray(losses.top_k(values, labels, k)))
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
@@ -631,7 +636,7 @@ def test_scores_agree_with_the_losses(num_classes):
 
 def test_nan_is_wrong_and_a_tie_counts_against_the_label():
     values = np.array([[np.nan, 1], [2, np.nan], [np.nan, np.nan], [1, 1], [0, 1]])
-    result = scores.classification(values, np.array([1, 0, 0, 0, 1]))
+    result = classification.classification(values, np.array([1, 0, 0, 0, 1]))
     assert result.top1 == 0.2
     assert result.top5 == 0.4  # two classes, but a NaN is never right
     np.testing.assert_array_equal(result.confusion, [[0, 1], [0, 1]])
@@ -643,4 +648,4 @@ def test_nan_is_wrong_and_a_tie_counts_against_the_label():
 )
 def test_scores_must_fit_the_labels(values, labels):
     with pytest.raises(UsageError, match="do not fit"):
-        scores.classification(values, labels)
+        classification.classification(values, labels)

@@ -16,8 +16,10 @@ import pytest
 import tiny
 from program import PATIENCE
 
-from duet_jax import metrics, processes, train
+from duet_jax import loggers
 from duet_jax.errors import UsageError
+from duet_jax.runtime import processes
+from duet_jax.training import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -97,7 +99,7 @@ def finished(caches, workdir, count, **fields):
     with Job(caches, workdir, count, **fields) as job:
         for number in range(count):
             assert job.wait(number) == 0, job.log(number)
-    return metrics.read_rows(workdir / "metrics.jsonl"), job
+    return loggers.read_rows(workdir / "metrics.jsonl"), job
 
 
 def test_two_processes_train_like_one(caches, tmp_path):
@@ -205,7 +207,7 @@ def test_one_process_joins_nobody(monkeypatch):
     processes.start()
     processes.start(num_processes="1")
     assert not processes.are_several()
-    assert processes.is_first()
+    assert processes.is_main_process()
 
 
 @pytest.mark.parametrize("variables", [SLURM, OPEN_MPI])

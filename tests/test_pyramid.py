@@ -3,8 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from duet_jax.models import pyramid
-from duet_jax.models.pyramid import steerable_pyramid, steerable_pyramid_adjoint
+from duet_jax.models import steerable_pyramid as pyramid
+from duet_jax.models.steerable_pyramid import (
+    steerable_pyramid,
+    steerable_pyramid_adjoint,
+)
 
 SIDES = (8, 16, 32, 36, 15, 33)
 

@@ -17,25 +17,17 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from program import TINY
 
-import main
 from configs import digits_duet_rot
-from duet_jax import (
-    augmentations,
-    benchmark,
-    data,
-    feeds,
-    figures,
-    plan,
-    steps,
-    targets,
-)
+from duet_jax import augmentations, cli, data, figures, profiling
 from duet_jax.augmentations import AUGMENTATIONS, Options, geometric, make_stack, stack
-from duet_jax.benchmark import parts
-from duet_jax.evaluators import EVALUATORS, Evaluator, equivariance
-from duet_jax.methods import METHODS, Method, base, duet
-from duet_jax.metrics import read_rows
+from duet_jax.evaluation import EVALUATORS, Evaluator, equivariance
+from duet_jax.loggers import read_rows
+from duet_jax.losses import targets
+from duet_jax.methods import METHODS, Method, base
 from duet_jax.models import resnet
-from duet_jax.models.normalization import BatchNorm
+from duet_jax.models.batch_norm import BatchNorm
+from duet_jax.profiling import parts
+from duet_jax.training import batches, compiled, plan
 
 README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 # What stands before a block of Python in the README.
@@ -81,7 +73,7 @@ def call(capfd):
 
     def call(*arguments, status=0):
         capfd.readouterr()
-        found = main.main(["main.py", CACHE, *arguments])
+        found = cli.main(["main.py", CACHE, *arguments])
         said = capfd.readouterr()
         assert found == status, said.err
         assert "warning" not in said.err
@@ -287,8 +279,8 @@ def test_a_benchmark_of_a_method(aligned, flat):
     config = tiny.config(method="aligned", batch_size=4, encoder__name="flat")
     images = tiny.dataset(8, 4)
     planned = plan.make_plan(config, images.facts)
-    assert benchmark._operations(planned)["counted"] > 0
-    feed = feeds.make_feed(config, planned, images)
+    assert profiling._operations(planned)["counted"] > 0
+    feed = batches.make_feed(config, planned, images)
     first = next(feed.training(0))
     step, key = jnp.zeros((), jnp.int32), jax.random.key(0)
     batch = jax.eval_shape(feed.pick_train, step, *first)
@@ -296,7 +288,7 @@ def test_a_benchmark_of_a_method(aligned, flat):
         lambda key, images: planned.method.make_views(key, images, train=True),
         *(key, batch.images),
     )
-    shapes = steps.initial_shapes(planned), key, batch, views
+    shapes = compiled.initial_shapes(planned), key, batch, views
     for part in parts.PARTS.values():
         assert jax.eval_shape(part(planned), *shapes).shape == ()
 
@@ -306,7 +298,7 @@ def test_what_a_method_may_forget():
         def loss(self, networks, views, labels, mask, *, train):
             raise NotImplementedError
 
-    for name in ("init", "make_views", "draws", "representations", "from_config"):
+    for name in ("init", "make_views", "draws", "representations"):
         assert hasattr(Whole, name)
     with pytest.raises(TypeError, match="loss"):
         Method(None)
@@ -324,7 +316,7 @@ def test_an_encoder(monkeypatch):
     monkeypatch.setitem(resnet.ENCODERS, name, spec)
     config = tiny.config(encoder__name=name, encoder__width_multiplier=0.125)
     planned = plan.make_plan(config, tiny.dataset(64, 4).facts)
-    params = steps.initial_shapes(planned).params["encoder"]
+    params = compiled.initial_shapes(planned).params["encoder"]
     convolutions = [x for x in jax.tree.leaves(params) if x.ndim == 4]
     shortcuts = 3
     assert len(convolutions) - shortcuts + 1 == int(re.search(r"\d+$", name)[0])
@@ -360,10 +352,11 @@ def write_pets(path, seed=0):
 @pytest.fixture
 def laplace(monkeypatch):
     """The target of the README, with its rows."""
-    target = run("**A target**", targets)["laplace"]
+    names = run("**A target**", targets)
+    row = re.search(r'`("laplace": Target\(.*?\))`', README)[1]
+    target = eval(f"{{{row}}}", {**vars(targets), **names})["laplace"]
     monkeypatch.setitem(targets.TARGETS, "laplace", target)
-    monkeypatch.setitem(duet.WIDTH_FIELDS, "laplace", "sigma")
-    return target
+    return target.distribution
 
 
 @pytest.fixture
@@ -373,7 +366,7 @@ def rank(monkeypatch):
     module = types.SimpleNamespace(**run("**An evaluator**"))
     names = {"Evaluator": Evaluator, "rank": module}
     monkeypatch.setitem(EVALUATORS, "rank", eval(f"{{{row}}}", names)["rank"])
-    monkeypatch.setattr(main, "MODES", (*main.PROGRAMS, *EVALUATORS))
+    monkeypatch.setattr(cli, "MODES", (*cli.PROGRAMS, *EVALUATORS))
 
 
 def test_the_target(laplace):

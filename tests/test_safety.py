@@ -16,9 +16,9 @@ from program import ROOT, TINY, run, snapshot
 
 from duet_jax.data import load_dataset
 from duet_jax.errors import UsageError
-from duet_jax.evaluators import page
-from duet_jax.evaluators.base import Table
-from duet_jax.metrics.wandb_access import read_credentials
+from duet_jax.evaluation import page
+from duet_jax.evaluation.base import Table
+from duet_jax.loggers.wandb_access import read_credentials
 
 # --- the code -------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ import ml_collections
 import pytest
 
 from configs import base, smoke
-from duet_jax import optim, settings
 from duet_jax.augmentations import Options
+from duet_jax.config import checks
 from duet_jax.errors import UsageError
+from duet_jax.training import optim
 
 
 def build(changes: dict) -> ml_collections.ConfigDict:
@@ -23,17 +24,17 @@ def build(changes: dict) -> ml_collections.ConfigDict:
 def resolve(**changes) -> ml_collections.ConfigDict:
     """The resolved `base` with changes; names with __ for dots."""
     changes = {name.replace("__", "."): value for name, value in changes.items()}
-    return settings.check(build(changes), base.get_config())
+    return checks.check(build(changes), base.get_config())
 
 
 def flat(config: ml_collections.ConfigDict) -> dict:
-    return dict(settings.fields(config))
+    return dict(checks.fields(config))
 
 
 def refusal(changes: dict) -> str:
     """The one line with which `changes` are refused."""
     with pytest.raises(UsageError) as caught:
-        settings.check(build(changes), base.get_config())
+        checks.check(build(changes), base.get_config())
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -45,7 +46,7 @@ def test_fields_are_dotted_leaves():
     config = ml_collections.ConfigDict(
         {"b": 1, "a": {"y": (1, 2), "x": {"deep": "text"}}, "c": {}}
     )
-    assert list(settings.fields(config)) == [
+    assert list(checks.fields(config)) == [
         ("a.x.deep", "text"),
         ("a.y", (1, 2)),
         ("b", 1),
@@ -101,13 +102,13 @@ def test_what_nothing_reads_is_dropped(changes, dropped):
     ],
 )
 def test_what_nothing_reads_is_known(changes, names, reason):
-    unused = settings.unused(build(changes), names)
+    unused = checks.unused(build(changes), names)
     assert unused[names[-1]] == reason
 
 
 def test_setting_what_is_read_is_fine():
     for changes in ({}, {"method": "essl"}, {"method": "simclr"}):
-        assert settings.unused(build(changes), flat(resolve(**changes))) == {}
+        assert checks.unused(build(changes), flat(resolve(**changes))) == {}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_setting_what_is_read_is_fine():
 )
 def test_tuples_are_normalised(name, given, resolved):
     changes = {"encoder.name": "Cifar10_ResNet", name: given}
-    config = settings.check(build({**changes, "duet.num_bins": 2}), base.get_config())
+    config = checks.check(build({**changes, "duet.num_bins": 2}), base.get_config())
     found = flat(config)[name]
     assert found == resolved
     assert [type(x) for x in found] == [type(x) for x in resolved]
@@ -134,7 +135,7 @@ def test_tuples_are_normalised(name, given, resolved):
 def test_the_question_is_not_changed():
     config = build({"augmentation.stack": ("sca,rot",), "method": "essl"})
     before = config.to_json()
-    settings.check(config, base.get_config())
+    checks.check(config, base.get_config())
     assert config.to_json() == before
 
 
@@ -143,7 +144,7 @@ def test_no_augmentation_at_all():
     # The same where the experiment itself starts from nothing.
     nothing = build({"method": "simclr", "augmentation.stack": ()})
     asked = build({"method": "simclr", "augmentation.stack": ("fli,rot",)})
-    assert settings.check(asked, nothing).augmentation.stack == ("fli", "rot")
+    assert checks.check(asked, nothing).augmentation.stack == ("fli", "rot")
 
 
 @pytest.mark.parametrize("method", ["duet", "simclr", "essl"])
@@ -151,10 +152,10 @@ def test_resolving_again_changes_nothing(method):
     config = resolve(method=method)
     text = config.to_json()
     restored = json.loads(text)
-    assert settings.differences(restored, json.loads(text)) == []
+    assert checks.differences(restored, json.loads(text)) == []
     tuples = {
         name: tuple(value) if isinstance(value, list) else value
-        for name, value in settings.fields(ml_collections.ConfigDict(restored))
+        for name, value in checks.fields(ml_collections.ConfigDict(restored))
     }
     assert tuples == flat(config)
 
@@ -166,7 +167,7 @@ def numeric(config: ml_collections.ConfigDict) -> set[str]:
     """Names of the fields that hold numbers or tuples of numbers."""
     return {
         name
-        for name, value in settings.fields(config)
+        for name, value in checks.fields(config)
         for first in (value[:1] if isinstance(value, tuple) else (value,))
         if isinstance(first, int | float) and not isinstance(first, bool)
     }
@@ -192,8 +193,8 @@ CHECKED_ELSEWHERE = {
 def test_every_number_has_its_range():
     """A new field needs a rule here, or a check of its own and a row above."""
     names = numeric(base.get_config())
-    assert names - set(settings.RULES) == set(CHECKED_ELSEWHERE)
-    assert set(settings.RULES) <= set(flat(base.get_config()))
+    assert names - set(checks.RULES) == set(CHECKED_ELSEWHERE)
+    assert set(checks.RULES) <= set(flat(base.get_config()))
 
 
 def test_augmentation_is_exactly_its_options():
@@ -269,14 +270,14 @@ EDGES = {
 
 
 def test_every_rule_has_edges():
-    assert set(EDGES) == set(settings.RULES)
+    assert set(EDGES) == set(checks.RULES)
 
 
 @pytest.mark.parametrize("name", EDGES)
 def test_edges_of_ranges(name):
     inside, outside = EDGES[name]
     for value in inside:
-        config = settings.check(build({name: value}), base.get_config())
+        config = checks.check(build({name: value}), base.get_config())
         assert flat(config).get(name, value) == value
     for value in outside:
         assert f"config.{name}={value!r} " in refusal({name: value})
@@ -284,7 +285,7 @@ def test_edges_of_ranges(name):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_numbers_are_finite(value):
-    for name, default in settings.fields(base.get_config()):
+    for name, default in checks.fields(base.get_config()):
         if isinstance(default, float):
             changed = value
         elif isinstance(default, tuple) and not isinstance(default[0], str):
@@ -372,15 +373,15 @@ def test_what_does_not_go_together(changes, parts):
 )
 def test_unknown_names(name, start, end):
     with pytest.raises(UsageError) as caught:
-        settings.check_names(base.get_config(), ["seed", name, "also_wrong"])
+        checks.check_names(base.get_config(), ["seed", name, "also_wrong"])
     assert str(caught.value).startswith(start)
     assert str(caught.value).endswith(end)
 
 
 def test_known_names():
     config = base.get_config()
-    settings.check_names(config, flat(config))
-    settings.check_names(config, [])
+    checks.check_names(config, flat(config))
+    checks.check_names(config, [])
 
 
 @pytest.mark.parametrize(
@@ -406,7 +407,7 @@ def test_types_of_a_file(name, value, message):
     with parent.ignore_type():
         parent[leaf] = value
     with pytest.raises(UsageError) as caught:
-        settings.check_schema(config, base.get_config())
+        checks.check_schema(config, base.get_config())
     assert str(caught.value).startswith(message)
 
 
@@ -416,12 +417,12 @@ def test_fields_of_a_file():
     with pytest.raises(
         UsageError, match=r"^config\.duet\.sigma is missing; .* to 0\.2"
     ):
-        settings.check_schema(config, base.get_config())
+        checks.check_schema(config, base.get_config())
     config = base.get_config()
     config.epoch = 3
     with pytest.raises(UsageError, match=r"Did you mean 'config\.epochs'"):
-        settings.check_schema(config, base.get_config())
-    settings.check_schema(smoke.get_config(), base.get_config())
+        checks.check_schema(config, base.get_config())
+    checks.check_schema(smoke.get_config(), base.get_config())
 
 
 # --- two runs -------------------------------------------------------------------------
@@ -468,7 +469,7 @@ def stored(**changes) -> dict:
     ],
 )
 def test_differences(old, new, expected):
-    assert sorted(settings.differences(stored(**old), stored(**new))) == expected
+    assert sorted(checks.differences(stored(**old), stored(**new))) == expected
 
 
 # Another value for each field that may change when a run goes on.
@@ -505,7 +506,7 @@ def test_advice_on_the_warm_up_trains(epochs):
     """What is proposed is taken, and the learning rate reaches its full height."""
     message = refusal({"epochs": epochs, "warmup_epochs": 100})
     advice = int(re.search(r"such as (\d+)\.", message)[1])
-    config = settings.check(
+    config = checks.check(
         build({"epochs": epochs, "warmup_epochs": advice}), base.get_config()
     )
     rate = optim.learning_rate(
@@ -519,25 +520,25 @@ def test_advice_on_the_warm_up_trains(epochs):
 
 
 def test_harmless_differences():
-    assert set(HARMLESS) == set(settings.CHANGEABLE)
-    changed = settings.check(build(HARMLESS), base.get_config())
+    assert set(HARMLESS) == set(checks.CHANGEABLE)
+    changed = checks.check(build(HARMLESS), base.get_config())
     assert {n: flat(changed)[n] for n in HARMLESS} == HARMLESS
-    assert settings.differences(stored(), json.loads(changed.to_json())) == []
+    assert checks.differences(stored(), json.loads(changed.to_json())) == []
 
 
 def test_every_other_field_is_a_difference():
     """Nothing that alters the numbers may change unnoticed."""
     old = stored()
-    names = dict(settings.fields(ml_collections.ConfigDict(old)))
+    names = dict(checks.fields(ml_collections.ConfigDict(old)))
     for name, value in names.items():
-        if name in settings.CHANGEABLE:
+        if name in checks.CHANGEABLE:
             continue
         new = ml_collections.ConfigDict(json.loads(json.dumps(old)))
         other = not value if isinstance(value, bool) else "other"
         with new.ignore_type():
             *sections, leaf = name.split(".")
             (new[sections[0]] if sections else new)[leaf] = other
-        found = settings.differences(old, json.loads(new.to_json()))
+        found = checks.differences(old, json.loads(new.to_json()))
         assert found == [f"{name}: {value} -> {other}"]
 
 
@@ -546,6 +547,6 @@ def test_runs_from_before_a_field_go_on():
     new = json.loads(resolve().to_json())
     old = json.loads(resolve().to_json())
     del old["dataset"]["train_fraction"]
-    assert settings.differences(old, new) == []
+    assert checks.differences(old, new) == []
     new["dataset"]["train_fraction"] = 0.5
-    assert settings.differences(old, new) == ["dataset.train_fraction: 1.0 -> 0.5"]
+    assert checks.differences(old, new) == ["dataset.train_fraction: 1.0 -> 0.5"]

@@ -16,11 +16,13 @@ import time
 import program
 import pytest
 
-import main
-import sweep
-from duet_jax import config_files, devices, grid, results
-from duet_jax.cells import Cell
-from duet_jax.metrics import read_rows
+from duet_jax import cli
+from duet_jax.config import loading
+from duet_jax.loggers import read_rows
+from duet_jax.runtime import devices
+from duet_jax.sweeps import cli as sweep_cli
+from duet_jax.sweeps import runner, tables
+from duet_jax.sweeps.trial import Trial
 from duet_jax.types import DatasetFacts
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -188,7 +190,7 @@ def test_the_tables_hold_what_was_measured(swept):
     assert float(row["seconds"]) > 1
     assert table["simclr"]["seconds_complete"] == "True"
     assert re.fullmatch(r"cpu, \d+ cores?", row["hardware"])
-    assert row["commit"] == grid.commit()
+    assert row["commit"] == runner.commit()
     assert (row["experiment"], row["scale"]) == ("figure4", "tiny")
     assert table["duet-hue"]["seeds"] == "0"
     assert table["duet-hue"]["linear_probe_mean"] == ""
@@ -198,7 +200,7 @@ def test_the_tables_hold_what_was_measured(swept):
     assert [float(x["linear_probe"]) for x in lines if x["row"] == "duet-rot"] == tops
     text = (runs / "table.md").read_text()
     assert "figure4, scale tiny" in text
-    mean = results.shown(tops, percent=True)
+    mean = tables.shown(tops, percent=True)
     assert f"| rot |  | {mean} |" in text  # method x case
     assert shlex.join(["python", "sweep.py", *swept["arguments"]]) in text
     assert (runs / "chart.png").stat().st_size > 1000
@@ -264,12 +266,12 @@ def test_transfer_of_encoders_that_are_there(swept, tmp_path):
 
 
 def commands(capsys, *arguments):
-    assert sweep.main(["sweep.py", *arguments, "--print"]) == 0
+    assert sweep_cli.main(["sweep.py", *arguments, "--print"]) == 0
     return capsys.readouterr().out.splitlines()
 
 
 def refusal(capsys, *arguments):
-    assert sweep.main(["sweep.py", *arguments]) == 2
+    assert sweep_cli.main(["sweep.py", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()
@@ -283,11 +285,11 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("scale", config_files.scales())
+@pytest.mark.parametrize("scale", loading.scales())
 @pytest.mark.parametrize("name", ["figure4", "table2", "table3", "duet_sweep"])
 def test_every_row_can_be_run(name, scale, capsys, here):
     path = ROOT / "configs" / f"{name}.py"
-    experiment = config_files.load_experiment(str(path))
+    experiment = loading.load_experiment(str(path))
     lines = commands(capsys, f"--experiment={path}", f"--scale={scale}")
     assert len(lines) == len(experiment.rows) == len({*lines})
     assert not any(here.iterdir())
@@ -304,7 +306,7 @@ def test_printed_commands_are_commands(capsys, here):
         "--workdir=some/place",
         override,
     )
-    parsed = [main.parse(shlex.split(line)[1:]) for line in lines]
+    parsed = [cli.parse(shlex.split(line)[1:]) for line in lines]
     rows = ["simclr-rot", "simclr-rot", "essl-rot", "essl-rot", "duet-rot", "duet-rot"]
     assert [str(each.workdir) for each in parsed] == [
         f"some/place/{row}/seed{seed}"
@@ -457,19 +459,19 @@ ROW_REFUSED = {
 
 @pytest.mark.parametrize("row", ROW_REFUSED)
 def test_rows_of_main(row, capsys, here):
-    assert main.main(["main.py", f"--config={FIGURE4}{row}"]) == 2
+    assert cli.main(["main.py", f"--config={FIGURE4}{row}"]) == 2
     line = capsys.readouterr().err
     assert [part for part in ROW_REFUSED[row] if part not in line] == [], line
     assert not any(here.iterdir())
 
 
 def test_a_file_without_rows_takes_none(capsys, here):
-    assert main.main(["main.py", f"--config={ROOT}/configs/smoke.py:duet"]) == 2
+    assert cli.main(["main.py", f"--config={ROOT}/configs/smoke.py:duet"]) == 2
     assert "has no rows; leave out :duet" in capsys.readouterr().err
 
 
 def test_a_row_is_a_run_of_its_own(here):
-    command = main.parse(["main.py", f"--config={FIGURE4}:duet-rot@tiny"])
+    command = cli.parse(["main.py", f"--config={FIGURE4}:duet-rot@tiny"])
     assert str(command.workdir) == "runs/figure4-duet-rot@tiny"
     assert command.config.augmentation.stack == ("sca", "rot")
 
@@ -480,27 +482,27 @@ def test_a_row_is_a_run_of_its_own(here):
 def cell_of(workdir, *arguments, name="r", method="duet"):
     dataset = {"name": "digits", "path": "", "cache_dir": ""}
     config = {"method": method, "epochs": 1, "dataset": dataset}
-    return Cell("x", name, 0, "rot", config, {}, workdir, arguments)
+    return Trial("x", name, 0, "rot", config, {}, workdir, arguments)
 
 
 def row(name, method, values, failed=None):
-    cell = cell_of(pathlib.Path("none/seed0"), name=name, method=method)
-    case = results.case_of(name, method)
-    return results.Row(name, method, case, (cell,), 1, values, {}, None, failed or {})
+    trial = cell_of(pathlib.Path("none/seed0"), name=name, method=method)
+    case = tables.case_of(name, method)
+    return tables.Row(name, method, case, (trial,), 1, values, {}, None, failed or {})
 
 
 def test_names_of_cases():
-    assert results.case_of("simclr", "simclr") == ""
-    assert results.case_of("duet-rot", "duet") == "rot"
-    assert results.case_of("cifar10-duet-rot", "duet") == "cifar10-rot"
-    assert results.case_of("lambda-10", "duet") == "lambda-10"
+    assert tables.case_of("simclr", "simclr") == ""
+    assert tables.case_of("duet-rot", "duet") == "rot"
+    assert tables.case_of("cifar10-duet-rot", "duet") == "cifar10-rot"
+    assert tables.case_of("lambda-10", "duet") == "lambda-10"
 
 
 def test_how_numbers_are_shown():
-    assert results.shown([0.5, 0.7], percent=True) == "60.0 ± 14.1"
-    assert results.shown([0.5], percent=True) == "50.0"
-    assert results.shown([0.1234, 0.1236], percent=False) == "0.123 ± 0.000"
-    assert results.shown([], percent=True) == "-"
+    assert tables.shown([0.5, 0.7], percent=True) == "60.0 ± 14.1"
+    assert tables.shown([0.5], percent=True) == "50.0"
+    assert tables.shown([0.1234, 0.1236], percent=False) == "0.123 ± 0.000"
+    assert tables.shown([], percent=True) == "-"
 
 
 def test_the_table_for_people():
@@ -510,7 +512,7 @@ def test_the_table_for_people():
         row("duet-rot", "duet", {"mnist": [0.9], "linear_probe": [1.0]}),
         row("duet-hue", "duet", {}, {0: "error: no"}),
     ]
-    lines = results.as_markdown(rows, "title", "about").splitlines()
+    lines = tables.as_markdown(rows, "title", "about").splitlines()
     assert lines[:3] == ["# title", "", "about"]
     assert lines[4:10] == [
         "| linear probe [%] | simclr | duet |",
@@ -528,31 +530,31 @@ def test_the_table_for_people():
 
 
 def test_one_method_needs_no_matrix():
-    text = results.as_markdown([row("lambda-1", "duet", {"knn": [0.5]})], "t", "a")
+    text = tables.as_markdown([row("lambda-1", "duet", {"knn": [0.5]})], "t", "a")
     assert text.splitlines()[4].startswith("| row |")
 
 
 def test_a_record_goes_with_its_run(tmp_path):
-    cell = cell_of(tmp_path / "s", "--a")
-    cell.directory.mkdir()
-    cell.write(status=0, seconds=3.0)
-    assert cell._replace(arguments=("--b",)).record()["seconds"] == 3.0
-    assert cell._replace(experiment="y").record() == {}
-    cell.directory.rmdir()
-    assert cell.record() == {}
-    cell.directory.mkdir()
+    trial = cell_of(tmp_path / "s", "--a")
+    trial.directory.mkdir()
+    trial.write(status=0, seconds=3.0)
+    assert trial._replace(arguments=("--b",)).record()["seconds"] == 3.0
+    assert trial._replace(experiment="y").record() == {}
+    trial.directory.rmdir()
+    assert trial.record() == {}
+    trial.directory.mkdir()
     for odd in ("{", "[]", '{"seconds": "x"}', '{"commits": 3}', "[" * 10_000):
         (tmp_path / "s.x.json").write_text(odd)
-        assert cell.record() == {}
+        assert trial.record() == {}
 
 
 SGD = {"epochs": 100, "repeats": 5, "learning_rate": 30.0}
 
 
 def test_what_a_finished_run_has(tmp_path):
-    cell = cell_of(tmp_path / "s")
+    trial = cell_of(tmp_path / "s")
     probe = {"linear_probe": {"protocol": "sgd"}}
-    cell = cell._replace(measures=probe, config=cell.config | {"linear_probe": SGD})
+    trial = trial._replace(measures=probe, config=trial.config | {"linear_probe": SGD})
     row = {"step": 3, "epoch": 1.0, "split": "test", "online_top1": 0.25}
     result = {
         "step": 3,
@@ -564,18 +566,18 @@ def test_what_a_finished_run_has(tmp_path):
     }
     facts = DatasetFacts("digits", 16, 1, ("0", "1"), 1442, 355)._asdict()
     files = {
-        "config.json": cell.config,
+        "config.json": trial.config,
         "dataset.json": facts,
         "metrics.jsonl": row,
         "eval/linear_probe_sgd.json": result,
     }
-    (cell.directory / "eval").mkdir(parents=True)
+    (trial.directory / "eval").mkdir(parents=True)
     for name, content in files.items():
-        assert not cell.finished
-        (cell.directory / name).write_text(json.dumps(content))
-    assert cell.finished
-    assert cell.found() == {"linear_probe": 0.625, "online": 0.25}
-    assert cell.facts() == {
+        assert not trial.finished
+        (trial.directory / name).write_text(json.dumps(content))
+    assert trial.finished
+    assert trial.found() == {"linear_probe": 0.625, "online": 0.25}
+    assert trial.facts() == {
         "data": "digits, 1,442 images",
         "epochs": "1",
         "hardware": "a card",
@@ -583,7 +585,7 @@ def test_what_a_finished_run_has(tmp_path):
     }
     probe, metrics = "eval/linear_probe_sgd.json", "metrics.jsonl"
     for name, other in (
-        ("config.json", cell.config | {"epochs": 2}),
+        ("config.json", trial.config | {"epochs": 2}),
         ("config.json", []),
         ("dataset.json", {}),
         ("dataset.json", facts | {"content": "of others"}),
@@ -603,29 +605,29 @@ def test_what_a_finished_run_has(tmp_path):
         ),
         (probe, result | {"results": {}}),
     ):
-        (cell.directory / name).write_text(json.dumps(other))
-        assert not cell.finished, other
-        (cell.directory / name).write_text(json.dumps(files[name]))
-    assert cell.finished
+        (trial.directory / name).write_text(json.dumps(other))
+        assert not trial.finished, other
+        (trial.directory / name).write_text(json.dumps(files[name]))
+    assert trial.finished
 
 
 def test_a_cell_is_claimed_once(tmp_path):
-    cell = cell_of(tmp_path / "s")
-    with cell.claimed() as first, cell.claimed() as second:
+    trial = cell_of(tmp_path / "s")
+    with trial.claimed() as first, trial.claimed() as second:
         assert first is not None
         assert second is None
-    with cell.claimed() as third:
+    with trial.claimed() as third:
         assert third is not None
 
 
 def test_the_claim_outlives_the_sweep(tmp_path):
     """A command that goes on when its sweep is killed keeps others away."""
-    cell = cell_of(tmp_path / "s")
-    with cell.claimed() as claim:
+    trial = cell_of(tmp_path / "s")
+    with trial.claimed() as claim:
         command = [sys.executable, "-c", "input()"]
         orphan = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(claim,))
-    with cell.claimed() as claim:
+    with trial.claimed() as claim:
         assert claim is None
     orphan.communicate(b"\n")
-    with cell.claimed() as claim:
+    with trial.claimed() as claim:
         assert claim is not None

@@ -10,10 +10,10 @@ import pytest
 from test_augmentations import OTHER_OPTIONS
 
 from configs import base
-from duet_jax import symptoms
 from duet_jax.augmentations import AUGMENTATIONS, LEARNABLE, Options, make_stack
+from duet_jax.config.checks import fields
 from duet_jax.methods.base import feature_spread
-from duet_jax.settings import fields
+from duet_jax.training import health
 
 
 def messages(caplog):
@@ -46,7 +46,7 @@ def test_spread_is_numpys():
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e-3, 1e4])
 def test_spread_of_equal_features_is_nothing(value):
     features = jnp.full((64, 32), value) * jnp.linspace(-1, 1, 32)[None, :]
-    assert feature_spread(features, None) < 1e-5 < symptoms.COLLAPSED
+    assert feature_spread(features, None) < 1e-5 < health.COLLAPSED
 
 
 def test_spread_is_computed_in_float32():
@@ -60,7 +60,7 @@ FINE = {"feature_spread": 0.5, "online_top1": 0.25, "skipped": 0.0, "examples": 
 
 
 def test_a_healthy_run_is_not_warned_about(caplog):
-    watch = symptoms.Symptoms()
+    watch = health.Symptoms()
     for step in range(20):
         watch.train(FINE)
         watch.test(step, {**FINE, "online_top1": 0.25 + step / 1000})
@@ -69,7 +69,7 @@ def test_a_healthy_run_is_not_warned_about(caplog):
 
 @pytest.mark.parametrize("split", ["training", "test"])
 def test_collapsed_features_once(split, caplog):
-    watch = symptoms.Symptoms()
+    watch = health.Symptoms()
     collapsed = {**FINE, "feature_spread": 1e-6}
     for step in range(3):
         watch.train(collapsed) if split == "training" else watch.test(step, collapsed)
@@ -80,7 +80,7 @@ def test_collapsed_features_once(split, caplog):
 
 
 def test_constant_accuracy(caplog):
-    watch = symptoms.Symptoms()
+    watch = health.Symptoms()
     for step, accuracy in enumerate([0.2, 0.1, 0.1, 0.1, 0.1]):
         watch.test(step, {**FINE, "online_top1": accuracy})
     assert not messages(caplog)
@@ -92,7 +92,7 @@ def test_constant_accuracy(caplog):
 
 
 def test_a_perfect_accuracy_may_stay(caplog):
-    watch = symptoms.Symptoms()
+    watch = health.Symptoms()
     for step in range(9):
         watch.test(step, {**FINE, "online_top1": 1.0})
     assert not messages(caplog)
@@ -114,7 +114,7 @@ def test_a_perfect_accuracy_may_stay(caplog):
 def test_a_constant_accuracy_over_few_answers_says_nothing(
     examples, accuracy, said, caplog
 ):
-    watch = symptoms.Symptoms()
+    watch = health.Symptoms()
     for step in range(9):
         watch.test(step, {**FINE, "online_top1": accuracy, "examples": examples})
     assert len(messages(caplog)) == said
@@ -136,7 +136,7 @@ def test_an_image_that_is_alone_has_not_collapsed(images, batch_size, caplog):
     features = jax.random.normal(jax.random.key(0), (images, 16))
     spread = mean_spread(features, batch_size)
     assert images > 1 or spread == 0
-    watch = symptoms.Symptoms()
+    watch = health.Symptoms()
     watch.test(1, {**FINE, "feature_spread": spread, "examples": images})
     assert not messages(caplog)
 
@@ -144,12 +144,12 @@ def test_an_image_that_is_alone_has_not_collapsed(images, batch_size, caplog):
 def test_two_test_images_can_collapse(caplog):
     features = jnp.ones((2, 16))
     spread = mean_spread(features, 2)
-    symptoms.Symptoms().test(1, {**FINE, "feature_spread": spread, "examples": 2})
+    health.Symptoms().test(1, {**FINE, "feature_spread": spread, "examples": 2})
     assert len(messages(caplog)) == 1
 
 
 def test_skipped_updates(caplog):
-    watch = symptoms.Symptoms()
+    watch = health.Symptoms()
     for _ in range(2):
         watch.train({**FINE, "skipped": 3.0})
     (message,) = messages(caplog)
@@ -158,26 +158,26 @@ def test_skipped_updates(caplog):
 
 # --- structure ------------------------------------------------------------------------
 
-ENOUGH = symptoms.FEWEST_VALUES // 2  # images, of which there are two views
+ENOUGH = health.FEWEST_VALUES // 2  # images, of which there are two views
 
 
 def test_structure_that_varies_is_fine(caplog):
     second = np.append(np.full(ENOUGH - 1, 0.5), 0.6)
-    symptoms.check_structure("rot", np.full(ENOUGH, 0.5), second, ("config.field",))
+    health.check_structure("rot", np.full(ENOUGH, 0.5), second, ("config.field",))
     assert not messages(caplog)
 
 
 def test_few_values_may_be_the_same(caplog):
     """Of the batches of two images one in eight is mirrored alike."""
     same = np.full(ENOUGH - 1, 0.25)
-    symptoms.check_structure("fli", same, same, ("config.field",))
+    health.check_structure("fli", same, same, ("config.field",))
     assert not messages(caplog)
 
 
 @pytest.mark.parametrize("code", LEARNABLE)
 def test_structure_that_is_all_the_same(code, caplog):
     same, fields = np.full(ENOUGH, 0.5), AUGMENTATIONS[code].fields
-    symptoms.check_structure(code, same, same, fields)
+    health.check_structure(code, same, same, fields)
     (message,) = messages(caplog)
     assert message.startswith(
         f"every image of the first batch has structure 0.5 for '{code}': there is "
@@ -192,7 +192,7 @@ def test_structure_that_is_all_the_same(code, caplog):
 @pytest.mark.parametrize("names", [(), ("config.augmentation.rotation_degrees",)])
 def test_structure_that_is_not_finite(names, caplog):
     first, second = np.array([0.5, np.nan]), np.array([0.1, np.inf])
-    symptoms.check_structure("rot", first, second, names)
+    health.check_structure("rot", first, second, names)
     (message,) = messages(caplog)
     assert message.startswith("2 of 4 structure values for 'rot'")
     assert (" and ".join(names) or "record") in message

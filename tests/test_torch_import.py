@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from duet_jax import torch_import
 from duet_jax.errors import UsageError
+from duet_jax.models import torch_weights
 from duet_jax.models.heads import OnlineProbe, Predictor, Projector
 from duet_jax.models.resnet import make_encoder
 
@@ -56,9 +56,9 @@ def state(expected):
     """A whole reference state dict for them, with different numbers everywhere."""
     params, stats = map(numbered, expected)
     arrays = {}
-    for network, prefix in torch_import.PREFIXES.items():
+    for network, prefix in torch_weights.PREFIXES.items():
         trees = params[network], stats.get(network, {})
-        for name, array in torch_import.export_network(network, *trees).items():
+        for name, array in torch_weights.export_network(network, *trees).items():
             arrays[prefix + name] = array
             if name.endswith("running_var"):
                 counter = name.replace("running_var", "num_batches_tracked")
@@ -89,7 +89,7 @@ def test_names_are_those_of_the_reference(state):
 
 
 def test_import_undoes_export(expected, state):
-    params, stats = torch_import.import_networks(state, *expected)
+    params, stats = torch_weights.import_networks(state, *expected)
     for actual, tree in ((params, expected[0]), (stats, expected[1])):
         assert jax.tree.structure(actual) == jax.tree.structure(tree)
         jax.tree.map(np.testing.assert_array_equal, actual, numbered(tree))
@@ -97,7 +97,7 @@ def test_import_undoes_export(expected, state):
 
 
 def test_layouts_are_transposed(expected, state):
-    params, _ = torch_import.import_networks(state, *expected)
+    params, _ = torch_weights.import_networks(state, *expected)
     kernel = params["encoder"]["stage1"][1]["conv2"]["kernel"]
     weight = state["base_network.layer1.1.conv2.weight"]
     assert kernel[2, 0, 3, 5] == weight[5, 3, 2, 0]
@@ -108,7 +108,7 @@ def test_layouts_are_transposed(expected, state):
 def test_imported_weights_run(expected, state):
     model = nnx.eval_shape(lambda: NETWORKS["online_probe"](nnx.Rngs(0)))
     graph, *_ = nnx.split(model, nnx.Param)
-    params, _ = torch_import.import_networks(state, *expected)
+    params, _ = torch_weights.import_networks(state, *expected)
     x = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
     weight, bias = (
         state[f"heads.linear_classifier.{name}"] for name in ("weight", "bias")
@@ -122,9 +122,9 @@ def test_networks_that_are_not_asked_for_must_not_be_in_the_file(expected, state
     params, stats = expected
     fewer = {name: tree for name, tree in params.items() if name != "predictor"}
     with pytest.raises(UsageError, match=r"'predictor_essl\..*config\.method"):
-        torch_import.import_networks(state, fewer, stats)
+        torch_weights.import_networks(state, fewer, stats)
     state = {n: a for n, a in state.items() if not n.startswith("predictor_essl")}
-    assert set(torch_import.import_networks(state, fewer, stats)[0]) == set(fewer)
+    assert set(torch_weights.import_networks(state, fewer, stats)[0]) == set(fewer)
 
 
 def drop(name):
@@ -177,7 +177,7 @@ def test_faulty_files_are_named(fault, expected, state):
     damage, message = FAULTS[fault]
     damage(state)
     with pytest.raises(UsageError, match=message) as error:
-        torch_import.import_networks(state, *expected)
+        torch_weights.import_networks(state, *expected)
     assert "\n" not in str(error.value)
 
 
@@ -193,4 +193,4 @@ def test_plain_weights_do_not_fit_a_lifted_encoder(state):
         if name == "base_network.conv1.weight"
     }
     with pytest.raises(UsageError, match=r"needs \(8, 54, 3, 3\)|is missing"):
-        torch_import.import_network("encoder", part, *lifted)
+        torch_weights.import_network("encoder", part, *lifted)

@@ -14,10 +14,12 @@ import tiny
 from flax import nnx
 from PIL import Image
 
-from duet_jax import feeds, loop, metrics, plan, report, steps, train, train_state
-from duet_jax.checkpoints import Checkpoints
+from duet_jax import loggers
 from duet_jax.errors import TrainingError, UsageError
-from duet_jax.interruption import Interruption
+from duet_jax.runs.checkpoints import Checkpoints
+from duet_jax.runtime.signals import Interruption
+from duet_jax.training import batches, loop, plan, summary, train, train_step
+from duet_jax.training import compiled as steps
 
 ROW = {
     "step",
@@ -65,7 +67,7 @@ def comparable(row):
 
 
 def test_a_run_leaves_its_records(finished, settings):
-    rows = metrics.read_rows(finished / "metrics.jsonl")
+    rows = loggers.read_rows(finished / "metrics.jsonl")
     seen = [(row["step"], row["epoch"], row["split"]) for row in rows]
     assert seen == [
         (2 * epoch, epoch, split) for epoch in (1, 2, 3) for split in ("train", "test")
@@ -93,7 +95,7 @@ def test_a_run_leaves_its_records(finished, settings):
 
 
 def test_newest_and_best_checkpoints_are_kept(finished):
-    rows = metrics.read_rows(finished / "metrics.jsonl")
+    rows = loggers.read_rows(finished / "metrics.jsonl")
     accuracy = {r["step"]: r["online_top1"] for r in rows if r["split"] == "test"}
     with Checkpoints(finished / "checkpoints") as saved:
         kept, best = saved.all_steps(), saved.best_step()
@@ -119,8 +121,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         file.write('{"step": 4, "epoch": 2.0, "split": "train", "loss": 1.0}\n{"ste')
     train.train(settings(), tmp_path)
 
-    whole = metrics.read_rows(finished / "metrics.jsonl")
-    parts = metrics.read_rows(tmp_path / "metrics.jsonl")
+    whole = loggers.read_rows(finished / "metrics.jsonl")
+    parts = loggers.read_rows(tmp_path / "metrics.jsonl")
     assert [comparable(row) for row in parts] == [comparable(row) for row in whole]
     expected = final_state(finished, settings())
     actual = final_state(tmp_path, settings())
@@ -163,7 +165,7 @@ def test_a_broken_loss_stops_the_run(settings, tmp_path):
     broken = json.loads(path.read_text())
     with Checkpoints(tmp_path / "checkpoints") as saved:
         steps_ = saved.all_steps()
-        assert saved.newest_sound() == (steps_[-1] if steps_ else None)
+        assert saved.newest_intact() == (steps_[-1] if steps_ else None)
         assert all(step <= broken["step"] for step in steps_)
     last = steps_[-1] if steps_ else None
     said = f"that of step {last}" if steps_ else "there is no checkpoint yet"
@@ -189,18 +191,18 @@ def nan_from(step, update):
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_single_broken_update(finished, settings, tmp_path, monkeypatch, policy):
     """The fourth of six."""
-    update = nan_from(3, train_state.make_update)
-    monkeypatch.setattr(train_state, "make_update", update)
+    update = nan_from(3, train_step.make_train_step)
+    monkeypatch.setattr(train_step, "make_train_step", update)
     config = settings(on_nonfinite=policy)
     if policy == "stop":
         with pytest.raises(TrainingError, match=r"step 3 .*good checkpoint .* step 2;"):
             train.train(config, tmp_path)
         assert (tmp_path / "nonfinite_step_3.json").exists()
-        rows = metrics.read_rows(tmp_path / "metrics.jsonl")
+        rows = loggers.read_rows(tmp_path / "metrics.jsonl")
         assert [row["step"] for row in rows] == [2, 2]
         return
     train.train(config, tmp_path)
-    rows = metrics.read_rows(tmp_path / "metrics.jsonl")
+    rows = loggers.read_rows(tmp_path / "metrics.jsonl")
     skipped = [row["skipped"] for row in rows if row["split"] == "train"]
     assert skipped == [0, 1, 0]
     assert all(np.isfinite(row["loss"]) for row in rows)
@@ -210,13 +212,13 @@ def test_a_single_broken_update(finished, settings, tmp_path, monkeypatch, polic
 
 
 def test_a_row_of_skipped_updates_ends_the_run(settings, tmp_path, monkeypatch):
-    def make(*arguments, plain=train_state.make_update):
+    def make(*arguments, plain=train_step.make_train_step):
         update = plain(*arguments)
         return lambda state, key, images, labels: update(
             state, key, images * jnp.nan, labels
         )
 
-    monkeypatch.setattr(train_state, "make_update", make)
+    monkeypatch.setattr(train_step, "make_train_step", make)
     with pytest.raises(TrainingError, match="none of the 2 updates up to step 2 was"):
         train.train(settings(on_nonfinite="skip"), tmp_path)
 
@@ -260,7 +262,7 @@ class NoCheckpoints:
 def prepared(config, data):
     """Plan, state, data on the device and compiled functions."""
     run = plan.make_plan(config, data.facts)
-    feed = feeds.ResidentFeed(run, data)
+    feed = batches.ResidentFeed(run, data)
     return run, steps.initial_state(run), feed, steps.compile_functions(run, feed)
 
 
@@ -360,19 +362,19 @@ def test_a_step_is_what_its_parts_say(monkeypatch):
     In float64: there are two programs, and in float32 which of them lets an input near
     zero through a ReLU depends on the processor.
     """
-    wide = many_devices.in_float64(train_state.initial_state)
-    monkeypatch.setattr(train_state, "initial_state", wide)
+    wide = many_devices.in_float64(train_step.initial_state)
+    monkeypatch.setattr(train_step, "initial_state", wide)
     config = tiny.config(epochs=3, batch_size=4, steps_per_epoch=5)
     data = tiny.dataset(20, 7)
     with jax.enable_x64(True):
         run = many_devices.wide_plan(config, data.facts, jax.devices()[:1])
-        feed = feeds.ResidentFeed(run, data)
+        feed = batches.ResidentFeed(run, data)
         check_step(run, feed, steps.initial_state(run))
 
 
 def check_step(run, feed, state):
     compiled = steps.compile_functions(run, feed)
-    key = train_state.stream(run.seed, train_state.TRAINING)
+    key = train_step.stream(run.seed, train_step.TRAINING)
     *data, order = first_arguments(feed)
     after, scores = compiled.train(copied(state), key, *data, order)
     images, labels = (x[order[0]] for x in data)
@@ -412,7 +414,7 @@ def test_two_updates_in_a_call_are_two_calls(unroll):
         params = state.params + images.sum() + jax.random.uniform(key)
         return state._replace(step=state.step + 1, params=params), {"loss": params}
 
-    begin = train_state.TrainState(
+    begin = train_step.TrainState(
         jnp.zeros((), jnp.int32), jnp.zeros(()), {}, (), jnp.ones((), bool)
     )
     images, labels = jnp.arange(6.0), jnp.zeros(6, jnp.int32)
@@ -462,7 +464,7 @@ def test_bfloat16_computes_in_16_bits_and_keeps_32(method):
     for config in (wide, narrow):
         run = plan.make_plan(config, data.facts)
         state = steps.initial_shapes(run)
-        update = train_state.make_update(
+        update = train_step.make_train_step(
             run.method, run.graphdef, run.optimizer, run.rate
         )
         batch = (
@@ -513,7 +515,7 @@ def test_other_methods_train_on_a_folder(method, tmp_path):
         compilation_cache="off",
     )
     train.train(config, tmp_path / "run")
-    row = metrics.read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
+    row = loggers.read_rows(tmp_path / "run" / "metrics.jsonl")[-1]
     assert row["split"] == "test"
     assert row["examples"] == 16
     part = {"essl": 0.4 * row.get("prediction_loss", 0), "simclr": 0}[method]
@@ -527,10 +529,10 @@ def test_a_warm_up_that_is_the_whole_run_is_told(epochs, highest, caplog, tmp_pa
     config = tiny.config(epochs=epochs, warmup_epochs=epochs)
     facts = tiny.dataset(64, 32).facts
     with caplog.at_level(logging.INFO, "duet_jax"):
-        report.start_lines(config, plan.make_plan(config, facts), facts, tmp_path, 0)
+        summary.start_lines(config, plan.make_plan(config, facts), facts, tmp_path, 0)
     (told,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
     assert f"the learning rate is at most {highest}, not" in told
     caplog.clear()
     config = tiny.config(epochs=epochs, warmup_epochs=epochs - 1)
-    report.start_lines(config, plan.make_plan(config, facts), facts, tmp_path, 0)
+    summary.start_lines(config, plan.make_plan(config, facts), facts, tmp_path, 0)
     assert not any(r.levelname == "WARNING" for r in caplog.records)

@@ -7,8 +7,8 @@ import sys
 import pytest
 import tiny
 
-from duet_jax import workdir
 from duet_jax.errors import UsageError
+from duet_jax.runs import workdir
 from duet_jax.types import DatasetFacts
 
 FACTS = DatasetFacts("digits", 16, 1, ("0", "1"), 100, 50)

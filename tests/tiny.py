@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from configs import smoke
-from duet_jax import settings
+from duet_jax.config import checks
 from duet_jax.data import load_dataset
 from duet_jax.types import Dataset, Split
 
@@ -17,7 +17,7 @@ def config(**changes) -> ml_collections.ConfigDict:
     config = smoke.get_config()
     for name, value in changes.items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
-    return settings.check(config, smoke.get_config())
+    return checks.check(config, smoke.get_config())
 
 
 def dataset(train: int, test: int, *, side: int = 16, channels: int = 1) -> Dataset:

@@ -4,7 +4,7 @@ Read `spec.py` (what an augmentation is), then a record in `geometric.py` or
 `photometric.py`, then `stack.py`.
 """
 
-from duet_jax.augmentations.spec import (
+from duet_jax.augmentations.record import (
     Augmentation,
     Frame,
     Options,

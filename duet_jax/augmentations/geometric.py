@@ -12,7 +12,7 @@ import dm_pix as pix
 import jax
 import jax.numpy as jnp
 
-from duet_jax.augmentations.spec import (
+from duet_jax.augmentations.record import (
     Array,
     Augmentation,
     Frame,

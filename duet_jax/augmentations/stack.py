@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
-from duet_jax import registry
+from duet_jax import errors
 from duet_jax.augmentations import geometric, photometric
-from duet_jax.augmentations.spec import (
+from duet_jax.augmentations.record import (
     Array,
     Augmentation,
     Frame,
@@ -179,7 +179,7 @@ def make_stack(
         raise ValueError(f"{input_side=} must not be smaller than {image_size=}")
     codes = tuple(codes)
     for code in codes:
-        registry.lookup(AUGMENTATIONS, code, _STACK)
+        errors.lookup(AUGMENTATIONS, code, _STACK)
     shown = f"{_STACK}={' '.join(codes)!r}"
     for code in codes:
         if codes.count(code) > 1:
@@ -236,7 +236,7 @@ def measuring_stack(code: str, like: Stack) -> Stack:
             f"measured; choose among {' '.join(LEARNABLE)}."
         )
     measurable = {name: AUGMENTATIONS[name] for name in LEARNABLE}
-    record = registry.lookup(measurable, code, _MEASURED)
+    record = errors.lookup(measurable, code, _MEASURED)
     _check_channels(code, like.channels, "", shown, LEARNABLE)
     options = like.options
     if record.probability is not None:
@@ -285,7 +285,7 @@ def check_learned(code: str, stack_codes: tuple[str, ...]) -> Augmentation:
     Raises:
       UsageError: the code is unknown, has no structure, or is not in the stack.
     """
-    record = registry.lookup(AUGMENTATIONS, code, _LEARNED)
+    record = errors.lookup(AUGMENTATIONS, code, _LEARNED)
     shown = f"{_LEARNED}={code!r}"
     if code == "jit":
         raise UsageError(
@@ -329,7 +329,7 @@ def check_predicted(
       UsageError: the code is unknown, cannot be predicted, or cannot be applied to
         images with this number of channels.
     """
-    record = registry.lookup(AUGMENTATIONS, code, _LEARNED)
+    record = errors.lookup(AUGMENTATIONS, code, _LEARNED)
     shown = f"{_LEARNED}={code!r}"
     if record.prediction is None:
         raise UsageError(

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from duet_jax import files
 from duet_jax.data.source import Source
+from duet_jax.runtime import files
 from duet_jax.types import Dataset, Split
 
 logger = logging.getLogger(__name__)

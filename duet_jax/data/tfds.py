@@ -29,8 +29,7 @@ from duet_jax.data.source import (
     content_of,
     digest_of,
 )
-from duet_jax.errors import UsageError
-from duet_jax.registry import suggestion
+from duet_jax.errors import UsageError, suggestion
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 
-from duet_jax import files
+from duet_jax.runtime import files
 
 BLUE, ORANGE, LIGHT = "#2a6fb0", "#d9680f", "#a9c5df"
 ACCENT, INK, MUTED, FAINT = "#b3261e", "#222222", "#666666", "#dddddd"

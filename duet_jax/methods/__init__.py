@@ -1,10 +1,22 @@
 """The methods. To add one: a file with a class like these, and a row here."""
 
-from duet_jax.methods.base import DataSpec, Method, Metrics, Networks, Views
+from duet_jax.methods.base import EncoderSettings, Method, Metrics, TwoViews, Views
 from duet_jax.methods.duet import DUET
 from duet_jax.methods.essl import ESSL
+from duet_jax.methods.networks import Networks
 from duet_jax.methods.simclr import SimCLR
 
-METHODS = {"duet": DUET, "simclr": SimCLR, "essl": ESSL}
+METHODS: dict[str, type[Method]] = {"duet": DUET, "simclr": SimCLR, "essl": ESSL}
 
-__all__ = ["METHODS", "DataSpec", "Method", "Metrics", "Networks", "Views"]
+__all__ = [
+    "DUET",
+    "ESSL",
+    "METHODS",
+    "EncoderSettings",
+    "Method",
+    "Metrics",
+    "Networks",
+    "SimCLR",
+    "TwoViews",
+    "Views",
+]

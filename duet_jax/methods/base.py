@@ -8,22 +8,15 @@ outside the differentiated function.
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from flax import nnx
 
 from duet_jax import losses
-from duet_jax.augmentations import (
-    Options,
-    Stack,
-    evaluation_view,
-    make_stack,
-    normalise,
-    to_float,
-)
+from duet_jax.augmentations import Stack, evaluation_view, normalise, to_float
+from duet_jax.methods.networks import Networks
 from duet_jax.models.heads import OnlineProbe, Projector
 from duet_jax.models.resnet import make_encoder
 from duet_jax.types import Array, View
@@ -52,46 +45,6 @@ class Views(NamedTuple):
     first: View
     second: View
     prediction: PredictionView | None = None
-
-
-class Networks(nnx.Module):
-    """The networks of a run.
-
-    Attributes:
-      encoder: images to features; what is kept after training.
-      projector: features (DUET: content) to the embeddings that are contrasted.
-      online_probe: features to class logits; never trains the encoder.
-      predictor: ESSL only, features to the transformation.
-    """
-
-    def __init__(
-        self,
-        encoder: nnx.Module,
-        projector: Projector,
-        online_probe: OnlineProbe,
-        predictor: nnx.Module | None = None,
-    ):
-        self.encoder = encoder
-        self.projector = projector
-        self.online_probe = online_probe
-        if predictor is not None:
-            self.predictor = predictor
-
-
-class DataSpec(NamedTuple):
-    """What a method needs to know of the data before it sees any.
-
-    Attributes:
-      name: of the data set, for messages.
-      side: of the stored images in pixels.
-      channels: 1 or 3.
-      num_classes: for the online probe.
-    """
-
-    name: str
-    side: int
-    channels: int
-    num_classes: int
 
 
 @runtime_checkable
@@ -133,19 +86,6 @@ class EncoderSettings:
     dtype: jnp.dtype
     remat: bool = False
 
-    @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict, channels: int) -> Self:
-        """Returns the settings in `config.encoder`."""
-        return cls(
-            name=config.encoder.name,
-            width_multiplier=config.encoder.width_multiplier,
-            blocks=config.encoder.get("blocks"),
-            widths=config.encoder.get("widths"),
-            channels=channels,
-            dtype=jnp.dtype(config.compute_dtype),
-            remat=config.encoder.remat,
-        )
-
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Returns a new encoder."""
         return make_encoder(
@@ -182,41 +122,6 @@ class TwoViews:
     projector_output: int
     num_classes: int
     temperature: float
-
-    @classmethod
-    def from_config(
-        cls,
-        config: ml_collections.ConfigDict,
-        data: DataSpec,
-        codes: tuple[str, ...] | None = None,
-    ) -> Self:
-        """Returns the settings in `config`.
-
-        Args:
-          config: see `configs/base.py`.
-          data: what the views are made of.
-          codes: the stack, where it is not `config.augmentation.stack` itself.
-
-        Raises:
-          UsageError: an unknown or repeated code, or one these images cannot take.
-        """
-        options = dict(config.augmentation)
-        configured = tuple(options.pop("stack"))
-        return cls(
-            stack=make_stack(
-                configured if codes is None else codes,
-                input_side=data.side,
-                image_size=config.dataset.image_size,
-                channels=data.channels,
-                options=Options(**options),
-                dataset_name=data.name,
-            ),
-            encoder=EncoderSettings.from_config(config, data.channels),
-            projector_hidden=config.projector.hidden,
-            projector_output=config.projector.output,
-            num_classes=data.num_classes,
-            temperature=config.temperature,
-        )
 
     def networks(self, rngs: nnx.Rngs, *, share: int = 1) -> Networks:
         """Returns new networks.
@@ -320,15 +225,6 @@ class Method(abc.ABC):
                 f"{cls.__name__} defines {own[0]} alone; make_views and draws are "
                 "about the same parameters: define both."
             )
-
-    @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict, data: DataSpec) -> Self:
-        """Returns the method that `config` describes for `data`.
-
-        Raises:
-          UsageError: it cannot be trained like that.
-        """
-        return cls(TwoViews.from_config(config, data))
 
     def init(self, rngs: nnx.Rngs) -> Networks:
         """Returns freshly initialised networks."""

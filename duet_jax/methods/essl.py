@@ -5,22 +5,18 @@ Equivariance in Representations".
 """
 
 import dataclasses
-from typing import Self
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from flax import nnx
 
 from duet_jax import losses
 from duet_jax.augmentations import (
     AUGMENTATIONS,
     Prediction,
-    check_predicted,
     evaluation_view,
     normalise,
     to_float,
-    without,
 )
 from duet_jax.methods import base
 from duet_jax.models.heads import Predictor
@@ -41,24 +37,6 @@ class ESSL(base.Method):
     learned: str
     prediction_weight: float
     predictor_hidden: int
-
-    @classmethod
-    def from_config(
-        cls, config: ml_collections.ConfigDict, data: base.DataSpec
-    ) -> Self:
-        """Returns the method that `config` describes for `data`.
-
-        Raises:
-          UsageError: the learned code cannot be predicted.
-        """
-        check_predicted(config.learned, channels=data.channels, dataset_name=data.name)
-        codes = without(tuple(config.augmentation.stack), config.learned)
-        return cls(
-            two_views=base.TwoViews.from_config(config, data, codes),
-            learned=config.learned,
-            prediction_weight=config.essl.prediction_weight,
-            predictor_hidden=config.essl.hidden,
-        )
 
     @property
     def prediction(self) -> Prediction:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from duet_jax.models.normalization import BatchNorm
+from duet_jax.models.batch_norm import BatchNorm
 from duet_jax.types import Array
 
 LAYER_NORM_EPSILON = 1e-5

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from duet_jax.errors import UsageError
-from duet_jax.models import pyramid
-from duet_jax.models.normalization import BatchNorm
-from duet_jax.registry import lookup
+from duet_jax.errors import UsageError, lookup
+from duet_jax.models import steerable_pyramid
+from duet_jax.models.batch_norm import BatchNorm
 from duet_jax.types import Array
 
 KAIMING_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -96,12 +95,14 @@ class LiftedResNet(nnx.Module):
 
     def __init__(self, *, in_channels: int, **resnet):
         """Builds the network for images of `in_channels`; see `ResNet`."""
-        self.resnet = ResNet(in_channels=in_channels * pyramid.num_bands(), **resnet)
+        self.resnet = ResNet(
+            in_channels=in_channels * steerable_pyramid.num_bands(), **resnet
+        )
         self.num_features = self.resnet.num_features
 
     def __call__(self, images: Array, *, train: bool) -> Array:
         """Computes features as `ResNet` does, from the bands of `images`."""
-        return self.resnet(pyramid.steerable_pyramid(images), train=train)
+        return self.resnet(steerable_pyramid.steerable_pyramid(images), train=train)
 
 
 class BasicBlock(nnx.Module):

@@ -21,7 +21,8 @@ import numpy as np
 import optax
 
 from duet_jax.errors import UsageError
-from duet_jax.probes import inputs, scores
+from duet_jax.metrics import classification
+from duet_jax.probes import inputs
 from duet_jax.types import Array
 
 STRENGTHS = tuple(float(10.0**-exponent) for exponent in np.arange(0, 5.5, 0.5))
@@ -533,4 +534,4 @@ def fit_with_selection(
 
 def _accuracy(solution: Solution, features: np.ndarray, labels: np.ndarray) -> float:
     logits = np.asarray(solution.classifier.logits(features))
-    return scores.classification(logits, labels).top1
+    return classification.classification(logits, labels).top1

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from duet_jax import torch_import
-from duet_jax.models import representation
+from duet_jax.models import representation, torch_weights
 from duet_jax.models.heads import Predictor, Projector
 from duet_jax.models.resnet import ResNet
 from golden_parts.arrays import load
@@ -79,7 +78,7 @@ def models_load(network, build, state, dtype):
     """Graph, parameters and running statistics of a network with the reference's."""
     model = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    params, stats = torch_import.import_network(
+    params, stats = torch_weights.import_network(
         network, state, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
     )
     return graph, *jax.tree.map(lambda a: jnp.asarray(a, dtype), (params, stats))
@@ -124,7 +123,9 @@ def models_run(network, build, state, x, cotangent, gates=None):
         back = models_backward(graph, params, stats, x, cotangent, gates)
         grads, grad_input, used = jax.tree.map(np.asarray, back)
         assert all(a.dtype == dtype for a in (*outputs, grad_input))
-        after, grads = (torch_import.export_network(network, t) for t in (after, grads))
+        after, grads = (
+            torch_weights.export_network(network, t) for t in (after, grads)
+        )
         return ModelsResult(*map(np.asarray, outputs), after, grads, grad_input, used)
 
 
@@ -300,7 +301,7 @@ def test_full_width_encoder(full_width_state, precision):
         model = models_load("encoder", build, full_width_state, dtype)
         x = jnp.asarray(golden["x"].transpose(0, 2, 3, 1), dtype)
         evaluated, trained, after = models_forward(*model, x)
-        after = torch_import.export_network("encoder", after)
+        after = torch_weights.export_network("encoder", after)
     # Ten times the difference that was measured, larger here than when narrow.
     limit = 3.5e-4 if precision == "float32" else limits["encoder"]
     for actual, mode in ((evaluated, "eval"), (trained, "train")):

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from duet_jax import optim, torch_import, train_state
 from duet_jax.augmentations import Options, make_stack
 from duet_jax.methods.base import EncoderSettings, PredictionView, TwoViews, Views
 from duet_jax.methods.duet import DUET
 from duet_jax.methods.essl import ESSL
+from duet_jax.methods.networks import split
 from duet_jax.methods.simclr import SimCLR
+from duet_jax.models import torch_weights
+from duet_jax.training import optim, train_step
 from duet_jax.types import TrainState, View
 from golden_parts.arrays import load
 from golden_parts.losses import assert_close_to_max
@@ -144,9 +146,9 @@ def take_steps(kind, dtype, gates):
     """Returns the same as arrays of JAX, with the gates of each update."""
     arrays, state = load("step"), step_state(kind)
     method = step_method(kind, state, dtype)
-    graphdef = train_state.graph_definition(method)
+    graphdef = train_step.graph_definition(method)
     shapes = nnx.eval_shape(lambda: method.init(nnx.Rngs(0)))
-    params, stats = torch_import.import_networks(state, *train_state.split(shapes)[1:])
+    params, stats = torch_weights.import_networks(state, *split(shapes)[1:])
     params, stats = jax.tree.map(lambda x: jnp.asarray(x, dtype), (params, stats))
     optimizer = optim.adamw(lambda step: 4e-4)
     views = step_views(arrays, kind, dtype)
@@ -157,7 +159,9 @@ def take_steps(kind, dtype, gates):
     @jax.jit
     def update(state, gates):
         stored = StoredViews(method, views, gates)
-        change = train_state.make_update(stored, graphdef, optimizer, lambda step: 4e-4)
+        change = train_step.make_train_step(
+            stored, graphdef, optimizer, lambda step: 4e-4
+        )
         return change(state, None, None, labels)
 
     @jax.jit
@@ -202,9 +206,9 @@ def meaningless(kind, name):
 def exported(trees):
     """Arrays by the reference's prefixed names."""
     named = {}
-    for network, prefix in torch_import.PREFIXES.items():
+    for network, prefix in torch_weights.PREFIXES.items():
         parts = [tree[network] for tree in trees if network in tree]
-        for name, array in torch_import.export_network(network, *parts).items():
+        for name, array in torch_weights.export_network(network, *parts).items():
             named[prefix + name] = array
     return named
 

@@ -1,0 +1,1 @@
+"""Configurations: loading, checking, and what is built from them."""

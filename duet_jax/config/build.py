@@ -1,0 +1,191 @@
+"""What a configuration describes, built: its method, with views and networks."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import ml_collections
+
+from duet_jax.augmentations import (
+    AUGMENTATIONS,
+    Options,
+    check_learned,
+    check_predicted,
+    make_stack,
+    without,
+)
+from duet_jax.errors import UsageError, lookup
+from duet_jax.losses import TARGETS
+from duet_jax.methods import DUET, ESSL, METHODS, EncoderSettings, Method, TwoViews
+from duet_jax.models.resnet import num_features
+from duet_jax.types import DatasetFacts
+
+
+class DataSpec(NamedTuple):
+    """What a method needs to know of the data before it sees any.
+
+    Attributes:
+      name: of the data set, for messages.
+      side: of the stored images in pixels.
+      channels: 1 or 3.
+      num_classes: for the online probe.
+    """
+
+    name: str
+    side: int
+    channels: int
+    num_classes: int
+
+
+def spec_of(facts: DatasetFacts) -> DataSpec:
+    """Returns what a method needs to know of an image set."""
+    return DataSpec(facts.name, facts.side, facts.channels, len(facts.class_names))
+
+
+def make_method(config: ml_collections.ConfigDict, data: DataSpec) -> Method:
+    """Returns the method that `config` describes for `data`.
+
+    The attributes of a method's class are the fields of the section that has the
+    method's name, and `config.learned`; see `BUILDERS` for those that need more.
+
+    Raises:
+      UsageError: it is not known, or cannot be trained like that.
+    """
+    cls = lookup(METHODS, config.method, "config.method")
+    return BUILDERS.get(config.method, _build)(cls, config, data)
+
+
+def own_fields(cls: type[Method]) -> set[str]:
+    """Returns the attributes that a method's class adds to those of `Method`."""
+    return {field.name for field in dataclasses.fields(cls)} - {"two_views"}
+
+
+def _build(
+    cls: type[Method], config: ml_collections.ConfigDict, data: DataSpec
+) -> Method:
+    own = {
+        name: config.learned if name == "learned" else config[config.method][name]
+        for name in own_fields(cls)
+    }
+    return cls(two_views(config, data), **own)
+
+
+def _build_duet(
+    cls: type[DUET], config: ml_collections.ConfigDict, data: DataSpec
+) -> DUET:
+    views = two_views(config, data)
+    check_learned(config.learned, views.stack.codes)
+    check_bins(config)
+    target = choose_target(config.duet.target, config.learned)
+    return cls(
+        two_views=views,
+        learned=config.learned,
+        num_bins=config.duet.num_bins,
+        structure_weight=config.duet.structure_weight,
+        target=target,
+        target_width=config.duet[TARGETS[target].width],
+    )
+
+
+def _build_essl(
+    cls: type[ESSL], config: ml_collections.ConfigDict, data: DataSpec
+) -> ESSL:
+    check_predicted(config.learned, channels=data.channels, dataset_name=data.name)
+    codes = without(tuple(config.augmentation.stack), config.learned)
+    return cls(
+        two_views=two_views(config, data, codes),
+        learned=config.learned,
+        prediction_weight=config.essl.prediction_weight,
+        predictor_hidden=config.essl.hidden,
+    )
+
+
+# Methods with something to check or to derive.
+BUILDERS: dict[str, Callable[..., Method]] = {
+    "duet": _build_duet,
+    "essl": _build_essl,
+}
+
+
+def two_views(
+    config: ml_collections.ConfigDict,
+    data: DataSpec,
+    codes: tuple[str, ...] | None = None,
+) -> TwoViews:
+    """Returns the part that all methods share.
+
+    Args:
+      config: see `configs/base.py`.
+      data: what the views are made of.
+      codes: the stack, where it is not `config.augmentation.stack` itself.
+
+    Raises:
+      UsageError: an unknown or repeated code, or one these images cannot take.
+    """
+    options = dict(config.augmentation)
+    configured = tuple(options.pop("stack"))
+    return TwoViews(
+        stack=make_stack(
+            configured if codes is None else codes,
+            input_side=data.side,
+            image_size=config.dataset.image_size,
+            channels=data.channels,
+            options=Options(**options),
+            dataset_name=data.name,
+        ),
+        encoder=_encoder(config, data.channels),
+        projector_hidden=config.projector.hidden,
+        projector_output=config.projector.output,
+        num_classes=data.num_classes,
+        temperature=config.temperature,
+    )
+
+
+def _encoder(config: ml_collections.ConfigDict, channels: int) -> EncoderSettings:
+    return EncoderSettings(
+        name=config.encoder.name,
+        width_multiplier=config.encoder.width_multiplier,
+        blocks=config.encoder.get("blocks"),
+        widths=config.encoder.get("widths"),
+        channels=channels,
+        dtype=jnp.dtype(config.compute_dtype),
+        remat=config.encoder.remat,
+    )
+
+
+def choose_target(target: str, learned: str) -> str:
+    """Returns the target distribution for the structure of `learned`.
+
+    Args:
+      target: "auto" or a name in TARGETS.
+      learned: code of the augmentation.
+
+    Raises:
+      UsageError: an unknown name, or a circle's for a structure that takes the two ends
+        of a line: on a circle they are one point, and the two targets coincide.
+    """
+    record = AUGMENTATIONS[learned]
+    if target == "auto":
+        return "von_mises" if record.topology == "circle" else "gaussian"
+    lookup({**TARGETS, "auto": None}, target, "config.duet.target")
+    if TARGETS[target].circular and record.topology == "line" and record.two_point:
+        raise UsageError(
+            f"config.duet.target={target!r} cannot learn {learned!r}: its structure "
+            "is 0 or 1, one point on a circle; use 'gaussian' or 'auto'."
+        )
+    return target
+
+
+def check_bins(config: ml_collections.ConfigDict) -> None:
+    """Raises a UsageError unless the bins divide the encoder's features."""
+    bins, encoder = config.duet.num_bins, config.encoder
+    features = num_features(
+        encoder.name, encoder.width_multiplier, encoder.get("widths")
+    )
+    if bins < 2 or features % bins:
+        choices = [str(n) for n in range(2, features + 1) if features % n == 0]
+        raise UsageError(
+            f"config.duet.num_bins={bins} must divide the encoder's {features} "
+            f"features; use {', '.join(choices)}."
+        )

@@ -1,0 +1,444 @@
+"""Checks of a configuration that need no data, and its resolved form.
+
+What a component alone can know, the component checks when it is built; here are types,
+ranges and the combinations of fields.
+"""
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from duet_jax.config import build
+from duet_jax.errors import UsageError, suggestion
+from duet_jax.losses import TARGETS
+from duet_jax.methods import METHODS
+from duet_jax.models.resnet import ENCODERS, num_features
+from duet_jax.runtime import files
+
+
+class Rule(NamedTuple):
+    """What a field's value must satisfy, and how that is said."""
+
+    holds: Callable[[Any], bool]
+    says: str
+
+
+def _between(low: int, high: int) -> Rule:
+    return Rule(lambda x: low <= x <= high, f"must be from {low} to {high}")
+
+
+def _at_least(low: int) -> Rule:
+    return Rule(lambda x: x >= low, f"must be {low} or more")
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule(lambda x: x in choices, f"must be one of {', '.join(choices)}")
+
+
+def _counts(length: int, most: int, of: str) -> Rule:
+    return Rule(
+        lambda x: len(x) == length and min(x) > 0 and max(x) <= most,
+        f"must be {length} whole numbers above 0, up to {most}, the {of}",
+    )
+
+
+_LOCAL = Rule(lambda x: not files.is_address(x), files.NOT_LOCAL)
+_POSITIVE = Rule(lambda x: x > 0, "must be above 0")
+_COUNT = _at_least(1)
+# Beyond these no machine has the memory, and XLA ends the process in its own words.
+_WIDTH = _between(1, 65_536)
+
+RULES: dict[str, Rule] = {
+    "seed": _between(0, 2**32 - 1),
+    "device": _one_of("auto", "cpu", "gpu"),
+    "epochs": _between(1, 1_000_000),  # steps are counted in 32 bits
+    "warmup_epochs": _at_least(0),
+    "steps_per_epoch": _at_least(0),
+    "batch_size": _at_least(2),
+    "steps_per_call": _at_least(0),
+    "compute_dtype": _one_of("float32", "bfloat16"),
+    "on_nonfinite": _one_of("stop", "skip"),
+    "compilation_cache": _LOCAL,
+    "dataset.name": Rule(bool, "must name a data set"),
+    "dataset.path": _LOCAL,
+    "dataset.cache_dir": _LOCAL,
+    "dataset.image_size": _between(8, 4096),
+    "dataset.num_classes": _at_least(0),
+    "dataset.train_fraction": Rule(lambda x: 0 < x <= 1, "must be above 0, up to 1"),
+    "dataset.placement": _one_of("auto", "device", "host"),
+    "dataset.workers": _at_least(-1),
+    "augmentation.jitter_strength": Rule(
+        lambda x: len(x) == 4,
+        "must be four numbers: brightness, contrast, saturation, hue",
+    ),
+    "encoder.blocks": _counts(3, 1000, "blocks of each stage"),
+    "encoder.widths": _counts(4, 65_536, "channels of the stem and of each stage"),
+    "encoder.width_multiplier": Rule(
+        lambda x: 0 < x <= 64, "must be positive, up to 64; 1 keeps the widths"
+    ),
+    "projector.hidden": _WIDTH,
+    "projector.output": _WIDTH,
+    "temperature": _POSITIVE,
+    "duet.structure_weight": _at_least(0),
+    "duet.sigma": _POSITIVE,
+    "duet.concentration": _POSITIVE,
+    "essl.prediction_weight": _at_least(0),
+    "essl.hidden": _WIDTH,
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.schedule": _one_of("epoch", "step"),
+    "optimizer.b1": Rule(lambda x: 0 <= x < 1, "must be from 0 to below 1"),
+    "optimizer.b2": Rule(lambda x: 0 <= x < 1, "must be from 0 to below 1"),
+    "optimizer.eps": _POSITIVE,
+    "optimizer.weight_decay": _at_least(0),
+    "evaluate_every": _COUNT,
+    "knn.k": _COUNT,
+    "knn.temperature": _POSITIVE,
+    "knn.every": _at_least(0),
+    "linear_probe.epochs": _COUNT,
+    "linear_probe.repeats": _COUNT,
+    "linear_probe.learning_rate": _POSITIVE,
+    "checkpoint.every": _COUNT,
+    "checkpoint.within_epoch": _between(0, 1000),
+    "checkpoint.keep": _COUNT,
+    "figures_every": _COUNT,
+    "wandb.mode": _one_of("", "online", "offline", "disabled"),
+}
+
+# Fields that name a directory, and what else they may say.
+_DIRECTORIES = {"dataset.path": "", "dataset.cache_dir": "", "compilation_cache": "off"}
+
+# Fields that may differ between a run and its continuation: they say where data and
+# records are, how often something is written and what is done where a run would have
+# ended, not what is computed.
+CHANGEABLE = frozenset(
+    {
+        "dataset.path",
+        "dataset.cache_dir",
+        "dataset.placement",
+        "dataset.workers",
+        "encoder.remat",
+        "evaluate_every",
+        "knn.k",
+        "knn.temperature",
+        "knn.every",
+        "linear_probe.epochs",
+        "linear_probe.repeats",
+        "linear_probe.learning_rate",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "checkpoint.within_epoch",
+        "tensorboard",
+        "figures_every",
+        "wandb.project",
+        "wandb.entity",
+        "wandb.mode",
+        "compilation_cache",
+        "device",
+        "steps_per_call",
+        "on_nonfinite",
+    }
+)
+
+# Fields that came later, and their value in runs of before.
+_BEFORE = {"dataset.train_fraction": 1.0}
+
+# Fields that may be set when a run is evaluated, besides those that say how: where its
+# data are and how it is computed, not what was trained.
+EVALUATION = frozenset(
+    {"dataset.path", "dataset.cache_dir", "batch_size", "device", "compilation_cache"}
+)
+
+
+def fields(config: ml_collections.ConfigDict) -> Iterator[tuple[str, Any]]:
+    """Yields every field of `config` as (dotted name, value), by the alphabet."""
+    for name, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            for inner, leaf in fields(value):
+                yield f"{name}.{inner}", leaf
+        else:
+            yield name, value
+
+
+def check_names(config: ml_collections.ConfigDict, names: Iterable[str]) -> None:
+    """Raises a UsageError for the first of the dotted `names` that is no field."""
+    known = [name for name, _ in fields(config)]
+    for name in names:
+        if name in known:
+            continue
+        if any(field.startswith(f"{name}.") for field in known):
+            inside = [f for f in known if f.startswith(f"{name}.")]
+            raise UsageError(
+                f"config.{name} is a section; set one of config."
+                f"{', config.'.join(inside)}."
+            )
+        raise UsageError(f"config.{name} is not a field.{_hint(name, known)}")
+
+
+def _hint(name: str, known: list[str]) -> str:
+    """Says what could have been meant by `name`, and what there is in its place."""
+    # A slip may be in the section, in the field, or in leaving out the section.
+    section, _, leaf = name.rpartition(".")
+    same_leaf = [field for field in known if field.rpartition(".")[2] == leaf]
+    close = difflib.get_close_matches(name, same_leaf, n=1, cutoff=0)
+    close = close or difflib.get_close_matches(name, known, n=1)
+    guess = f" Did you mean 'config.{close[0]}'?" if close else ""
+    siblings = [field for field in known if field.rpartition(".")[0] == section]
+    if siblings:
+        return f"{guess} Fields: {', '.join(f'config.{field}' for field in siblings)}."
+    sections = dict.fromkeys(f.rpartition(".")[0] for f in known if "." in f)
+    return f"{guess} Sections: {', '.join(f'config.{each}' for each in sections)}."
+
+
+def check_schema(
+    config: ml_collections.ConfigDict, schema: ml_collections.ConfigDict
+) -> None:
+    """Raises a UsageError unless both have the same fields, of the same types."""
+    given, known = dict(fields(config)), dict(fields(schema))
+    check_names(schema, given)
+    for name, default in known.items():
+        if name not in given:
+            raise UsageError(
+                f"config.{name} is missing; start from base.get_config(), which sets "
+                f"it to {default!r}."
+            )
+        if type(given[name]) is not type(default):
+            raise bad_value(name, given[name], default)
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    (int,): "whole numbers separated by commas",
+    (float,): "numbers separated by commas",
+    (str,): "words separated by commas",
+}
+
+
+def bad_value(name: str, value: Any, default: Any) -> UsageError:
+    """Returns the error for a `value` that is not of the type of its default."""
+    kind = type(default)
+    if kind is tuple:
+        kind = (type(default[0]),)
+        default = ",".join(map(str, default))
+        value = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    return UsageError(
+        f"config.{name}={value!r} must be {_KINDS[kind]}, such as {default!r}."
+    )
+
+
+def _coerced(name: str, value: Any, default: Any) -> Any:
+    """Returns a tuple with its default's element type, other values as they are."""
+    if not isinstance(default, tuple):
+        return value
+    # The stack is the only tuple that may be empty.
+    kind = type(default[0]) if default else str
+    if kind is str:  # "sca,rot" arrives as a single element
+        parts = [part for item in value for part in re.split(r"[,\s]+", str(item))]
+        return tuple(part for part in parts if part)
+    if any(isinstance(x, bool) or not isinstance(x, int | float) for x in value) or (
+        kind is int and any(x % 1 for x in value)
+    ):
+        raise bad_value(name, value, default)
+    return tuple(kind(x) for x in value)
+
+
+def check(
+    config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """Checks types, ranges and combinations, and returns the resolved configuration.
+
+    Args:
+      config: what the user asks for.
+      defaults: the same before any override; its types are the right ones.
+
+    Returns:
+      A copy without the fields that nothing reads.
+
+    Raises:
+      UsageError: the first thing that is wrong.
+    """
+    config = config.copy_and_resolve_references()
+    known = dict(fields(defaults))
+    for name, value in fields(config):
+        value = _coerced(name, value, known[name])
+        config.update_from_flattened_dict({name: value})
+        _check_value(name, value)
+    _make_absolute(config)
+    _check_combinations(config)
+    # A rehearsal on colour images: it finds what is wrong before any data are read.
+    side = config.dataset.image_size
+    rehearsal = build.DataSpec("rehearsal", side, channels=3, num_classes=2)
+    build.make_method(config, rehearsal)
+    encoder = config.encoder
+    num_features(encoder.name, encoder.width_multiplier, encoder.widths)
+    with config.unlocked():
+        for name in _unread(config):
+            section, _, leaf = name.rpartition(".")
+            del (config[section] if section else config)[leaf]
+    return config
+
+
+def _make_absolute(config: ml_collections.ConfigDict) -> None:
+    """Makes the paths mean the same wherever the run is evaluated from."""
+    known = dict(fields(config))
+    for name, other in _DIRECTORIES.items():
+        path = known[name]
+        if path not in ("", other):
+            absolute = os.path.abspath(os.path.expanduser(path))
+            config.update_from_flattened_dict({name: absolute})
+
+
+def _check_value(name: str, value: Any) -> None:
+    parts = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(x, float) and not math.isfinite(x) for x in parts):
+        raise UsageError(f"config.{name}={value!r} must be finite.")
+    if any(isinstance(x, str) and "\0" in x for x in parts):
+        raise UsageError(f"config.{name}={value!r} holds a zero byte; take it out.")
+    rule = RULES.get(name)
+    if rule is not None and not rule.holds(value):
+        raise UsageError(f"config.{name}={value!r} {rule.says}.")
+
+
+def _check_combinations(config: ml_collections.ConfigDict) -> None:
+    if config.warmup_epochs > config.epochs:
+        raise UsageError(
+            f"config.warmup_epochs={config.warmup_epochs} is more than config.epochs="
+            f"{config.epochs}; use fewer, such as {config.epochs // 10}."
+        )
+    if config.method == "essl" and config.dataset.image_size % 2:
+        raise UsageError(
+            f"config.dataset.image_size={config.dataset.image_size} must be even for "
+            "essl, which predicts from a view of half the size; use "
+            f"{config.dataset.image_size + 1}."
+        )
+
+
+def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Returns the fields and sections that nothing reads, and the reason of each."""
+    method, encoder = config.method, config.encoder.name
+    others = [m for m in METHODS if m != method and m in config]
+    unread = dict.fromkeys(others, f"config.method={method!r}")
+    if "learned" not in build.own_fields(METHODS[method]):
+        unread["learned"] = f"config.method={method!r}"
+    if method == "duet":
+        target = build.choose_target(config.duet.target, config.learned)
+        widths = {each.width for each in TARGETS.values()}
+        for width in widths - {TARGETS[target].width}:
+            unread[f"duet.{width}"] = f"config.duet.target={target!r}"
+    if ENCODERS[encoder].widths is not None:
+        for name in ("encoder.blocks", "encoder.widths"):
+            unread[name] = f"config.encoder.name={encoder!r}"
+    return unread
+
+
+def check_evaluation(names: Iterable[str], measured: Iterable[str]) -> None:
+    """Raises a UsageError where the user sets what an evaluation does not read.
+
+    Args:
+      names: dotted, of the fields that the user sets.
+      measured: those that say how this evaluation measures.
+    """
+    allowed = sorted(EVALUATION | set(measured))
+    for name in names:
+        if name not in allowed:
+            raise UsageError(
+                f"config.{name} cannot be set here: it was decided by the training, or "
+                f"this evaluation does not read it; only {', '.join(allowed)} can."
+            )
+
+
+def completed(
+    saved: ml_collections.ConfigDict, schema: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+    """Returns the configuration of a run with every field of the schema.
+
+    Args:
+      saved: as it was resolved for the training; a field that the run did not read, or
+        that came into the schema later, is missing.
+      schema: every field with its default.
+
+    Raises:
+      UsageError: a field is unknown or of another type.
+    """
+    config = schema.copy_and_resolve_references()
+    known = dict(fields(schema))
+    for name, value in fields(saved):
+        if name not in known:
+            raise UsageError(
+                f"config.json: {name} is not a field.{suggestion(name, known)} Give "
+                "back the file the run was trained with."
+            )
+        if not _is_like(value, known[name]):
+            raise bad_value(name, value, known[name])
+        config.update_from_flattened_dict({name: value})
+    return config
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value that comes from a file has the type of its default."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(_is_like(x, default[0]) for x in value)
+    if isinstance(default, float):
+        return type(value) in (int, float)
+    return type(value) is type(default)
+
+
+def unused(config: ml_collections.ConfigDict, names: Iterable[str]) -> dict[str, str]:
+    """Returns those of the dotted `names` that have no effect, and the reason of each.
+
+    Args:
+      config: what the user asks for, which `check` has accepted.
+      names: of the fields that the user sets.
+    """
+    unread = _unread(config)
+    reasons = {
+        name: unread.get(name) or unread.get(name.partition(".")[0]) for name in names
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lists the fields that alter a run, as "name: old -> new".
+
+    Args:
+      old: a resolved configuration as read from `config.json`.
+      new: likewise, of this run.
+    """
+    changed = _changed(old, new)
+    return [text for name, text in changed.items() if name not in CHANGEABLE]
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lists the fields that differ and do not alter a run; see `differences`."""
+    return [text for name, text in _changed(old, new).items() if name in CHANGEABLE]
+
+
+def flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the `fields` of a record that was read from a file, by dotted name."""
+
+    def inside(part: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in sorted(part.items()):
+            if isinstance(value, dict):
+                yield from inside(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    return dict(inside(record, ""))
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    flat_new = flat(new)
+    earlier = {name: value for name, value in _BEFORE.items() if name in flat_new}
+    flat_old = earlier | flat(old)
+    return {
+        name: f"{name}: {flat_old.get(name)} -> {flat_new.get(name)}"
+        for name in {**flat_old, **flat_new}
+        if flat_old.get(name) != flat_new.get(name)
+    }

@@ -1,0 +1,37 @@
+"""What a checkpoint is worth: one module and one row for every way to find out.
+
+Read `base.py` first. `duet_jax/evaluate.py` restores the run and stores the results.
+"""
+
+from duet_jax.evaluation import (
+    equivariance,
+    export_features,
+    knn,
+    linear_probe,
+    report,
+    transfer,
+)
+from duet_jax.evaluation.base import Evaluation, Evaluator, Result, Table
+
+__all__ = ["EVALUATORS", "Evaluation", "Evaluator", "Result", "Table"]
+
+# By the name that --mode takes.
+EVALUATORS: dict[str, Evaluator] = {
+    "linear_probe": Evaluator(
+        linear_probe.measure,
+        linear_probe.check,
+        flags=("protocol",),
+        fields=(
+            "linear_probe.epochs",
+            "linear_probe.repeats",
+            "linear_probe.learning_rate",
+        ),
+    ),
+    "knn": Evaluator(knn.measure, fields=("knn.k", "knn.temperature")),
+    "equivariance": Evaluator(equivariance.measure, equivariance.check, ("codes",)),
+    "transfer": Evaluator(
+        transfer.measure, transfer.check, ("datasets",), images=transfer.images
+    ),
+    "features": Evaluator(export_features.measure, export_features.check, ("out",)),
+    "report": Evaluator(report.measure, fields=("knn.k", "knn.temperature")),
+}

@@ -1,0 +1,138 @@
+"""Representations of both splits in one `.npz` file."""
+
+import contextlib
+import pathlib
+import shutil
+import zipfile
+from typing import BinaryIO
+
+import numpy as np
+
+from duet_jax.errors import UsageError
+from duet_jax.evaluation.base import Evaluation, Result, Table
+from duet_jax.runs import workdir
+from duet_jax.runtime import files
+
+
+def measure(evaluation: Evaluation, out: str | None = None) -> Result:
+    """Writes the representations of all images, un-augmented.
+
+    Arrays, for <split> in train, test: `<split>_full` float32 [n, features] and, for
+    DUET, `<split>_content` [n, features / bins] and `<split>_structure` [n, bins];
+    `<split>_labels` int32 [n]; `<split>_indices` int64 [n], the place in the split (of
+    those images that are used: see `dataset.train_fraction`), or
+    `<split>_paths`, relative to `dataset.path`, for a folder; `class_names`. No array
+    holds objects: `np.load(file)` needs no pickle.
+
+    Args:
+      evaluation: of a run.
+      out: the file; `eval/features.npz` in the work directory by default.
+
+    Raises:
+      UsageError: the file cannot be written.
+    """
+    path = _file(out) if out is not None else evaluation.directory / "features.npz"
+    if path.suffix != ".npz":
+        path = path.with_name(f"{path.name}.npz")  # as numpy.savez does
+    workdir.check_writable(path.parent, "--out", path.name)
+    evaluation.dataset  # noqa: B018  whatever is wrong with it comes before any file
+    with workdir.writing(path, "--out"):
+        forms = _write(evaluation, path)
+    rows = tuple(forms.items())
+    table = Table(f"arrays in {path}", ("array", "shape and type"), rows)
+    return Result({"file": str(path), "arrays": forms}, (table,), {})
+
+
+def check(out: str | None = None) -> None:
+    """Raises a UsageError for what cannot be a file's name."""
+    if out is not None:
+        _file(out)
+
+
+def _file(out: str) -> pathlib.Path:
+    path = files.local(out, "--out")
+    if out.endswith("/") or path.name in ("", ".."):
+        raise UsageError(
+            f"--out={out!r} must name a file; write --out=features.npz, say."
+        )
+    return path
+
+
+def _write(evaluation: Evaluation, path: pathlib.Path) -> dict[str, str]:
+    """Writes the file; returns the form of every array in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Array by array in files of their own, since a zip file takes one at a time. Beside
+    # the result: what is large enough for it is large enough for them.
+    with files.scratch(path) as parts:
+        forms = {}
+        for split in ("train", "test"):
+            forms |= _encode(evaluation, split, parts)
+            forms |= _describe(evaluation, split, parts)
+        class_names = np.array(evaluation.dataset.class_names)
+        forms["class_names"] = _save(parts, "class_names", class_names)
+        _pack(parts, path)
+    return forms
+
+
+def _encode(evaluation: Evaluation, split: str, parts: pathlib.Path) -> dict[str, str]:
+    """Streams the representations of a split to files, one batch in memory."""
+    images = evaluation.split(split).images
+    forms: dict[str, str] = {}
+    with contextlib.ExitStack() as stack, evaluation.timed("encoding"):
+        opened: dict[str, BinaryIO] = {}
+        for batch in evaluation.run.encoder.batches(images):
+            for name, rows in batch.items():
+                key = f"{split}_{name}"
+                if name not in opened:
+                    shape = (len(images), *rows.shape[1:])
+                    file = (parts / f"{key}.npy").open("wb")
+                    opened[name] = stack.enter_context(file)
+                    _begin(file, shape, rows.dtype)
+                    forms[key] = _form(shape, rows.dtype)
+                opened[name].write(np.ascontiguousarray(rows).data)
+    return forms
+
+
+def _begin(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Writes the head of a .npy file whose rows follow."""
+    # Not a memory map: there a full disk ends the process instead of being an error.
+    descr = np.lib.format.dtype_to_descr(dtype)
+    head = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, head)
+
+
+def _describe(
+    evaluation: Evaluation, split: str, parts: pathlib.Path
+) -> dict[str, str]:
+    """Saves whose representations they are: labels, and paths or indices."""
+    labels = evaluation.split(split).labels
+    found = {f"{split}_labels": _save(parts, f"{split}_labels", labels)}
+    paths = evaluation.dataset.files
+    if paths:
+        first = len(evaluation.dataset.train.labels) if split == "test" else 0
+        own = np.array(paths[first : first + len(labels)])
+        return found | {f"{split}_paths": _save(parts, f"{split}_paths", own)}
+    indices = np.arange(len(labels))
+    return found | {f"{split}_indices": _save(parts, f"{split}_indices", indices)}
+
+
+def _save(parts: pathlib.Path, name: str, array: np.ndarray) -> str:
+    np.save(parts / f"{name}.npy", array, allow_pickle=False)
+    return _form(array.shape, array.dtype)
+
+
+def _form(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    return f"[{', '.join(map(str, shape))}] {dtype}"
+
+
+def _pack(parts: pathlib.Path, path: pathlib.Path) -> None:
+    """Puts the files into one, which replaces `path` when it is whole."""
+    whole = parts / "whole"
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+        for part in sorted(parts.glob("*.npy")):
+            with (
+                part.open("rb") as source,
+                archive.open(part.name, "w", force_zip64=True) as target,
+            ):
+                shutil.copyfileobj(source, target, length=1 << 20)
+    whole.replace(path)

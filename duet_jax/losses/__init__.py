@@ -1,0 +1,26 @@
+"""The losses of DUET, SimCLR and ESSL, and the accuracies reported beside them.
+
+Everything here is computed in at least float32, whatever the networks compute in. A
+`mask` marks the examples that count: the last batch of an evaluation is padded, and
+padding must neither be averaged nor serve as a negative.
+"""
+
+from duet_jax.losses.nt_xent import Contrast, nt_xent
+from duet_jax.losses.precision import masked_mean
+from duet_jax.losses.prediction import cross_entropy, squared_error, top_k
+from duet_jax.losses.structure import jensen_shannon
+from duet_jax.losses.targets import TARGETS, Target, gaussian, von_mises
+
+__all__ = [
+    "TARGETS",
+    "Contrast",
+    "Target",
+    "cross_entropy",
+    "gaussian",
+    "jensen_shannon",
+    "masked_mean",
+    "nt_xent",
+    "squared_error",
+    "top_k",
+    "von_mises",
+]

@@ -1,0 +1,208 @@
+"""Weights of the reference implementation, as parameters of these networks and back.
+
+One table gives each module its name in the reference's torch state dict; importing
+and exporting both walk the parameters of the receiving network and look up names, so
+they cannot disagree. Convolution weights are OIHW there and HWIO here, Linear weights
+[out, in] there and [in, out] here.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from duet_jax.errors import UsageError, suggestion
+
+PREFIXES = {
+    "encoder": "base_network.",
+    "projector": "head.",
+    "online_probe": "heads.linear_classifier.",
+    "predictor": "predictor_essl.",
+}
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+# The heads are numbered sequences there; the gaps are their ReLUs.
+_SEQUENCE = {
+    "hidden1": "0",
+    "norm1": "1",
+    "hidden2": "3",
+    "norm2": "4",
+    "output": "6",
+    "norm3": "7",
+}
+
+_MODULES = {
+    "encoder": {
+        "resnet": None,  # what a lifted encoder wraps; it has no level of its own
+        "stem": "conv1",
+        "stem_norm": "bn1",
+        "stage1": "layer1",
+        "stage2": "layer2",
+        "stage3": "layer3",
+        "conv1": "conv1",
+        "norm1": "bn1",
+        "conv2": "conv2",
+        "norm2": "bn2",
+        "shortcut": "shortcut",
+        "conv": "0",
+        "norm": "1",
+        "final_norm": "final_bn.1",
+    },
+    "projector": _SEQUENCE,
+    "predictor": _SEQUENCE,
+    "online_probe": {"linear": None},
+}
+
+
+def import_networks(
+    state: Mapping[str, np.ndarray], params: dict, batch_stats: dict
+) -> tuple[dict, dict]:
+    """Arranges a reference model's whole state dict like the given networks.
+
+    Args:
+      state: arrays by torch name, with the prefixes of `PREFIXES`.
+      params: parameters of the networks, by the keys of `PREFIXES`; only structure,
+        shapes and types are used, so `jax.ShapeDtypeStruct` leaves will do.
+      batch_stats: running statistics of the networks, likewise.
+
+    Returns:
+      Parameters and running statistics with the values of `state`, as numpy arrays.
+
+    Raises:
+      UsageError: a name is missing, is not known, or has another shape.
+    """
+    owners = {name: _owner(name) for name in state}
+    for name, network in owners.items():
+        if network not in params:
+            raise UsageError(
+                f"reference weight {name!r} belongs to no network of this model, which"
+                f" has {', '.join(PREFIXES[n] + '*' for n in params)}; load it with the"
+                " config.method it was trained with."
+            )
+    new_params, new_stats = {}, {}
+    for network in params:
+        prefix = PREFIXES[network]
+        part = {n[len(prefix) :]: a for n, a in state.items() if owners[n] == network}
+        new_params[network], stats = import_network(
+            network, part, params[network], batch_stats.get(network, {})
+        )
+        if network in batch_stats:
+            new_stats[network] = stats
+    return new_params, new_stats
+
+
+def import_network(
+    network: str, state: Mapping[str, np.ndarray], params: dict, batch_stats: dict
+) -> tuple[dict, dict]:
+    """Arranges the state dict of one reference network like the given one.
+
+    Args:
+      network: a key of `PREFIXES`.
+      state: arrays by torch name, without prefix.
+      params: parameters of the network; see `import_networks`.
+      batch_stats: its running statistics; {} where it has none.
+
+    Returns:
+      Parameters and running statistics with the values of `state`, as numpy arrays.
+
+    Raises:
+      UsageError: a name is missing, is not known, or has another shape.
+    """
+    prefix = PREFIXES[network]
+    expected = {
+        name
+        for tree in (params, batch_stats)
+        for name, *_ in _named_leaves(network, tree)
+    }
+    for name in state:
+        # The number of updates is a field of the training state here.
+        if name not in expected and not name.endswith("num_batches_tracked"):
+            raise UsageError(
+                f"reference weight {prefix + name!r} has no counterpart in the"
+                f" {network}.{suggestion(name, expected)} Set config.encoder.name to"
+                " the one it was trained with."
+            )
+    return (
+        _filled(network, state, params),
+        _filled(network, state, batch_stats),
+    )
+
+
+def export_network(network: str, *trees: dict) -> dict[str, np.ndarray]:
+    """Names the arrays of a network as the reference does.
+
+    Args:
+      network: a key of `PREFIXES`.
+      *trees: nested dicts shaped like the network's parameters (so are gradients) or
+        running statistics.
+
+    Returns:
+      Arrays in torch's layout by torch name, without prefix.
+    """
+    return {
+        name: _to_torch(np.asarray(leaf))
+        for tree in trees
+        for name, _, leaf in _named_leaves(network, tree)
+    }
+
+
+def _named_leaves(
+    network: str, tree: dict
+) -> Iterator[tuple[str, tuple, jax.Array | jax.ShapeDtypeStruct]]:
+    """Yields the torch name, the path and the leaf of every array of a network."""
+    modules = _MODULES[network]
+    for path, leaf in traverse_util.flatten_dict(tree).items():
+        # Numbers, the positions of blocks within a stage, are the same on both sides.
+        parts = [modules[p] if isinstance(p, str) else str(p) for p in path[:-1]]
+        parts.append(_LEAVES[path[-1]])
+        yield ".".join(part for part in parts if part is not None), path, leaf
+
+
+def _filled(network: str, state: Mapping[str, np.ndarray], tree: dict) -> dict:
+    """Returns `tree` with every leaf replaced by its array in `state`."""
+    filled = {}
+    for name, path, leaf in _named_leaves(network, tree):
+        full_name = PREFIXES[network] + name
+        if name not in state:
+            raise UsageError(
+                f"reference weight {full_name!r} is missing from the file; the"
+                f" {network} of this configuration needs it: set config.encoder and"
+                " config.method to those the weights were trained with."
+            )
+        given = np.asarray(state[name])
+        array = _from_torch(given)
+        if array.shape != leaf.shape:
+            raise UsageError(
+                f"reference weight {full_name!r} has shape {given.shape}, but the"
+                f" {network} of this configuration needs"
+                f" {_to_torch(np.empty(leaf.shape, bool)).shape}; set config.encoder"
+                " and config.method to those the weights were trained with."
+            )
+        filled[path] = array.astype(leaf.dtype)
+    return traverse_util.unflatten_dict(filled)
+
+
+def _owner(name: str) -> str | None:
+    """The network that a prefixed torch name belongs to."""
+    for network, prefix in PREFIXES.items():
+        if name.startswith(prefix):
+            return network
+    return None
+
+
+def _from_torch(array: np.ndarray) -> np.ndarray:
+    """OIHW to HWIO, [out, in] to [in, out]; vectors stay."""
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def _to_torch(array: np.ndarray) -> np.ndarray:
+    """HWIO to OIHW, [in, out] to [out, in]; vectors stay."""
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T

@@ -1,0 +1,313 @@
+"""How fast the training step of a configuration is, and where its time goes.
+
+Read `benchmark` first. It trains nothing and leaves one file, `benchmark.json`.
+"""
+
+import contextlib
+import datetime
+import functools
+import importlib.metadata
+import itertools
+import json
+import logging
+import os
+import pathlib
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from duet_jax.data import decoding
+from duet_jax.errors import UsageError
+from duet_jax.profiling import ceiling, flops, parts
+from duet_jax.profiling.table import table
+from duet_jax.profiling.timing import Times, calls_in, times_in_turn
+from duet_jax.runs import workdir
+from duet_jax.runtime import devices, files, mesh, processes
+from duet_jax.training import train_step
+from duet_jax.training.batches import Feed, make_feed, open_dataset
+from duet_jax.training.compiled import (
+    Compiled,
+    initial_shapes,
+    initial_state,
+    lower_train,
+    make_keys,
+)
+from duet_jax.training.plan import Plan, make_plan
+from duet_jax.types import Dataset, Split, TrainState
+
+_log = logging.getLogger(__name__)
+
+IMAGES = ("noise", "real")
+# Of noise: as many as CIFAR-10 has, if they do not take more memory than this.
+_NOISE_IMAGES, _NOISE_BYTES = 50_000, 2**30
+# To spend on the step and its parts, and on what the host does.
+_SECONDS, _PIPELINE_SECONDS = 40.0, 10.0
+
+
+def benchmark(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    images: str = "noise",
+    out: str | None = None,
+    **cluster: str,
+) -> None:
+    """Times the training step that `config` describes; prints and stores the results.
+
+    Args:
+      config: resolved, from `settings.check`.
+      directory: receives benchmark.json, unless `out` is given.
+      images: "noise" for random ones of the configured size, in colour, ten classes,
+        which cost the step what others cost; "real" for the data set itself, read as
+        a training would read it.
+      out: file to write to.
+      **cluster: which process of which job this is; see `processes.start`.
+
+    Raises:
+      UsageError: anything the user can put right.
+    """
+    if images not in IMAGES:
+        raise UsageError(f"--images={images!r} must be one of {', '.join(IMAGES)}.")
+    path = files.local(out, "--out") if out else directory / "benchmark.json"
+    workdir.check_writable(path.parent, "--out" if out else "--workdir", path.name)
+    devices.select(config.device)
+    processes.start(**cluster)
+    devices.check(config.device)
+    mesh.check_batch_size(config.batch_size)
+    if images == "noise" and config.dataset.placement == "host":
+        raise UsageError(
+            "config.dataset.placement='host' has no effect on noise, which is made in "
+            "memory; use --images=real, or leave it out."
+        )
+    dataset = open_dataset(config) if images == "real" else noise(config)
+    plan = make_plan(config, dataset.facts, streamed=not isinstance(dataset, Dataset))
+    with _compilation_cache_of_its_own():
+        results = {
+            **_circumstances(config, plan, images),
+            **measure(plan, make_feed(config, plan, dataset)),
+        }
+    if processes.is_main_process():
+        with workdir.writing(path, "--out" if out else "--workdir"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.replacing(path) as partial:
+                partial.write_text(json.dumps(results, indent=2) + "\n")
+        print(table(results))
+        _log.info("results in   %s", path)
+    processes.barrier("the end")
+
+
+def noise(config: ml_collections.ConfigDict) -> Dataset:
+    """Returns random images of the configured size."""
+    side = decoding.preprocessed_side(
+        config.dataset.image_size, config.dataset.center_crop
+    )
+    count = min(_NOISE_IMAGES, _NOISE_BYTES // (3 * side**2))
+    count = max(count, config.batch_size * max(1, config.steps_per_epoch))
+    rng = np.random.default_rng(0)
+    names = tuple(map(str, range(config.dataset.num_classes or 10)))
+
+    def split(count: int) -> Split:
+        images = rng.integers(0, 256, (count, side, side, 3), np.uint8)
+        return Split(images, rng.integers(0, len(names), count, np.int32))
+
+    return Dataset("noise", split(count), split(config.batch_size), names)
+
+
+def measure(plan: Plan, feed: Feed) -> dict[str, Any]:
+    """Compiles the training call, runs it and its parts, and returns what was found."""
+    call, compile_seconds = _compile(plan, feed)
+    compiled = Compiled(call, None, make_keys(plan))
+    with contextlib.closing(_endless(feed)) as calls:
+        found = _time_step_and_parts(plan, feed, compiled, calls)
+        _log.info("timing what the host does ...")
+        step = found.pop("step")
+        count = calls_in(_PIPELINE_SECONDS, step.median)
+        host = _host_times(
+            compiled, initial_state(plan), itertools.islice(calls, count), feed
+        )
+    per_step = step.median / plan.steps_per_call
+    operations = _operations(plan)
+    return {
+        "compile_seconds": compile_seconds,
+        "step": _milliseconds(step, plan),
+        "images_per_second": plan.batch_size / per_step,
+        "parts_ms": {k: 1e3 * v.median / plan.steps_per_call for k, v in found.items()},
+        "operations": operations,
+        "rate": _rate(plan, operations["counted"], per_step),
+        "memory": _memory(call),
+        "host": host,
+    }
+
+
+def _compile(plan: Plan, feed: Feed) -> tuple[Any, dict[str, float]]:
+    """Compiles the training call twice: from nothing, and from the cache."""
+    seconds = {}
+    for kind in ("cold", "cached"):
+        _log.info("compiling (%s) ...", kind)
+        jax.clear_caches()
+        clock = time.perf_counter()
+        call = lower_train(plan, feed).compile()
+        seconds[kind] = time.perf_counter() - clock
+    return call, seconds
+
+
+@contextlib.contextmanager
+def _compilation_cache_of_its_own() -> Iterator[None]:
+    """Compiled programs are kept, but not found among those of other runs."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    with tempfile.TemporaryDirectory() as directory:
+        _configure(names, (directory, 0.0))
+        try:
+            yield
+        finally:
+            _configure(names, before)
+
+
+def _configure(names: Sequence[str], values: Sequence[Any]) -> None:
+    for name, value in zip(names, values, strict=True):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # JAX looks at the directory only once
+
+
+def _endless(feed: Feed) -> Iterator[tuple]:
+    """Yields the arguments of training calls; the run begins anew when it has ended."""
+    while True:
+        yield from feed.training(0)
+
+
+def _time_step_and_parts(
+    plan: Plan, feed: Feed, compiled: Compiled, calls: Iterator[tuple]
+) -> dict[str, Times]:
+    """Times the training call, as "step", and each of its parts by name."""
+    key, state = compiled.keys.training, initial_state(plan)
+    first = next(calls)
+
+    def batch_and_views(key, *arguments):
+        batch = feed.pick_train(jnp.zeros((), jnp.int32), *arguments)
+        return batch, plan.method.make_views(key, batch.images, train=True)
+
+    with jax.set_mesh(plan.mesh):
+        batch, views = jax.jit(batch_and_views)(key, *first)
+    arguments = (state, key, batch, views)
+    _log.info("compiling its parts ...")
+    found = {name: parts.compile_part(plan, name, arguments) for name in parts.PARTS}
+    step_state = initial_state(plan)  # donated, call by call
+
+    def step():
+        nonlocal step_state
+        step_state, scores = compiled.train(step_state, key, *next(calls))
+        return scores
+
+    _log.info("timing the step and its parts ...")
+    timed = {n: functools.partial(part, *arguments) for n, part in found.items()}
+    return times_in_turn({"step": step, **timed}, _SECONDS)
+
+
+def _host_times(
+    compiled: Compiled, state: TrainState, calls: Iterator[tuple], feed: Feed
+) -> dict[str, float]:
+    """Runs calls as a training does, reports read one call late.
+
+    Returns the share of the time in which the host waited for the device, which is
+    never idle then, and that in which it waited for images.
+    """
+    waited, images, count, late = 0.0, feed.waited or 0.0, 0, None
+    start = time.perf_counter()
+    for arguments in calls:
+        state, scores = compiled.train(state, compiled.keys.training, *arguments)
+        if late is not None:
+            clock = time.perf_counter()
+            jax.device_get(late)
+            waited += time.perf_counter() - clock
+        late, count = scores, count + 1
+    jax.block_until_ready(late)
+    wall = time.perf_counter() - start
+    return {
+        "waits_for_device": waited / wall,
+        "waits_for_images": ((feed.waited or 0.0) - images) / wall,
+        "ms_per_call": 1e3 * wall / count,
+    }
+
+
+def _operations(plan: Plan) -> dict[str, float]:
+    """Operations of one update on all devices: by XLA's count, and ours."""
+    update = train_step.make_train_step(
+        plan.method, plan.graphdef, plan.optimizer, plan.rate, plan.on_nonfinite
+    )
+    stack = plan.method.two_views.stack
+    shape = (plan.batch_size, stack.input_side, stack.input_side, stack.channels)
+    batch = (
+        jax.ShapeDtypeStruct(shape, np.uint8),
+        jax.ShapeDtypeStruct((plan.batch_size,), np.int32),
+    )
+    shapes = jax.eval_shape(lambda x: x, initial_shapes(plan))
+    lowered = jax.jit(update).lower(shapes, jax.random.key(0), *batch)
+    return {
+        "xla": lowered.cost_analysis()["flops"],
+        "counted": flops.count(update, shapes, jax.random.key(0), *batch),
+    }
+
+
+def _rate(plan: Plan, operations: float, seconds: float) -> dict[str, Any]:
+    """Operations per second of one device, and what it can do at most."""
+    dtype = str(plan.method.two_views.encoder.dtype)
+    achieved = operations / seconds / jax.device_count()
+    most = {name: ceiling.measure(name) for name in sorted({dtype, "bfloat16"})}
+    return {
+        "tflops_per_device": achieved / 1e12,
+        "ceiling_tflops": {name: value / 1e12 for name, value in most.items()},
+        "share_of_ceiling": achieved / most[dtype],
+    }
+
+
+def _memory(call) -> dict[str, int | None]:
+    """Bytes on one device: as the compiler planned them, and the peak so far."""
+    planned = call.memory_analysis()
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "arguments": planned.argument_size_in_bytes,
+        "temporaries": planned.temp_size_in_bytes,
+        "peak": stats.get("peak_bytes_in_use"),
+        "peak_of_the_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * 1024,
+    }
+
+
+def _milliseconds(step: Times, plan: Plan) -> dict[str, float]:
+    scale = 1e3 / plan.steps_per_call
+    return {
+        "median_ms": scale * step.median,
+        "fastest_ms": scale * step.fastest,
+        "slowest_ms": scale * step.slowest,
+        "calls": step.calls,
+        "steps_per_call": plan.steps_per_call,
+    }
+
+
+def _circumstances(
+    config: ml_collections.ConfigDict, plan: Plan, images: str
+) -> dict[str, Any]:
+    return {
+        "date": datetime.date.today().isoformat(),
+        "devices": devices.describe(),
+        "cores": devices.count_cores(),
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "jaxlib": importlib.metadata.version("jaxlib"),
+            "platform": jax.devices()[0].client.platform_version,
+        },
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "images": images,
+        "batch_size": plan.batch_size,
+        "config": json.loads(config.to_json()),
+    }

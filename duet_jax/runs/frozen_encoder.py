@@ -1,0 +1,174 @@
+"""Representations of images by a trained encoder: frozen, in batches, on the device.
+
+Everything that is measured of a checkpoint is measured on what comes out here.
+"""
+
+import collections
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+import tqdm
+from flax import nnx
+from numpy.typing import ArrayLike
+
+from duet_jax.augmentations import Stack, evaluation_view, normalise, to_float
+from duet_jax.methods import Method
+from duet_jax.types import Array
+from duet_jax.methods.networks import split
+
+Representations = dict[str, np.ndarray]
+# Parameters of a stack's stages for a number of images, from `Stack.draw`.
+Draws = Mapping[str, Mapping[str, Array]]
+
+
+def encoder_shapes(method: Method) -> tuple[nnx.GraphDef, dict, dict]:
+    """Returns the encoder's structure, parameters and running statistics as shapes."""
+    networks = nnx.eval_shape(lambda: method.init(nnx.Rngs(0)))
+    return split(networks.encoder)
+
+
+class FrozenEncoder:
+    """A trained encoder with its running statistics.
+
+    Calling it encodes images as they are: the central cut, not augmented.
+
+    Attributes:
+      input_shape: side, side and channels of the images it takes.
+    """
+
+    def __init__(self, method: Method, *, batch_size: int):
+        """Prepares, for parameters that come with each call of `use`.
+
+        Args:
+          method: which representations there are, and the size of its views.
+          batch_size: images on the device at a time.
+        """
+        stack = method.two_views.stack
+        self.input_shape = (stack.input_side, stack.input_side, stack.channels)
+        self._stack = stack
+        self._batch_size = batch_size
+        self._state: tuple[dict, dict] | None = None
+        graphdef = encoder_shapes(method)[0]
+
+        def encode(params, batch_stats, images, draws, stack):
+            encoder = nnx.merge(graphdef, params, batch_stats)
+            views = _views(images, draws, stack, plain=self._stack)
+            features = encoder(views, train=False)
+            return method.representations(features.astype(np.float32))
+
+        self._encode = jax.jit(encode, static_argnames="stack")
+
+    def use(self, params: dict, batch_stats: dict) -> "FrozenEncoder":
+        """Takes the encoder's parameters and running statistics; returns itself."""
+        self._state = params, batch_stats
+        return self
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the parameters and running statistics in use."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self._state):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
+
+    def __call__(
+        self,
+        images: ArrayLike,
+        stack: Stack | None = None,
+        draws: Draws | None = None,
+    ) -> Representations:
+        """Returns the representations of all images.
+
+        Args:
+          images: uint8, [n, *input_shape], n at least 1; or whatever NumPy makes such
+            an array of, such as an array of JAX.
+          stack: augmentations to apply first, of the same sides; None for none.
+          draws: its parameters by stage for the n images, from `stack.draw`.
+
+        Returns:
+          Name -> float32, [n, dimensions]; the names are those of
+          `Method.representations`, "full" among them.
+
+        Raises:
+          ValueError: the images have another type or shape, or there are none.
+        """
+        parts = list(self.batches(images, stack, draws))
+        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def batches(
+        self,
+        images: ArrayLike,
+        stack: Stack | None = None,
+        draws: Draws | None = None,
+    ) -> Iterator[Representations]:
+        """Yields the representations batch by batch, in order; see `__call__`."""
+        images = self._checked(images)
+        draws = jax.device_get(draws) if draws else {}
+        size = min(self._batch_size, _power_of_two(len(images)))
+        # One batch ahead: while the host takes one over, the device is at the next.
+        waiting: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
+        with tqdm.tqdm(
+            None, "encoding", len(images), unit=" images", delay=2, disable=None,
+            leave=False,
+        ) as bar:  # fmt: skip
+            for start in range(0, len(images), size):
+                rows = slice(start, start + size)
+                count = len(images[rows])
+                batch = _padded(images[rows], size)
+                drawn = jax.tree.map(functools.partial(_rows, rows, size), draws)
+                waiting.append((count, self._encode(*self._state, batch, drawn, stack)))
+                bar.update(count)
+                if len(waiting) > 1:
+                    yield _fetched(*waiting.popleft())
+            while waiting:
+                yield _fetched(*waiting.popleft())
+
+    def _checked(self, images: ArrayLike) -> np.ndarray:
+        """Returns the images as an array of NumPy; raises the errors of `__call__`."""
+        wanted = f"uint8 [n, {', '.join(map(str, self.input_shape))}], n at least 1"
+        try:
+            array = np.asarray(images)
+        except Exception as error:  # whatever another library raises for its arrays
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ValueError(
+                f"images must be {wanted}, not a {type(images).__name__} of which "
+                f"NumPy makes no array ({reason})"
+            ) from error
+        shaped = array.shape[1:] == self.input_shape and len(array)
+        if array.dtype != np.uint8 or not shaped:
+            raise ValueError(
+                f"images must be {wanted}, not {array.dtype} {list(array.shape)}"
+            )
+        return array
+
+
+def _views(images: Array, draws: Draws, stack: Stack | None, plain: Stack) -> Array:
+    """Returns the normalised views of a batch, augmented if there is a stack."""
+    images = to_float(images)
+    if stack is None:
+        return normalise(evaluation_view(images, plain)[0])
+    return normalise(stack.apply(images, draws))
+
+
+def _power_of_two(count: int) -> int:
+    """The next power of two: few shapes, and so few compilations, for any count."""
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def _padded(rows: np.ndarray, size: int) -> np.ndarray:
+    missing = size - len(rows)
+    return np.concatenate([rows, np.repeat(rows[-1:], missing, 0)]) if missing else rows
+
+
+def _rows(rows: slice, size: int, leaf: np.ndarray) -> np.ndarray:
+    """One batch of a parameter; one without axes is shared by all images."""
+    return _padded(leaf[rows], size) if np.ndim(leaf) else leaf
+
+
+def _fetched(count: int, arrays: Mapping[str, Array]) -> Representations:
+    """Returns the real rows on the host, the features themselves first."""
+    names = sorted(arrays, key=lambda name: (name != "full", name))
+    return {name: np.asarray(arrays[name])[:count] for name in names}

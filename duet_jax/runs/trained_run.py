@@ -1,0 +1,149 @@
+"""A finished or running training, restored for use: its encoder and what it knows.
+
+from duet_jax.runs import load_run
+
+run = load_run("runs/rot")                     # the newest checkpoint
+features = run(images)                         # uint8 [n, side, side, channels]
+features["full"]                               # float32 [n, 512]
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+
+import ml_collections
+import numpy as np
+
+from duet_jax.runs import frozen_encoder
+from duet_jax.runtime import files
+from duet_jax.runs import workdir
+from duet_jax.runs.checkpoints import Checkpoints
+from duet_jax.data.decoding import preprocessed_side
+from duet_jax.runs.frozen_encoder import FrozenEncoder, Representations
+from duet_jax.errors import UsageError
+from duet_jax.config import build
+from duet_jax.methods import Method
+from duet_jax.errors import lookup
+from duet_jax.types import Dataset, DatasetFacts
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A restored run. Calling it gives the representations of images.
+
+    Attributes:
+      directory: its work directory.
+      config: its resolved configuration.
+      facts: what it was trained on.
+      step: of the checkpoint.
+      method: how it was trained.
+      encoder: with the checkpoint's parameters.
+    """
+
+    directory: pathlib.Path
+    config: ml_collections.ConfigDict
+    facts: DatasetFacts
+    step: int
+    method: Method
+    encoder: FrozenEncoder
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the encoder's parameters and running statistics, shortened."""
+        return self.encoder.fingerprint()
+
+    def __call__(self, images: np.ndarray) -> Representations:
+        """Returns the representations of images as they are.
+
+        Args:
+          images: uint8, [n, side, side, channels] with the side and the channels in
+            `facts`: 36 for views of 32 pixels with `dataset.center_crop`.
+
+        Returns:
+          Name -> float32 [n, dimensions]. "full": the encoder's features. DUET adds
+          "content", the sum over the bins [n, features / bins], and "structure", the
+          predicted distribution over the bins [n, bins].
+
+        Raises:
+          ValueError: the images have another type or shape.
+        """
+        return self.encoder(images)
+
+
+def load_run(
+    directory: str | os.PathLike, step: int | str | None = None, *, batch_size: int = 0
+) -> Run:
+    """Restores the encoder of the run in `directory` on JAX's default device.
+
+    Args:
+      directory: the `--workdir` of a training.
+      step: of a checkpoint; the newest when None, "best" for the one with the best
+        online top-1 on the test split. A training may go on meanwhile: what it deletes
+        while it is read gives way to the one that is the newest or the best then.
+      batch_size: images on the device at a time; 0 for that of the training.
+
+    Raises:
+      UsageError: no such run or checkpoint, or the two do not go together.
+    """
+    if batch_size < 0:
+        raise UsageError(f"batch_size={batch_size} must be 1 or more, or 0.")
+    directory = files.local(directory, "load_run: directory")
+    config = workdir.load_config(directory)
+    if batch_size:
+        config.batch_size = batch_size
+    return restore(config, directory, step)
+
+
+def restore(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    step: int | str | None = None,
+) -> Run:
+    """Restores the run that `config` describes; see `load_run`.
+
+    Nothing but the encoder's parameters and running statistics is read.
+    """
+    facts = workdir.load_facts(directory)
+    side = preprocessed_side(config.dataset.image_size, config.dataset.center_crop)
+    if facts.side != side:
+        raise UsageError(
+            f"{directory}: dataset.json has images of {facts.side} pixels, config.json "
+            f"asks for {side}; give back the files the run was trained with."
+        )
+    method = build.make_method(config, build.spec_of(facts))
+    _, params, batch_stats = frozen_encoder.encoder_shapes(method)
+    if not (directory / "checkpoints").is_dir():
+        raise UsageError(
+            f"{directory / 'checkpoints'} does not exist; train first, or name another "
+            "--workdir."
+        )
+    with Checkpoints(directory / "checkpoints", create=False) as saved:
+        step, params, batch_stats = saved.find_model(
+            {"encoder": params}, {"encoder": batch_stats}, step
+        )
+    encoder = FrozenEncoder(method, batch_size=config.batch_size)
+    encoder.use(params["encoder"], batch_stats["encoder"])
+    return Run(directory, config, facts, step, method, encoder)
+
+
+def check_dataset(run: Run, dataset: Dataset) -> None:
+    """Raises a UsageError unless `dataset` has the classes and form of the training.
+
+    The number of images may differ.
+    """
+    for field in ("side", "channels", "class_names"):
+        expected, found = getattr(run.facts, field), getattr(dataset, field)
+        if found != expected:
+            raise UsageError(
+                f"config.dataset.name={dataset.name!r} has {field}={_short(found)}, "
+                f"but {run.directory} was trained with {_short(expected)}; give back "
+                "its data with --config.dataset.path, or use --mode=transfer."
+            )
+
+
+def _short(value: object) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    more = f", ... ({len(value)})" if len(value) > 3 else ""
+    return f"{', '.join(value[:3])}{more}"

@@ -1,0 +1,1 @@
+"""Many runs: which, in what order, and the tables of their results."""

@@ -1,0 +1,138 @@
+"""Runs the trials of a grid, each in a process of its own."""
+
+import contextlib
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from duet_jax.runtime.terminal import printable
+from duet_jax.sweeps.trial import Trial
+
+_ROOT = pathlib.Path(__file__).parents[2]
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class Stop:
+    """Remembers a SIGINT or SIGTERM, and hands it on to the command that runs.
+
+    Attributes:
+      signal: the first that came, or None.
+    """
+
+    def __init__(self) -> None:
+        """Nothing has come."""
+        self.signal: int | None = None
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self) -> "Stop":
+        """Takes the place of what the program does at these signals."""
+        self._wakeup = signal.set_wakeup_fd(-1)
+        self._before = {
+            each: signal.signal(each, self._take)
+            for each in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Puts it back."""
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+    def _take(self, number: int, _) -> None:
+        self.signal = self.signal or number
+        # The first lets a training save its state; a second ends it at once.
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def passed_to(self, process: subprocess.Popen) -> Iterator[None]:
+        """Hands on to `process` what comes while inside."""
+        self._process = process
+        try:
+            if self.signal:
+                process.send_signal(signal.SIGTERM)
+            yield
+        finally:
+            self._process = None
+
+
+def run(trial: Trial, claim: int, stop: Stop, look: Callable[[float], None]) -> None:
+    """Runs the command of a trial, from where it was left, and notes how it ended.
+
+    Args:
+      trial: to be run.
+      claim: the file of `Trial.claimed`.
+      stop: hears of signals.
+      look: called every now and then with the share of the training that is done.
+    """
+    began = time.monotonic()
+    record = trial.record()
+    trial.directory.mkdir(parents=True, exist_ok=True)
+    trial.write(
+        status=None,
+        error="",
+        # A start whose end nobody has seen: its seconds are lost.
+        lost=record.get("lost", False) or record.get("status", 0) is None,
+        commits=[*dict.fromkeys([*record.get("commits", []), commit()])],
+    )
+    status = _run(trial, claim, stop, look)
+    error = _last_line(trial.log, status) if status and not stop.signal else ""
+    seconds = record.get("seconds", 0.0) + time.monotonic() - began
+    trial.write(status=status, error=error, seconds=round(seconds, 1))
+
+
+def _run(trial: Trial, claim: int, stop: Stop, look: Callable[[float], None]) -> int:
+    with trial.log.open("ab") as log:
+        log.write(f"$ {trial.command}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            [sys.executable, str(_ROOT / "main.py"), *trial.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(claim,),
+            # Ctrl-C goes to this process alone, which hands it on once.
+            start_new_session=True,
+        )
+        with stop.passed_to(process):
+            while True:
+                try:
+                    return process.wait(_SECONDS_BETWEEN_LOOKS)
+                except subprocess.TimeoutExpired:
+                    look(trial.share)
+
+
+def _last_line(log: pathlib.Path, status: int) -> str:
+    """Returns what a command that failed has said last."""
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}; see {log}"
+    lines = log.read_text(errors="replace").splitlines()
+    said = [line for line in lines if line.strip()]
+    last = printable(said[-1]) if said else f"status {status}; see {log}"
+    return last.removeprefix("error: ")
+
+
+def commit() -> str:
+    """Returns the version of this code, with a + after changes; "" if unknown."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(_ROOT), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(done.stderr)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except OSError:
+        return ""
+
+
+def unfinished(trials: Sequence[Trial]) -> list[Trial]:
+    """Returns the trials that are still to be run, or to be run again."""
+    return [trial for trial in trials if not trial.finished]

@@ -1,0 +1,1 @@
+"""Training: from a plan and images to checkpoints, metrics and pictures."""

@@ -1,0 +1,85 @@
+"""The optimiser and its learning rate."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+
+from duet_jax.errors import lookup
+from duet_jax.types import Array
+
+# Rate of the very first epoch, as a share of the base rate; the reference's floor.
+_WARMUP_FLOOR = 1e-3
+
+
+def warmup_cosine(epoch: Array, epochs: int, warmup_epochs: int) -> Array:
+    """Share of the base learning rate at `epoch`.
+
+    Args:
+      epoch: epochs done, from 0; fractional values are allowed.
+      epochs: epochs of the whole run.
+      warmup_epochs: epochs of linear warm-up; 0 starts at the full rate.
+
+    Returns:
+      `max(epoch / warmup, 0.001)` up to the end of the warm-up, then half a cosine from
+      1 to 0 at the end of the run.
+
+    Source: the reference's schedule, which divides by zero without a warm-up.
+    """
+    rising = jnp.maximum(epoch / max(warmup_epochs, 1), _WARMUP_FLOOR)
+    # Without epochs after the warm-up the cosine is never reached.
+    progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1)
+    falling = (1 + jnp.cos(jnp.pi * progress)) / 2
+    in_warmup = (epoch <= warmup_epochs) & (warmup_epochs > 0)
+    return jnp.where(in_warmup, rising, falling)
+
+
+# When the rate moves: name -> epoch at a step.
+SCHEDULES: dict[str, Callable[[Array, int], Array]] = {
+    "epoch": lambda step, steps_per_epoch: step // steps_per_epoch,
+    "step": lambda step, steps_per_epoch: step / steps_per_epoch,
+}
+
+
+def learning_rate(
+    base: float,
+    *,
+    epochs: int,
+    warmup_epochs: int,
+    steps_per_epoch: int,
+    schedule: str = "epoch",
+) -> optax.Schedule:
+    """Learning rate as a function of the step.
+
+    Args:
+      base: the rate at the end of the warm-up.
+      epochs: epochs of the whole run.
+      warmup_epochs: epochs of linear warm-up.
+      steps_per_epoch: updates in an epoch.
+      schedule: "epoch" keeps the rate constant within an epoch, as the reference does;
+        "step" follows the same curve at every step.
+    """
+    epoch_at = lookup(SCHEDULES, schedule, "config.optimizer.schedule")
+
+    def rate(step: Array) -> Array:
+        return base * warmup_cosine(
+            epoch_at(step, steps_per_epoch), epochs, warmup_epochs
+        )
+
+    return rate
+
+
+def adamw(
+    rate: optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.95,
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+) -> optax.GradientTransformation:
+    """AdamW that decays **all** parameters, biases and normalisation included.
+
+    Source: Loshchilov & Hutter 2019 with the reference's constants. Excluding biases
+    and normalisation is common elsewhere; the reference does not.
+    """
+    return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)

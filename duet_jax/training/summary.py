@@ -1,0 +1,136 @@
+"""The lines at the start and the end of a run."""
+
+import logging
+import math
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import ml_collections
+from flax import nnx
+
+from duet_jax import loggers
+from duet_jax.methods.networks import split
+from duet_jax.runs.checkpoints import BEST_METRIC, Checkpoints
+from duet_jax.runtime import devices
+from duet_jax.training.plan import Plan
+from duet_jax.types import DatasetFacts
+
+_log = logging.getLogger(__name__)
+
+
+def start_lines(
+    config: ml_collections.ConfigDict,
+    plan: Plan,
+    facts: DatasetFacts,
+    workdir: pathlib.Path,
+    start: int,
+    *,
+    streamed: bool = False,
+) -> None:
+    """Says on what, with what and from where the run starts."""
+    _log.info("devices      %s", devices.describe())
+    _log.info(
+        "data         %s: %d training and %d test images, %d px, %d classes, %s",
+        facts.name,
+        facts.num_train,
+        facts.num_test,
+        facts.side,
+        len(facts.class_names),
+        "read batch by batch" if streamed else "on the device",
+    )
+    _log.info("views        %s", _describe_stack(config, plan))
+    _log.info("parameters   %s", _describe_parameters(plan))
+    _log.info(
+        "schedule     %d epochs of %d steps of %d images, %d steps a call",
+        plan.epochs,
+        plan.steps_per_epoch,
+        plan.batch_size,
+        plan.steps_per_call,
+    )
+    if config.warmup_epochs >= config.epochs:
+        _log.warning(
+            "the warm-up is the whole run: the learning rate is at most %.2g, not "
+            "config.optimizer.learning_rate=%g; lower config.warmup_epochs=%d",
+            plan.rate(plan.total_steps - 1),
+            config.optimizer.learning_rate,
+            config.warmup_epochs,
+        )
+    for section, values in _sections(config):
+        shown = " ".join(f"{k}={_shown(v)}" for k, v in values.items())
+        _log.info("%-12s %s", section, shown)
+    _log.info("workdir      %s", workdir)
+    if start >= plan.total_steps:
+        _log.info("finished at step %d already; nothing to train", start)
+    elif start:
+        _log.info("continuing   from the checkpoint of step %d", start)
+
+
+def _sections(config: ml_collections.ConfigDict) -> Iterator[tuple[str, dict]]:
+    """The configuration line by line: its own fields, then every section."""
+    items = config.to_dict()
+    inner = {
+        name: items.pop(name) for name in [*items] if isinstance(items[name], dict)
+    }
+    yield "config", items
+    yield from ((f"  {name}", values) for name, values in inner.items())
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    return str(value) or "''"
+
+
+def _describe_stack(config: ml_collections.ConfigDict, plan: Plan) -> str:
+    codes = " ".join(plan.method.two_views.stack.codes) or "no augmentation"
+    if config.method == "essl":
+        without = (
+            f" (without {config.learned})"
+            if config.learned in config.augmentation.stack
+            else ""
+        )
+        return f"{codes}{without}; {config.learned} is predicted"
+    if config.method == "duet":
+        return f"{codes}; {config.learned} is learnt, target {plan.method.target}"
+    return codes
+
+
+def _describe_parameters(plan: Plan) -> str:
+    networks = nnx.eval_shape(lambda: plan.method.init(nnx.Rngs(0)))
+    params = split(networks)[1]
+    counts = {
+        name: sum(math.prod(x.shape) for x in jax.tree.leaves(part))
+        for name, part in params.items()
+    }
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return f"{sum(counts.values()):,} ({parts})"
+
+
+def end_lines(workdir: pathlib.Path) -> None:
+    """Says how far the run came, which checkpoint is the best, and where it all is."""
+    rows = loggers.read_rows(workdir / "metrics.jsonl")
+    rows = [row for row in rows if row["split"] == "test"]
+    if rows:
+        _log.info(
+            "finished     test online_top1 %.1f %% after epoch %.4g%s",
+            100 * rows[-1][BEST_METRIC],
+            rows[-1]["epoch"],
+            _describe_best(workdir, rows),
+        )
+    _log.info("results in   %s", workdir)
+
+
+def _describe_best(workdir: pathlib.Path, rows: list[dict]) -> str:
+    """Says what --step=best restores: not the best row, which may not be saved."""
+    with Checkpoints(workdir / "checkpoints", create=False) as saved:
+        best = saved.best()
+    if best is None:
+        return ""
+    if best.step == rows[-1]["step"]:
+        return ", which is --step=best too"
+    epochs = [row["epoch"] for row in rows if row["step"] == best.step]
+    epoch = f", epoch {epochs[-1]:.4g}" if epochs else ""
+    return f"; --step=best is step {best.step}{epoch}, with {100 * best.accuracy:.1f} %"

@@ -1,0 +1,278 @@
+"""Training: from a configuration to checkpoints, metrics and pictures.
+
+Read `train` first; it is the whole program in order.
+"""
+
+import contextlib
+import functools
+import logging
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import ml_collections
+import numpy as np
+
+from duet_jax import figures, loggers
+from duet_jax.augmentations import AUGMENTATIONS
+from duet_jax.data import StreamedDataset
+from duet_jax.errors import InterruptionError, UsageError
+from duet_jax.methods.base import PredictionView
+from duet_jax.metrics.classification import classification
+from duet_jax.probes import knn
+from duet_jax.runs import workdir
+from duet_jax.runs.checkpoints import Checkpoints
+from duet_jax.runs.frozen_encoder import FrozenEncoder
+from duet_jax.runtime import devices, mesh, processes
+from duet_jax.runtime.signals import Interruption
+from duet_jax.training import health, summary, train_step
+from duet_jax.training.batches import Feed, make_feed, open_dataset
+from duet_jax.training.compiled import compile_functions, initial_shapes, initial_state
+from duet_jax.training.loop import Loop
+from duet_jax.training.plan import Plan, check_start, make_plan
+from duet_jax.training.recorder import Record, draw_curves
+from duet_jax.types import Dataset, TrainState, View
+
+_log = logging.getLogger(__name__)
+
+# What the first process tells the others in the place of a step.
+_NONE, _REFUSED = -1, -2
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    **cluster: str,
+) -> None:
+    """Trains, or continues to train, in `directory`.
+
+    Args:
+      config: resolved, from `settings.check`.
+      directory: receives config.json, dataset.json, metrics.jsonl, checkpoints/,
+        figures/ and tensorboard/. If it holds checkpoints of the same configuration
+        the run goes on from the newest one that is sound.
+      **cluster: which process of which job this is; see `processes.start`.
+
+    Raises:
+      UsageError: anything the user can put right, before anything is compiled.
+      TrainingError: the loss is no longer finite, or nothing can be saved any more.
+      InterruptionError: by SIGTERM or SIGINT, after the run was saved.
+    """
+    workdir.check(config, directory)
+    loggers.check_wandb(config.wandb.project, config.wandb.mode)
+    devices.select(config.device)
+    processes.start(**cluster)
+    with Interruption() as interruption:  # after JAX has set what it does at SIGTERM
+        devices.check(config.device)
+        mesh.check_batch_size(config.batch_size)
+        devices.enable_compilation_cache(config.compilation_cache)
+        dataset = open_dataset(config)
+        workdir.check_dataset(dataset.facts, directory)
+        streamed = isinstance(dataset, StreamedDataset)
+        plan = make_plan(config, dataset.facts, streamed=streamed)
+        try:
+            with _claimed(config, directory):
+                _go_on(config, directory, dataset, plan, interruption)
+        except InterruptionError:
+            processes.shutdown()
+            raise
+        summary.end_lines(directory)
+        processes.barrier("the end")  # who leaves early is taken for dead
+
+
+def _claimed(
+    config: ml_collections.ConfigDict, directory: pathlib.Path
+) -> contextlib.AbstractContextManager:
+    """Keeps other jobs out of `directory`: the first process does, for all."""
+    if processes.is_main_process():
+        return workdir.claimed(config, directory)
+    return contextlib.nullcontext()
+
+
+def _go_on(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    dataset: Dataset | StreamedDataset,
+    plan: Plan,
+    interruption: Interruption,
+) -> None:
+    """Trains from the newest sound checkpoint to the end."""
+    with Checkpoints(directory / "checkpoints", keep=config.checkpoint.keep) as saved:
+        newest = _newest(saved)
+        start = newest or 0
+        check_start(plan, start)
+        if processes.is_main_process():
+            workdir.write_run(config, dataset.facts, directory, start)
+            saved.set_aside(newest)
+        summary.start_lines(
+            config,
+            plan,
+            dataset.facts,
+            directory,
+            start,
+            streamed=isinstance(dataset, StreamedDataset),
+        )
+        if start >= plan.total_steps:
+            draw_curves(directory, plan, loggers.Writers([]), start)
+            return
+        writers = _open_writers(config, directory, newest)
+        try:
+            _run(config, directory, dataset, plan, saved, writers, start, interruption)
+            draw_curves(directory, plan, writers, plan.total_steps)
+        finally:
+            writers.close()
+
+
+def _newest(saved: Checkpoints) -> int | None:
+    """Returns the step to go on from, for all processes; None for a new run."""
+    newest, refusal = _NONE, None
+    if processes.is_main_process():
+        try:
+            newest = saved.newest_intact()
+            newest = _NONE if newest is None else newest
+        except UsageError as error:
+            newest, refusal = _REFUSED, error
+    newest = processes.broadcast(newest)
+    if newest == _REFUSED:
+        raise refusal or UsageError("process 0 refuses to go on; it says why.")
+    return None if newest == _NONE else newest
+
+
+def _open_writers(
+    config: ml_collections.ConfigDict, directory: pathlib.Path, newest: int | None
+) -> loggers.Writers:
+    """Opens what rows are written to: by the first process, for all."""
+    if not processes.is_main_process():
+        return loggers.Writers([])
+    return loggers.open_writers(
+        directory,
+        config_dict=config.to_dict(),
+        run_name=directory.name,
+        wandb=config.wandb.to_dict(),
+        tensorboard=config.tensorboard,
+        resume_step=newest,
+    )
+
+
+def _run(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    dataset: Dataset | StreamedDataset,
+    plan: Plan,
+    checkpoints: Checkpoints,
+    writers: loggers.Writers,
+    start: int,
+    interruption: Interruption,
+) -> None:
+    """Compiles, then trains from step `start` to the end."""
+    feed = make_feed(config, plan, dataset)
+    if start:
+        state = checkpoints.restore(initial_shapes(plan), start)
+    else:
+        state = initial_state(plan)
+        _show_views(config, directory, plan, feed, writers)
+    _log.info("compiling ...")
+    clock = time.monotonic()
+    compiled = compile_functions(plan, feed)
+    _log.info("compiled in %.1f s", time.monotonic() - clock)
+    with contextlib.closing(_progress(plan, start)) as progress:
+        record = Record(config, directory, plan, writers, progress)
+        if start:
+            record.go_on(checkpoints.row(start))
+        loop = Loop(
+            config=config,
+            directory=directory,
+            plan=plan,
+            compiled=compiled,
+            feed=feed,
+            checkpoints=checkpoints,
+            record=record,
+            interruption=interruption,
+            neighbours=_make_neighbours(config, plan, dataset),
+        )
+        loop.run(state, start)
+
+
+def _progress(plan: Plan, start: int) -> loggers.Progress | loggers.NoProgress:
+    if not processes.is_main_process():
+        return loggers.NoProgress()
+    return loggers.Progress(plan.total_steps, plan.steps_per_epoch, plan.epochs, start)
+
+
+def _make_neighbours(
+    config: ml_collections.ConfigDict, plan: Plan, dataset: Dataset | StreamedDataset
+) -> Callable[[TrainState], dict[str, float]] | None:
+    """Returns `score(state) -> {"knn_top1": ...}`, the accuracy on the test split.
+
+    The neighbours are those of `--mode=knn`, on the full features; a watch on the
+    representation that no classifier's training stands behind. None if not wanted.
+    """
+    if not config.knn.every:
+        return None
+    encoder = FrozenEncoder(plan.method, batch_size=plan.test_batch_size)
+
+    def score(state: TrainState) -> dict[str, float]:
+        # On one device: the images come from the host, batch by batch.
+        params, batch_stats = jax.tree.map(
+            lambda x: x.addressable_data(0), (state.params, state.batch_stats)
+        )
+        encoder.use(params["encoder"], batch_stats["encoder"])
+        bank, queries = (
+            encoder(split.images)["full"] for split in (dataset.train, dataset.test)
+        )
+        scores = knn.classify(
+            bank,
+            dataset.train.labels,
+            queries,
+            num_classes=len(dataset.class_names),
+            k=config.knn.k,
+            temperature=config.knn.temperature,
+        )
+        return {"knn_top1": classification(scores, dataset.test.labels).top1}
+
+    return score
+
+
+def _show_views(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    plan: Plan,
+    feed: Feed,
+    writers: loggers.Writers,
+) -> None:
+    """Draws the first views of the run in figures/views.png: the first process does."""
+    if not processes.is_main_process():
+        return
+    key = jax.random.fold_in(train_step.stream(plan.seed, train_step.TRAINING), 0)
+    make_views = jax.jit(functools.partial(plan.method.make_views, train=True))
+    views = make_views(key, feed.first_images())
+    path = directory / "figures" / "views.png"
+    # Asked of the method: one that learns no augmentation does not read the field.
+    learned = getattr(plan.method, "learned", None)
+    figures.draw_views(
+        path,
+        views.first,
+        views.second,
+        learned=learned,
+        title=f"{config.method} on {config.dataset.name}",
+        half_size=_one_of_each(views.prediction, config, plan.batch_size),
+    )
+    writers.picture("views", path, 0)
+    if learned in views.first.structure:
+        health.check_structure(
+            learned,
+            *(view.structure[learned] for view in (views.first, views.second)),
+            fields=AUGMENTATIONS[learned].fields,
+        )
+
+
+def _one_of_each(
+    view: PredictionView | None, config: ml_collections.ConfigDict, batch: int
+) -> View | None:
+    """One member of each image's orbit, taking turns; None without a prediction."""
+    if view is None:
+        return None
+    members = len(view.targets) // batch
+    rows = np.arange(batch) * members + np.arange(batch) % members
+    return View(view.images[rows], {config.learned: view.targets[rows]})
