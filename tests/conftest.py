@@ -2,20 +2,20 @@
 
 import logging
 import os
-import pathlib
-import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The suite compiles much and computes little: LLVM's optimisations cost twice the time
 # of everything else. XLA's own passes, fusion among them, run as always.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax
 import pytest
 from absl import logging as absl_logging
+from program import CACHES
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(CACHES / "duet_jax" / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(autouse=True)

@@ -1,22 +1,20 @@
 """The program as a user starts it: a process of its own, and what it left behind."""
 
-import atexit
 import concurrent.futures
 import dataclasses
-import functools
 import os
 import pathlib
-import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
+# Compiled programs, of the tests and of what they start.
+CACHES = ROOT / ".pytest_cache" / "programs"
 MAIN = str(ROOT / "main.py")
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
 
@@ -56,14 +54,6 @@ os.execv(sys.executable, [sys.executable, *command])
 CANNOT_GIVE_UP_RIGHTS = 77
 
 
-@functools.cache
-def _caches() -> str:
-    """A directory for compiled programs and decoded images, until these tests end."""
-    place = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
-    return place
-
-
 @dataclasses.dataclass(frozen=True)
 class Done:
     """What a process that has ended has said."""
@@ -99,7 +89,7 @@ def run(
       script: another one than main.py.
       **options: of `subprocess.run`.
     """
-    changed = {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": _caches()}
+    changed = {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(CACHES)}
     changed = {**os.environ, **changed, **(environment or {})}
     command = [sys.executable, script, *arguments]
     if as_user or largest_file or closed:

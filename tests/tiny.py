@@ -7,9 +7,26 @@ import numpy as np
 from PIL import Image
 
 from configs import smoke
+from duet_jax.augmentations import Options
 from duet_jax.config import checks
 from duet_jax.data import load_dataset
 from duet_jax.types import Dataset, Split
+
+# Every number differs from its default.
+OTHER_OPTIONS = Options(
+    crop_area=(0.3, 0.6),
+    crop_ratio=(0.5, 1.5),
+    rotation_degrees=30.0,
+    flip_probability=0.3,
+    grey_probability=0.6,
+    blur_probability=0.25,
+    blur_sigma=(0.5, 1.5),
+    jitter_probability=0.4,
+    jitter_strength=(0.2, 0.3, 0.5, 0.05),
+    solarize_probability=0.7,
+    solarize_threshold=(0.3, 0.8),
+    solarize_addition=(-0.2, 0.05),
+)
 
 
 def config(**changes) -> ml_collections.ConfigDict:

@@ -44,10 +44,10 @@ def test_several_write_at_once_and_the_last_wins(tmp_path):
         with files.replacing(path) as second:
             second.write_text("second")
         code = (
-            "import sys; from duet_jax import files\n"
+            "import sys; from duet_jax.runtime import files\n"
             "with files.replacing(sys.argv[1]) as partial: partial.write_text('third')"
         )
-        root = pathlib.Path(files.__file__).parent.parent
+        root = pathlib.Path(files.__file__).parents[2]
         subprocess.run([sys.executable, "-c", code, path], cwd=root, check=True)
         assert path.read_text() == "third"
     assert path.read_text() == "first"

@@ -25,7 +25,7 @@ from duet_jax.sweeps import runner, tables
 from duet_jax.sweeps.trial import Trial
 from duet_jax.types import DatasetFacts
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 FIGURE4 = str(ROOT / "configs" / "figure4.py")
 SWEEP = str(ROOT / "sweep.py")
 ROWS_OF_4 = f"--experiment={FIGURE4}"

@@ -28,7 +28,7 @@ from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.training import summary
 from duet_jax.types import TrainState
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 # Left by killed runs, and by one that set a damaged checkpoint aside.
 REMAINDERS = ("9.unsealed.orbax-checkpoint-tmp", "9.unsealed", ".deleted-9")

@@ -24,7 +24,7 @@ from duet_jax.sweeps import cli as sweep_cli
 from duet_jax.sweeps import trial
 from duet_jax.types import same_images
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 FIGURE4 = str(ROOT / "configs" / "figure4.py")
 FIELDS = (
     "--config.batch_size=8",

@@ -14,7 +14,7 @@ import pytest
 from duet_jax import losses
 from duet_jax.losses import targets
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def oracle_nt_xent(a, b, temperature):

@@ -15,6 +15,7 @@ from unittest import mock
 import jax
 import pytest
 import tiny
+from program import snapshot
 
 from configs import base, digits_duet_rot
 from duet_jax import cli
@@ -23,7 +24,7 @@ from duet_jax.errors import TrainingError
 from duet_jax.runs import workdir
 from duet_jax.runtime import processes
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
 BASE = f"--config={ROOT / 'configs' / 'base.py'}"
 # A run that is refused late has switched the compilation cache on for the process.
@@ -53,16 +54,6 @@ def refusal(capsys, *arguments: str) -> str:
     assert not any(line.startswith("error") for line in before)
     assert "Traceback" not in err
     return last.removeprefix("error: ")
-
-
-def snapshot(directory: pathlib.Path) -> dict:
-    """Every path in a directory, with content and time of the files."""
-    return {
-        path.relative_to(directory): (path.read_bytes(), path.stat().st_mtime_ns)
-        if path.is_file()
-        else None
-        for path in directory.rglob("*")
-    }
 
 
 # Arguments, and what the message has to contain.

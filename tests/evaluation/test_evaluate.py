@@ -20,7 +20,7 @@ import tiny
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
-from test_main import snapshot
+from program import snapshot
 
 from duet_jax import cli
 from duet_jax.data import load_dataset
@@ -42,7 +42,7 @@ from duet_jax.runs import trained_run
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runtime import files, processes
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
 METHODS = ("duet", "simclr", "essl")
 REPRESENTATIONS = {

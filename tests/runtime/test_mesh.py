@@ -15,7 +15,7 @@ from duet_jax.errors import UsageError
 from duet_jax.runtime import mesh
 from duet_jax.training import compiled, plan
 
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).parents[1]
 METHODS = ("duet", "simclr", "essl")
 
 

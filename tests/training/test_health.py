@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_augmentations import OTHER_OPTIONS
+import tiny
 
 from configs import base
 from duet_jax.augmentations import AUGMENTATIONS, LEARNABLE, Options, make_stack
@@ -225,4 +225,4 @@ def test_fields_are_those_that_decide_what_is_drawn(code):
 
 
 def other_option(name):
-    return Options(**{name: getattr(OTHER_OPTIONS, name)})
+    return Options(**{name: getattr(tiny.OTHER_OPTIONS, name)})

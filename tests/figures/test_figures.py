@@ -365,7 +365,7 @@ def test_no_window_system_is_touched():
     script = "import sys, duet_jax.figures; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=pathlib.Path(__file__).parent.parent,
+        cwd=pathlib.Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=True,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.scipy import ndimage
 
 from duet_jax import augmentations
@@ -29,6 +30,10 @@ from duet_jax.errors import UsageError
 PARTS = ("bri", "con", "sat", "hue")
 MANY = 4000  # draws, for statistics
 
+USUAL_AND_OTHER = pytest.mark.parametrize(
+    "options", [Options(), tiny.OTHER_OPTIONS], ids=["usual", "other"]
+)
+
 
 def compiled(function, **kwargs):
     """Compiles once, not operation by operation; returns what numpy can slice."""
@@ -44,22 +49,6 @@ adjust_brightness = compiled(pho.adjust_brightness)
 adjust_contrast = compiled(pho.adjust_contrast)
 adjust_saturation = compiled(pho.adjust_saturation)
 adjust_hue = compiled(pho.adjust_hue)
-
-# Every number differs from its default.
-OTHER_OPTIONS = Options(
-    crop_area=(0.3, 0.6),
-    crop_ratio=(0.5, 1.5),
-    rotation_degrees=30.0,
-    flip_probability=0.3,
-    grey_probability=0.6,
-    blur_probability=0.25,
-    blur_sigma=(0.5, 1.5),
-    jitter_probability=0.4,
-    jitter_strength=(0.2, 0.3, 0.5, 0.05),
-    solarize_probability=0.7,
-    solarize_threshold=(0.3, 0.8),
-    solarize_addition=(-0.2, 0.05),
-)
 
 
 def stack_of(*codes, side=32, size=32, channels=3, options=None):
@@ -203,7 +192,9 @@ UNTOUCHED = {
 }
 
 
-@pytest.mark.parametrize("options", [Options(), OTHER_OPTIONS], ids=["usual", "other"])
+@pytest.mark.parametrize(
+    "options", [Options(), tiny.OTHER_OPTIONS], ids=["usual", "other"]
+)
 @pytest.mark.parametrize("code", UNTOUCHED)
 def test_probability(code, options):
     (params,) = draw(stack_of(code, options=options), MANY).values()
@@ -243,7 +234,9 @@ def ranges(options):
     }
 
 
-@pytest.mark.parametrize("options", [Options(), OTHER_OPTIONS], ids=["usual", "other"])
+@pytest.mark.parametrize(
+    "options", [Options(), tiny.OTHER_OPTIONS], ids=["usual", "other"]
+)
 @pytest.mark.parametrize(("code", "leaf"), ranges(Options()))
 def test_uniform_draws(code, leaf, options):
     ((record, frame),) = stack_of(code, options=options).stages
@@ -279,7 +272,9 @@ def test_quarter_turns_and_orders_are_equally_frequent():
     chi_square(np.bincount(orders, minlength=24), np.full(24, 200.0))
 
 
-@pytest.mark.parametrize("options", [Options(), OTHER_OPTIONS], ids=["usual", "other"])
+@pytest.mark.parametrize(
+    "options", [Options(), tiny.OTHER_OPTIONS], ids=["usual", "other"]
+)
 def test_crop_boxes(options):
     n, side = 100_000, 36
     (box,) = draw(stack_of("sca", side=side, options=options), n).values()
@@ -613,7 +608,9 @@ PARAMETERS = {  # unit, and the parameter from what was drawn and the side
 }
 
 
-@pytest.mark.parametrize("options", [Options(), OTHER_OPTIONS], ids=["usual", "other"])
+@pytest.mark.parametrize(
+    "options", [Options(), tiny.OTHER_OPTIONS], ids=["usual", "other"]
+)
 @pytest.mark.parametrize("code", LEARNABLE)
 def test_scale_is_the_way_back_to_the_parameter(code, options):
     stack = measuring_stack(code, stack_of("ccr", "jit", side=36, options=options))
@@ -627,7 +624,9 @@ def test_scale_is_the_way_back_to_the_parameter(code, options):
     close(scale.parameter(value, frame), expected, 1e-4 * np.ptp(expected))
 
 
-@pytest.mark.parametrize("options", [Options(), OTHER_OPTIONS], ids=["usual", "other"])
+@pytest.mark.parametrize(
+    "options", [Options(), tiny.OTHER_OPTIONS], ids=["usual", "other"]
+)
 @pytest.mark.parametrize("code", LEARNABLE)
 def test_every_level_and_nothing_else_is_measured(code, options):
     stack = measuring_stack(code, stack_of("rot", options=options))
@@ -663,11 +662,11 @@ def test_structure_of_params_that_were_asked_for(code):
 
 
 def test_measuring_stack_is_otherwise_the_same():
-    like = stack_of("ccr", "jit", side=36, options=OTHER_OPTIONS).half_size()
+    like = stack_of("ccr", "jit", side=36, options=tiny.OTHER_OPTIONS).half_size()
     stack = measuring_stack("hue", like)
-    options = dataclasses.replace(OTHER_OPTIONS, jitter_probability=1.0)
+    options = dataclasses.replace(tiny.OTHER_OPTIONS, jitter_probability=1.0)
     assert stack == dataclasses.replace(like, codes=("hue",), options=options)
-    assert measuring_stack("rot", like).options == OTHER_OPTIONS
+    assert measuring_stack("rot", like).options == tiny.OTHER_OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -895,4 +894,4 @@ def test_options_errors(field, value):
 
 def test_every_option_is_another_in_the_tests_above():
     for field in dataclasses.fields(Options):
-        assert getattr(OTHER_OPTIONS, field.name) != field.default
+        assert getattr(tiny.OTHER_OPTIONS, field.name) != field.default

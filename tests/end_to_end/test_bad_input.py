@@ -1,8 +1,8 @@
 """Bad configurations and command lines, through a process of the real program.
 
-What `test_main.py` and `test_settings.py` say of every field, these say of the program:
-one line that names the culprit and the remedy, and nothing else happens. Bad data and
-bad surroundings: `test_bad_data.py`, `test_bad_surroundings.py`.
+What `test_cli.py` and `config/test_checks.py` say of every field, these say of the
+program: one line that names the culprit and the remedy, and nothing else happens. Bad
+data and bad surroundings: `data/test_bad_data.py`, `test_bad_surroundings.py`.
 """
 
 import pytest

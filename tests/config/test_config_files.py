@@ -17,7 +17,7 @@ from duet_jax.config import build, checks, loading
 from duet_jax.config.build import DataSpec
 from duet_jax.methods import METHODS
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 # Files of rows, each a configuration.
 GRIDS = {
     path: loading.load_experiment(str(path))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
-from test_data import Shapes, as_tfrecord, noise, png, prepare, save
+from prepared import Shapes, as_tfrecord, noise, png, prepare, save
 
 from duet_jax import data
 from duet_jax.data import (
@@ -35,7 +35,7 @@ from duet_jax.data.source import Reader
 from duet_jax.data.streaming import Examples
 from duet_jax.errors import TrainingError, UsageError
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -444,7 +444,7 @@ def test_folder_is_grey_only_if_every_image_is(tmp_path, coloured):
 def test_tfds_is_grey_only_if_every_image_is(
     tmp_path, monkeypatch, declared, shape, channels
 ):
-    monkeypatch.setattr("test_data.shape_image", lambda split, i: noise(shape, i))
+    monkeypatch.setattr("prepared.shape_image", lambda split, i: noise(shape, i))
     features = {
         "image": tfds.features.Image(shape=(None, None, declared)),
         "label": Shapes.FEATURES["label"],

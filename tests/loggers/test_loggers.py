@@ -39,7 +39,7 @@ from duet_jax.loggers import wandb_access as access
 from duet_jax.loggers.progress import duration
 from duet_jax.loggers.wandb_run import WandB
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 KEY = "0123456789abcdefSECRET0123456789abcdefXY"
 
 

@@ -11,14 +11,14 @@ import time
 
 import numpy as np
 import pytest
+from job import Job
 from program import PATIENCE, TINY, run
-from test_processes import Job
 
 from duet_jax import loggers
 from duet_jax.runtime import signals
 from duet_jax.runtime.signals import Interruption
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 # An epoch of one row and many calls, so that a signal finds it unfinished.
 FIELDS = {
     "epochs": 4,
