@@ -22,6 +22,7 @@ from duet_jax.errors import UsageError, lookup, suggestion
 _ROOT = pathlib.Path(__file__).parents[2]
 _BASE = _ROOT / "configs" / "base.py"
 _SCALES = _ROOT / "configs" / "_scales.py"
+_STANDARD = _ROOT / "configs" / "standard.py"
 
 # Of an experiment that does not say: modes of main.py and their flags. The equivariance
 # is that to the code which the row is about.
@@ -62,7 +63,7 @@ def load(name: str) -> ml_collections.ConfigDict:
       UsageError: there is no such file or row, it fails, or its fields are not those of
         `configs/base.py`.
     """
-    path, row = _split(name)
+    path, row = _standard(*_split(name))
     _check_file(path, "--config", name)
     try:
         module = runpy.run_path(path)
@@ -129,6 +130,17 @@ def _split(name: str) -> tuple[str, str]:
         return name, ""
     path, _, row = name.rpartition(":")
     return (path, row) if path else (name, "")
+
+
+def _standard(path: str, row: str) -> tuple[str, str]:
+    """Returns where configs/cifar10_simclr.py is: a row of `configs/standard.py`."""
+    file = pathlib.Path(path)
+    if file.exists() or row or file.parent.name != "configs" or file.suffix != ".py":
+        return path, row
+    name = file.stem.replace("_", "-")
+    if name in runpy.run_path(str(_STANDARD))["ROWS"]:
+        return str(_STANDARD), name
+    return path, row
 
 
 def _check_file(path: str, flag: str, given: str) -> None:

@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from configs import _scales, table2
+from configs import _scales, standard, table2
 from duet_jax import cli
 from duet_jax.config import build, checks, loading
 from duet_jax.config.build import DataSpec
@@ -78,12 +78,23 @@ def flat(config) -> dict:
 
 def test_the_families_are_complete():
     names = {path.stem for path in EXPERIMENTS}
-    families = {
-        f"{data}_{method}"
+    own = {"cifar10_duet_rot", "cifar10_narrow", "digits_duet_rot", "smoke"}
+    assert names == own
+    assert {*standard.ROWS} == {
+        f"{data}-{method}"
         for data in ("cifar10", "cifar100", "mnist")
-        for method in ("duet_rot", "essl_ron", "simclr")
+        for method in ("duet-rot", "essl-ron", "simclr")
     }
-    assert families | {"cifar10_narrow", "digits_duet_rot", "smoke"} == names
+
+
+@pytest.mark.parametrize("row", standard.ROWS)
+def test_a_standard_row_is_a_file_too(row):
+    name = f"configs/{row.replace('-', '_')}.py"
+    config = flat(loading.load(name))
+    assert config == flat(standard.get_config(row))
+    assert loading.stem(name) == row.replace("-", "_")
+    data, method, *_ = row.split("-")
+    assert (config["dataset.name"], config["method"]) == (data, method)
 
 
 @each_config
@@ -225,17 +236,24 @@ def test_the_readme_example_of_the_reference():
     assert (method.num_bins, method.structure_weight) == (8, 1000.0)
 
 
-@pytest.mark.parametrize("data", ["cifar100", "mnist"])
+def standard_row(row):
+    config = standard.get_config(row)
+    return flat(checks.check(config, config))
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "mnist"])
 def test_the_other_duets_differ_in_the_data_alone(data):
-    ours = flat(resolved(ROOT / "configs" / f"{data}_duet_rot.py"))
+    ours = standard_row(f"{data}-duet-rot")
     theirs = flat(resolved(ROOT / "configs" / "cifar10_duet_rot.py"))
-    assert {n: ours[n] for n in ours if ours[n] != theirs[n]} == {"dataset.name": data}
+    assert ours.pop("dataset.name") == data
+    assert theirs.pop("dataset.name") == "cifar10"
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("data", ["cifar10", "cifar100", "mnist"])
 def test_baselines_share_everything_but_the_method(data):
-    essl = flat(resolved(ROOT / "configs" / f"{data}_essl_ron.py"))
-    simclr = flat(resolved(ROOT / "configs" / f"{data}_simclr.py"))
+    essl = standard_row(f"{data}-essl-ron")
+    simclr = standard_row(f"{data}-simclr")
     assert essl.pop("learned") == "ron"
     assert (essl.pop("method"), simclr.pop("method")) == ("essl", "simclr")
     assert essl.pop("essl.prediction_weight") == 0.4
@@ -298,6 +316,7 @@ def test_the_grids_are_complete():
         "table2",
         "table3",
         "duet_sweep",
+        "standard",
     }
 
 
