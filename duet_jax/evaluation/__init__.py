@@ -1,17 +1,18 @@
-"""What a checkpoint is worth: one module and one row for every way to find out.
+"""Offline evaluators: one module and one `EVALUATORS` entry each.
 
-Read `base.py` first. `duet_jax/evaluate.py` restores the run and stores the results.
+Read `base.py` first; `evaluate.py` restores the run, `store.py` keeps the results.
 """
 
 from duet_jax.evaluation import (
     equivariance,
     export_features,
+    html_report,
     knn,
     linear_probe,
-    report,
     transfer,
 )
-from duet_jax.evaluation.base import Evaluation, Evaluator, Result, Table
+from duet_jax.evaluation.base import Evaluation, Evaluator
+from duet_jax.evaluation.result import Result, Table
 
 __all__ = ["EVALUATORS", "Evaluation", "Evaluator", "Result", "Table"]
 
@@ -33,5 +34,5 @@ EVALUATORS: dict[str, Evaluator] = {
         transfer.measure, transfer.check, ("datasets",), images=transfer.images
     ),
     "features": Evaluator(export_features.measure, export_features.check, ("out",)),
-    "report": Evaluator(report.measure, fields=("knn.k", "knn.temperature")),
+    "report": Evaluator(html_report.measure, fields=("knn.k", "knn.temperature")),
 }

@@ -1,4 +1,4 @@
-"""What an evaluator is given, and what it gives back.
+"""What an evaluator is, and what it is given.
 
 An evaluator measures a restored encoder. It sees images only through the encoder and
 never asks which method trained it: what a method adds, such as a structure, it offers
@@ -13,47 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
-
+from duet_jax.config.checks import fields
 from duet_jax.data import identify, load_dataset
+from duet_jax.errors import UsageError
+from duet_jax.evaluation import store
+from duet_jax.evaluation.result import Result
+from duet_jax.runs import workdir
 from duet_jax.runs.frozen_encoder import Representations
 from duet_jax.runs.trained_run import Run, check_dataset
+from duet_jax.runtime import devices
 from duet_jax.types import Dataset, DatasetFacts, Identity, Split, same_images
 
 _log = logging.getLogger(__name__)
 
 # Name, in the run's configuration, of each section's field, such as "knn.k".
 Fields = tuple[str, ...]
-
-
-class Table(NamedTuple):
-    """A table of results, as it is printed.
-
-    Attributes:
-      title: above it.
-      header: one text per column.
-      rows: texts, as many as there are columns.
-      note: below it; says what the numbers mean where the header cannot.
-    """
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-
-class Result(NamedTuple):
-    """What an evaluator has found.
-
-    Attributes:
-      values: numbers, for the .json file: nested dicts and lists of plain types.
-      tables: the same for people.
-      figures: pictures by name; `roc` becomes `eval/<mode>_roc.png`.
-    """
-
-    values: dict[str, Any]
-    tables: tuple[Table, ...]
-    figures: dict[str, Figure]
 
 
 # Name in a result -> name and path of a data set, as in the section `dataset`.
@@ -100,27 +74,19 @@ class Evaluation:
     """
 
     def __init__(
-        self,
-        run: Run,
-        directory: pathlib.Path,
-        valid: Callable[["Evaluation", str], dict[str, Any] | None],
-        perform: Callable[["Evaluation", str, Mapping[str, str]], dict[str, Any]],
+        self, run: Run, directory: pathlib.Path, evaluators: Mapping[str, Evaluator]
     ):
         """Reads nothing yet.
 
         Args:
           run: restored.
           directory: receives the results.
-          valid: (this, name of a file) -> what `eval/<name>.json` holds if it is of
-            this checkpoint, these settings and the images as they are, else None.
-          perform: (this, evaluator, options by flag) -> its result, measured and
-            stored.
+          evaluators: by name, those that others may build on.
         """
         self.run = run
         self.directory = directory
         self.seconds: dict[str, float] = {}
-        self._valid = valid
-        self._perform = perform
+        self._evaluators = evaluators
         self._features: dict[str, Representations] = {}
 
     @functools.cached_property
@@ -175,11 +141,57 @@ class Evaluation:
             _log.info("%-12s taken from %s", name, self.directory / f"{name}.json")
             return found
         _log.info("%-12s measuring ...", name)
-        return self._perform(self, name, options)
+        return self.perform(name, options)
 
-    def valid(self, name: str) -> dict[str, Any] | None:
-        """Returns what `eval/<name>.json` holds of this checkpoint, None if nothing."""
-        return self._valid(self, name)
+    def valid(self, stem: str) -> dict[str, Any] | None:
+        """Returns what `eval/<stem>.json` holds, if that still holds.
+
+        None where it is of another checkpoint, of other settings or other images, or is
+        no result at all.
+        """
+        found = store.read(self.directory, stem)
+        if found is None or found["mode"] not in self._evaluators:
+            return None
+        try:
+            origin = store.plain(self._origin(found["mode"], found["options"]))
+        except UsageError as error:
+            _log.info("%-12s as stored does not count: %s", stem, error)
+            return None
+        except (KeyError, TypeError, AttributeError):  # of another version
+            return None
+        others = [key for key, value in origin.items() if found.get(key) != value]
+        if others:
+            _log.info("%-12s as stored is of other %s", stem, " and ".join(others))
+            return None
+        return found
+
+    def perform(self, name: str, options: Mapping[str, str]) -> dict[str, Any]:
+        """Runs an evaluator, writes its files and returns what its .json holds."""
+        start = time.perf_counter()
+        with self.own_seconds() as parts:
+            result = self._evaluators[name].measure(self, **options)
+        about = {
+            "mode": name,
+            "options": options,
+            **self._origin(name, options),
+            "method": self.run.config.method,
+            "dataset": self.facts._asdict(),
+            "seconds": {**parts, "total": time.perf_counter() - start},
+            "device": devices.describe(),
+        }
+        stem = workdir.result_name(name, options)
+        return store.write(self.directory, stem, about, result)
+
+    def _origin(self, name: str, options: Mapping[str, str]) -> dict[str, Any]:
+        """What a result is of: weights, fields of the configuration, images."""
+        run, evaluator = self.run, self._evaluators[name]
+        known = dict(fields(run.config))
+        return {
+            "step": run.step,
+            "weights": run.fingerprint,
+            "settings": {field: known[field] for field in evaluator.fields},
+            "images": self.identities(evaluator.images(run.config.dataset, options)),
+        }
 
     @property
     def facts(self) -> DatasetFacts:
@@ -242,8 +254,3 @@ def _warn_of_others(trained: DatasetFacts, found: DatasetFacts) -> None:
         what,
         found.name,
     )
-
-
-def percent(fraction: float) -> str:
-    """Returns a fraction as per cent with one decimal; "-" for none."""
-    return "-" if fraction is None else f"{100 * fraction:.1f}"

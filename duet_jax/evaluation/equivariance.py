@@ -30,7 +30,8 @@ from duet_jax.augmentations import (
     to_float,
 )
 from duet_jax.errors import UsageError, lookup
-from duet_jax.evaluation.base import Evaluation, Result, Table, percent
+from duet_jax.evaluation.base import Evaluation
+from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.methods import Method
 from duet_jax.methods.base import Structured
 from duet_jax.metrics import equivariance as measures

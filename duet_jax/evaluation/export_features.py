@@ -9,7 +9,8 @@ from typing import BinaryIO
 import numpy as np
 
 from duet_jax.errors import UsageError
-from duet_jax.evaluation.base import Evaluation, Result, Table
+from duet_jax.evaluation.base import Evaluation
+from duet_jax.evaluation.result import Result, Table
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
 

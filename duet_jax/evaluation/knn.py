@@ -1,6 +1,7 @@
 """Nearest neighbours of the test images among the training images."""
 
-from duet_jax.evaluation.base import Evaluation, Result, Table, percent
+from duet_jax.evaluation.base import Evaluation
+from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.metrics.classification import classification
 from duet_jax.probes import knn
 

@@ -5,7 +5,8 @@ import numpy as np
 
 from duet_jax import errors, figures
 from duet_jax.augmentations import Options, make_stack
-from duet_jax.evaluation.base import Evaluation, Result, Table, percent
+from duet_jax.evaluation.base import Evaluation
+from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.metrics.classification import classification
 from duet_jax.probes import logistic, sgd
 

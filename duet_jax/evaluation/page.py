@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from duet_jax.evaluation.base import Table
+from duet_jax.evaluation.result import Table
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 

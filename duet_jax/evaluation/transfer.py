@@ -10,7 +10,8 @@ from duet_jax.augmentations.photometric import luma
 from duet_jax.data import SOURCES
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import linear_probe
-from duet_jax.evaluation.base import Evaluation, Result, Sources, Table, load, percent
+from duet_jax.evaluation.base import Evaluation, Sources, load
+from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.runtime import files
 from duet_jax.types import Dataset, Split
 

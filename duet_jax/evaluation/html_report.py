@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from duet_jax import figures
 from duet_jax.evaluation import equivariance, page
-from duet_jax.evaluation.base import Evaluation, Result, Table, percent
+from duet_jax.evaluation.base import Evaluation
+from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.figures.style import save
 from duet_jax.methods.base import feature_spread
 from duet_jax.runs import workdir
