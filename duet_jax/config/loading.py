@@ -135,7 +135,12 @@ def _split(name: str) -> tuple[str, str]:
 def _standard(path: str, row: str) -> tuple[str, str]:
     """Returns where configs/cifar10_simclr.py is: a row of `configs/standard.py`."""
     file = pathlib.Path(path)
-    if file.exists() or row or file.parent.name != "configs" or file.suffix != ".py":
+    if (
+        os.path.isfile(path)
+        or row
+        or file.parent.name != "configs"
+        or file.suffix != ".py"
+    ):
         return path, row
     name = file.stem.replace("_", "-")
     if name in runpy.run_path(str(_STANDARD))["ROWS"]:

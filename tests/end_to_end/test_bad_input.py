@@ -244,5 +244,5 @@ def test_debug_shows_the_traceback(tmp_path):
     assert (done.status, done.out, done.errors) == (2, "", [f"error: {told}"])
     assert done.lines[-1] == f"error: {told}"
     assert done.lines[0] == "Traceback (most recent call last):"
-    assert "settings.py" in "".join(done.lines)
+    assert "checks.py" in "".join(done.lines)
     assert not any(tmp_path.iterdir())

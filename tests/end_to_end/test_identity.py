@@ -18,7 +18,7 @@ from PIL import Image
 from duet_jax import cli, data
 from duet_jax.data import cache, count_copies, identify, load_dataset
 from duet_jax.errors import UsageError
-from duet_jax.evaluation import Evaluation, evaluate
+from duet_jax.evaluation import EVALUATORS, Evaluation
 from duet_jax.runs import trained_run
 from duet_jax.sweeps import cli as sweep_cli
 from duet_jax.sweeps import trial
@@ -37,7 +37,7 @@ FIELDS = (
 @pytest.fixture(autouse=True)
 def caches(monkeypatch):
     """Those of the other programs of this suite, for decoded and compiled alike."""
-    monkeypatch.setenv("XDG_CACHE_HOME", program._caches())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(program.CACHES))
     # A sweep is a process that lasts for a sweep.
     monkeypatch.setattr(trial, "_identities", {})
     yield
@@ -179,7 +179,7 @@ def trained(original, images, tmp_path):
 
 def evaluation(directory):
     run = trained_run.load_run(directory)
-    return Evaluation(run, directory / "eval", evaluate.valid, evaluate.perform)
+    return Evaluation(run, directory / "eval", EVALUATORS)
 
 
 def neighbours(directory):

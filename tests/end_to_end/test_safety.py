@@ -17,7 +17,7 @@ from program import ROOT, TINY, run, snapshot
 from duet_jax.data import load_dataset
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import page
-from duet_jax.evaluation.base import Table
+from duet_jax.evaluation.result import Table
 from duet_jax.loggers.wandb_access import read_credentials
 
 # --- the code -------------------------------------------------------------------------
@@ -39,7 +39,7 @@ CALLS = {"eval", "exec", "os.system", "os.popen", "shutil.unpack_archive"}
 CALLS |= {"np.lib.format.read_array", "pd.read_pickle"}
 UNPACKING = {"extract", "extractall"}
 # Configuration files are programs of the user's, and run by design.
-RUN_BY_DESIGN = {ROOT / "duet_jax" / "config_files.py"}
+RUN_BY_DESIGN = {ROOT / "duet_jax" / "config" / "loading.py"}
 
 
 def _dotted(node: ast.AST) -> str:

@@ -28,12 +28,12 @@ from duet_jax.errors import UsageError
 from duet_jax.evaluation import (
     EVALUATORS,
     Evaluation,
-    evaluate,
     export_features,
+    html_report,
     page,
-    report,
+    store,
 )
-from duet_jax.evaluation.base import Table
+from duet_jax.evaluation.result import Table
 from duet_jax.loggers import read_rows
 from duet_jax.losses import top_k
 from duet_jax.losses.targets import von_mises
@@ -458,7 +458,7 @@ def measured(trained, features) -> dict:
     run = trained_run.load_run(trained["duet"])
     run = dataclasses.replace(run, encoder=Constructed(run.method, features))
     directory = run.directory / "eval"
-    evaluation = Evaluation(run, directory, evaluate.valid, evaluate.perform)
+    evaluation = Evaluation(run, directory, EVALUATORS)
     return EVALUATORS["equivariance"].measure(evaluation, codes="rot").values["rot"]
 
 
@@ -603,7 +603,7 @@ def test_a_page_escapes_everything():
 
 def test_a_table_as_text():
     table = Table("title", ("a", "long b"), (("xx", "1"), ("y", "22")), "note")
-    assert evaluate.as_text(table).splitlines() == [
+    assert table.as_text().splitlines() == [
         "title",
         "a   long b",
         "--  ------",
@@ -898,11 +898,11 @@ def test_a_report_of_a_collapsed_run(collapsed, capsys):
     ],
 )
 def test_what_can_be_laid_out(features, reason):
-    found = report.why_no_map(features.astype(np.float32))
+    found = html_report.why_no_map(features.astype(np.float32))
     assert reason in found
     assert bool(found) == bool(reason)
     if not found:
-        for places in report._projections(features.astype(np.float32)).values():
+        for places in html_report._projections(features.astype(np.float32)).values():
             assert np.isfinite(places).all()
 
 
@@ -911,8 +911,8 @@ def test_what_can_be_laid_out(features, reason):
     [
         ("features", export_features, "_pack"),
         ("knn", files.os, "replace"),
-        ("linear_probe", evaluate, "save"),
-        ("report", report, "save"),
+        ("linear_probe", store, "save"),
+        ("report", html_report, "save"),
     ],
 )
 def test_a_full_disk(mode, module, function, copied, capsys, monkeypatch):

@@ -637,7 +637,7 @@ def test_a_program_that_only_reads_is_quiet(large, tmp_path, way, step):
 
 LATE = """
 import asyncio, gc, pathlib, sys
-from duet_jax import checkpoints
+from duet_jax.runs import checkpoints
 
 checkpoints.Checkpoints(pathlib.Path("checkpoints"), create=False)
 

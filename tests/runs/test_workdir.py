@@ -63,7 +63,7 @@ def test_a_claim_holds_against_others(tmp_path):
     with workdir.claimed(tiny.config(), tmp_path / "new" / "run"):
         code = (
             "import sys; from pathlib import Path; sys.path[:0] = sys.argv[2:]\n"
-            "import tiny; from duet_jax import workdir\n"
+            "import tiny; from duet_jax.runs import workdir\n"
             "workdir.check(tiny.config(), Path(sys.argv[1]))"
         )
         refused = subprocess.run(

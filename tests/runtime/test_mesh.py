@@ -82,7 +82,7 @@ def test_the_seed_is_the_same_inside_a_compiled_function():
     for seed in (0, 7, 2**31, 2**32 - 1):
         run = plan_of(seed=seed)
         keys = compiled.make_keys(run)
-        expected = compiled.train_state.stream(seed, compiled.train_state.TRAINING)
+        expected = compiled.train_step.stream(seed, compiled.train_step.TRAINING)
         assert (
             jax.random.key_data(keys.training) == jax.random.key_data(expected)
         ).all()

@@ -138,7 +138,7 @@ def test_a_second_signal_ends_at_once(caches, tmp_path):
         "import sys, time\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from duet_jax import cli\n"
-        "cli.processes.part = lambda: time.sleep(1000)\n"
+        "cli.processes.shutdown = lambda: time.sleep(1000)\n"
         "sys.exit(cli.main(['main.py', *sys.argv[1:]]))\n"
     )
     workdir = tmp_path / "run"

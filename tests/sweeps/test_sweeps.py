@@ -49,7 +49,7 @@ def run(*arguments, cwd):
 
 
 def environment():
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": program._caches()}
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(program.CACHES)}
 
 
 @contextlib.contextmanager
