@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class UsageError(ValueError):
@@ -43,7 +43,7 @@ def suggestion(name: str, choices: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def lookup(table: Mapping[str, T], name: str, field: str) -> T:
+def lookup(table: Mapping[str, _T], name: str, field: str) -> _T:
     """Returns `table[name]`.
 
     Args:

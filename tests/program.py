@@ -1,20 +1,34 @@
 """The program as a user starts it: a process of its own, and what it left behind."""
 
+import atexit
 import concurrent.futures
 import dataclasses
 import os
 import pathlib
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Compiled programs, of the tests and of what they start.
-CACHES = ROOT / ".pytest_cache" / "programs"
+
+
+def _caches() -> pathlib.Path:
+    """A directory that all workers share, and what they start, until the tests end."""
+    place = os.environ.get("DUET_JAX_TEST_CACHES")
+    if place is None:
+        place = os.environ["DUET_JAX_TEST_CACHES"] = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return pathlib.Path(place)
+
+
+# Compiled programs and decoded images, of the tests and of what they start.
+CACHES = _caches()
 MAIN = str(ROOT / "main.py")
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
 

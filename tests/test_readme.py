@@ -142,10 +142,10 @@ def test_every_block_is_an_example():
 
 @pytest.fixture
 def shift(monkeypatch):
-    """The record of the README, with its row in the registry."""
+    """The record of the README, with its row."""
     record = run("**An augmentation**", geometric)["SHIFT"]
     monkeypatch.setitem(AUGMENTATIONS, record.code, record)
-    # Made of the registry when the program starts.
+    # Made of AUGMENTATIONS when the program starts.
     learnable = (*augmentations.LEARNABLE, record.code)
     for module in (augmentations, stack, equivariance):
         monkeypatch.setattr(module, "LEARNABLE", learnable)
@@ -217,7 +217,7 @@ ALIGNED = ("--config.method=aligned", "--config.augmentation.stack=sca")
 
 @pytest.fixture
 def aligned(monkeypatch):
-    """The method of the README, with its row in the registry."""
+    """The method of the README, with its row."""
     method = run("**A method**")["Aligned"]
     monkeypatch.setitem(METHODS, "aligned", method)
     return method

@@ -47,13 +47,13 @@ def make_method(config: ml_collections.ConfigDict, data: DataSpec) -> Method:
     """Returns the method that `config` describes for `data`.
 
     The attributes of a method's class are the fields of the section that has the
-    method's name, and `config.learned`; see `BUILDERS` for those that need more.
+    method's name, and `config.learned`; see `_BUILDERS` for those that need more.
 
     Raises:
       UsageError: it is not known, or cannot be trained like that.
     """
     cls = lookup(METHODS, config.method, "config.method")
-    return BUILDERS.get(config.method, _build)(cls, config, data)
+    return _BUILDERS.get(config.method, _build)(cls, config, data)
 
 
 def own_fields(cls: type[Method]) -> set[str]:
@@ -76,7 +76,7 @@ def _build_duet(
 ) -> DUET:
     views = two_views(config, data)
     check_learned(config.learned, views.stack.codes)
-    check_bins(config)
+    _check_bins(config)
     target = choose_target(config.duet.target, config.learned)
     return cls(
         two_views=views,
@@ -102,7 +102,7 @@ def _build_essl(
 
 
 # Methods with something to check or to derive.
-BUILDERS: dict[str, Callable[..., Method]] = {
+_BUILDERS: dict[str, Callable[..., Method]] = {
     "duet": _build_duet,
     "essl": _build_essl,
 }
@@ -177,7 +177,7 @@ def choose_target(target: str, learned: str) -> str:
     return target
 
 
-def check_bins(config: ml_collections.ConfigDict) -> None:
+def _check_bins(config: ml_collections.ConfigDict) -> None:
     """Raises a UsageError unless the bins divide the encoder's features."""
     bins, encoder = config.duet.num_bins, config.encoder
     features = num_features(

@@ -135,17 +135,15 @@ def _split(name: str) -> tuple[str, str]:
 def _standard(path: str, row: str) -> tuple[str, str]:
     """Returns where configs/cifar10_simclr.py is: a row of `configs/standard.py`."""
     file = pathlib.Path(path)
-    if (
-        os.path.isfile(path)
-        or row
-        or file.parent.name != "configs"
-        or file.suffix != ".py"
-    ):
+    if row or os.path.isfile(path) or file.parent.name != _STANDARD.parent.name:
         return path, row
-    name = file.stem.replace("_", "-")
-    if name in runpy.run_path(str(_STANDARD))["ROWS"]:
-        return str(_STANDARD), name
-    return path, row
+    rows = runpy.run_path(str(_STANDARD))["ROWS"]
+    old_names = {f"{name.replace('-', '_')}.py": name for name in rows}
+    return (
+        (str(_STANDARD), old_names[file.name])
+        if file.name in old_names
+        else (path, row)
+    )
 
 
 def _check_file(path: str, flag: str, given: str) -> None:

@@ -157,7 +157,7 @@ class Evaluation:
         except UsageError as error:
             _log.info("%-12s as stored does not count: %s", stem, error)
             return None
-        except (KeyError, TypeError, AttributeError):  # of another version
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         others = [key for key, value in origin.items() if found.get(key) != value]
         if others:
@@ -170,13 +170,14 @@ class Evaluation:
         start = time.perf_counter()
         with self.own_seconds() as parts:
             result = self._evaluators[name].measure(self, **options)
+        seconds = {**parts, "total": time.perf_counter() - start}
         about = {
             "mode": name,
             "options": options,
             **self._origin(name, options),
             "method": self.run.config.method,
             "dataset": self.facts._asdict(),
-            "seconds": {**parts, "total": time.perf_counter() - start},
+            "seconds": seconds,
             "device": devices.describe(),
         }
         stem = workdir.result_name(name, options)

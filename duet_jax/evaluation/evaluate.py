@@ -30,7 +30,7 @@ def evaluate(
     Args:
       names: keys of EVALUATORS, in order. They share the restored encoder and the
         representations it gives.
-      config: of the run, from `settings.check`.
+      config: of the run, from `config.checks.check`.
       directory: the run's work directory; receives eval/<name>.json and pictures.
       step: of the checkpoint: a number, "newest" (None) or "best".
       **options: flags of the evaluators; each is given its own.

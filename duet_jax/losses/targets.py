@@ -78,7 +78,7 @@ class Target(NamedTuple):
     circular: bool
 
 
-TARGETS = {
+TARGETS: dict[str, Target] = {
     "gaussian": Target(gaussian, "sigma", circular=False),
     "von_mises": Target(von_mises, "concentration", circular=True),
 }

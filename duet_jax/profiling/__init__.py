@@ -63,7 +63,7 @@ def benchmark(
     """Times the training step that `config` describes; prints and stores the results.
 
     Args:
-      config: resolved, from `settings.check`.
+      config: resolved, from `config.checks.check`.
       directory: receives benchmark.json, unless `out` is given.
       images: "noise" for random ones of the configured size, in colour, ten classes,
         which cost the step what others cost; "real" for the data set itself, read as

@@ -254,10 +254,10 @@ def as_markdown(rows: Sequence[Row], title: str, about: str) -> str:
 def _matrix(rows: Sequence[Row], measure: str) -> str:
     methods = list(dict.fromkeys(row.method for row in rows))
     cases = dict.fromkeys(row.case for row in rows)
-    trials = {(row.case, row.method): row.shown(measure) for row in rows}
+    cells = {(row.case, row.method): row.shown(measure) for row in rows}
     header = [measure_of(measure).title, *methods]
     lines = [
-        [case or "(none)", *(trials.get((case, method), "") for method in methods)]
+        [case or "(none)", *(cells.get((case, method), "") for method in methods)]
         for case in cases
     ]
     return _table([header, *lines])
@@ -287,7 +287,7 @@ def _as_text(seconds: tuple[float, bool] | None) -> str:
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
     texts = [
-        f"| {' | '.join(trial.replace('|', '&#124;') for trial in line)} |"
+        f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |"
         for line in lines
     ]
     return "\n".join([texts[0], "|---" * len(lines[0]) + "|", *texts[1:]])

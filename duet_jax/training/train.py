@@ -48,7 +48,7 @@ def train(
     """Trains, or continues to train, in `directory`.
 
     Args:
-      config: resolved, from `settings.check`.
+      config: resolved, from `config.checks.check`.
       directory: receives config.json, dataset.json, metrics.jsonl, checkpoints/,
         figures/ and tensorboard/. If it holds checkpoints of the same configuration
         the run goes on from the newest one that is sound.

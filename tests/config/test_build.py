@@ -1,0 +1,43 @@
+"""What a configuration describes, built."""
+
+import dataclasses
+
+import ml_collections
+import tiny
+
+from duet_jax.config import build
+from duet_jax.methods import METHODS, Method
+
+DATA = build.DataSpec("tiny", 16, channels=1, num_classes=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted(Method):
+    weight: float
+
+    def loss(self, networks, views, labels, mask, *, train):
+        raise NotImplementedError
+
+
+def test_a_method_has_the_fields_of_its_section(monkeypatch):
+    monkeypatch.setitem(METHODS, "weighted", Weighted)
+    config = tiny.smoke.get_config()
+    with config.unlocked():
+        config.weighted = ml_collections.ConfigDict({"weight": 2.5})
+    config.method = "weighted"
+    method = build.make_method(config, DATA)
+    assert method == Weighted(build.two_views(config, DATA), 2.5)
+    assert build.own_fields(Weighted) == {"weight"}
+
+
+def test_a_method_may_have_what_is_learned(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Learning(Weighted):
+        learned: str
+
+    monkeypatch.setitem(METHODS, "weighted", Learning)
+    config = tiny.smoke.get_config()
+    with config.unlocked():
+        config.weighted = ml_collections.ConfigDict({"weight": 2.5})
+    config.method = "weighted"
+    assert build.make_method(config, DATA).learned == config.learned
