@@ -1,14 +1,11 @@
 """A training as a user starts it, in one process or several."""
 
-import contextlib
-import os
-import signal
 import socket
 import subprocess
-import sys
 import time
 
-from program import PATIENCE, ROOT
+from forked import Process
+from program import MAIN, PATIENCE, SMOKE, changed
 
 
 def free_port() -> int:
@@ -20,9 +17,9 @@ def free_port() -> int:
 class Job:
     """A training in one or more processes."""
 
-    def __init__(self, caches, workdir, count, **fields):
+    def __init__(self, workdir, count, before="", **fields):
         workdir.parent.mkdir(parents=True, exist_ok=True)
-        fields |= {"compilation_cache": caches, "tensorboard": "false"}
+        fields |= {"tensorboard": "false"}
         port = free_port()
         self.logs, self.processes = [], []
         for number in range(count):
@@ -37,18 +34,12 @@ class Job:
             self.logs.append(log)
             with log.open("w") as file:
                 self.processes.append(
-                    subprocess.Popen(
-                        [
-                            sys.executable,
-                            "main.py",
-                            f"--config={ROOT / 'configs' / 'smoke.py'}",
-                            f"--workdir={workdir}",
-                            *arguments,
-                        ],
-                        cwd=ROOT,
+                    Process(
+                        [MAIN, SMOKE, f"--workdir={workdir}", *arguments],
                         stdout=file,
                         stderr=subprocess.STDOUT,
-                        env={**os.environ, "XDG_CACHE_HOME": str(caches)},
+                        env=changed({}),
+                        before=before,
                     )
                 )
 
@@ -56,9 +47,8 @@ class Job:
         return self
 
     def __exit__(self, *exception):
-        for process in self.processes:  # JAX swallows SIGTERM
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGKILL)
+        for process in self.processes:
+            process.kill()  # JAX swallows SIGTERM
             process.wait()
 
     def wait(self, number=0, seconds=PATIENCE) -> int:

@@ -7,15 +7,12 @@ import os
 import pathlib
 import shutil
 import stat
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import IO, Any
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parent.parent
+from forked import ROOT, Process
 
 
 def _caches() -> pathlib.Path:
@@ -49,24 +46,6 @@ TINY = (
     "--noconfig.tensorboard",
 )
 
-# Becomes the program after giving up what an ordinary user does not have: the right of
-# root to read and write everything, and room for files of more than some bytes.
-_LAUNCHER = """
-import ctypes, os, resource, sys
-rights, size, closed, *command = sys.argv[1:]
-if rights == "user" and os.geteuid() == 0:
-    libc = ctypes.CDLL(None, use_errno=True)
-    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-        if libc.prctl(24, capability, 0, 0, 0):  # PR_CAPBSET_DROP
-            sys.exit(77)
-if int(size):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
-for descriptor in filter(None, closed.split(",")):
-    os.close(int(descriptor))
-os.execv(sys.executable, [sys.executable, *command])
-"""
-CANNOT_GIVE_UP_RIGHTS = 77
-
 
 @dataclasses.dataclass(frozen=True)
 class Done:
@@ -81,14 +60,19 @@ class Done:
         return [line for line in self.lines if line.startswith("error: ")]
 
 
+def changed(changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Returns the environment of a started program; None takes a variable away."""
+    own = {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(CACHES)}
+    changed = {**os.environ, **own, **changes}
+    return {name: value for name, value in changed.items() if value is not None}
+
+
 def run(
-    *arguments: str,
+    *arguments: object,
     cwd: pathlib.Path,
     environment: Mapping[str, str | None] | None = None,
-    as_user: bool = False,
-    largest_file: int = 0,
-    closed: tuple[int, ...] = (),
     script: str = MAIN,
+    stdout: IO | None = None,
     **options,
 ) -> Done:
     """Runs `python main.py arguments` and waits for its end.
@@ -97,33 +81,25 @@ def run(
       *arguments: of the command line.
       cwd: where it is started.
       environment: changes of this process's own; None takes a variable away.
-      as_user: permissions bind it, also where the tests are run by root.
-      largest_file: bytes at which a file cannot grow any more, as on a full disk.
-      closed: descriptors that it does not get, such as 1 for standard output.
-      script: another one than main.py.
-      **options: of `subprocess.run`.
+      script: another one than main.py, or -c.
+      stdout: a file instead of the text that is returned.
+      **options: of `forked.Process`.
     """
-    changed = {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(CACHES)}
-    changed = {**os.environ, **changed, **(environment or {})}
-    command = [sys.executable, script, *arguments]
-    if as_user or largest_file or closed:
-        limits = ["user" if as_user else "own", str(largest_file)]
-        limits.append(",".join(map(str, closed)))
-        command[:1] = [sys.executable, "-c", _LAUNCHER, *limits]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={name: value for name, value in changed.items() if value is not None},
-        stdin=subprocess.DEVNULL,
-        timeout=PATIENCE,
-        check=False,
-        **options,
-    )
-    out, err = (
-        (text or b"").decode(errors="replace") for text in (done.stdout, done.stderr)
-    )
-    return Done(done.returncode, out, err.splitlines())
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with Process(
+            [script, *map(str, arguments)],
+            cwd=cwd,
+            env=changed(environment or {}),
+            stdout=stdout or out,
+            stderr=err,
+            **options,
+        ) as process:
+            process.wait(PATIENCE)
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode(errors="replace"))
+    return Done(process.returncode, texts[0], texts[1].splitlines())
 
 
 def snapshot(directory: pathlib.Path) -> dict:
@@ -160,8 +136,6 @@ def refusal(
     """
     before = snapshot(cwd)
     done = run(*arguments, cwd=cwd, **options)
-    if done.status == CANNOT_GIVE_UP_RIGHTS:
-        pytest.skip("root cannot give up its rights here")
     text = "\n".join(done.lines)
     assert (done.status, done.out) == (status, ""), text
     assert len(done.errors) == 1, text

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from duet_jax.figures.style import (
     BLUE,
@@ -131,23 +132,9 @@ def build_marginals(
     parameters = np.asarray(parameters, float)
     marginals, targets = np.asarray(marginals, float), np.asarray(targets, float)
     columns = _columns(parameters, levels, limits)
-    means = [np.ma.masked_invalid(columns.mean(a).T) for a in (marginals, targets)]
     figure = titled(11, 3.9, title)
     axes = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
-    num_bins = marginals.shape[1]
-    extent = (columns.edges[0], columns.edges[-1], -0.5, num_bins - 0.5)
-    for panel, mean in zip(axes[:2], means, strict=True):
-        image = panel.imshow(
-            mean,
-            cmap=SHARES,
-            vmin=0,
-            vmax=max(float(mean.max()) for mean in means),
-            origin="lower",
-            aspect="auto",
-            extent=extent,
-            interpolation="nearest",
-        )
-        panel.yaxis.set_major_locator(locator("bins", 8))
+    image = _draw_means(axes[:2], columns, (marginals, targets))
     axes[0].set_title("predicted marginal, mean", loc="left")
     axes[1].set_title("target, mean", loc="left")
     circle = topology == "circle"
@@ -161,6 +148,26 @@ def build_marginals(
         _mark_parameter(panel, columns, unit)
     figure.supxlabel(f"parameter [{unit}]", size=9, color=MUTED)
     return figure
+
+
+def _draw_means(
+    axes: Sequence[Axes], columns: _Columns, distributions: Sequence[np.ndarray]
+) -> AxesImage:
+    """Draws the mean of each of `distributions` by parameter, on one colour scale."""
+    means = [np.ma.masked_invalid(columns.mean(each).T) for each in distributions]
+    for panel, mean in zip(axes, means, strict=True):
+        image = panel.imshow(
+            mean,
+            cmap=SHARES,
+            vmin=0,
+            vmax=max(float(mean.max()) for mean in means),
+            origin="lower",
+            aspect="auto",
+            extent=(columns.edges[0], columns.edges[-1], -0.5, len(mean) - 0.5),
+            interpolation="nearest",
+        )
+        panel.yaxis.set_major_locator(locator("bins", 8))
+    return image
 
 
 def _draw_distances(

@@ -937,7 +937,6 @@ def _opened(directory: pathlib.Path, name: str) -> Iterator[BinaryIO]:
         raise _DamageError(f"{name} cannot be read ({_reason(error)})") from error
 
 
-@functools.cache  # once a process
 @functools.cache  # once in a process
 def _ignore_late_ends() -> None:
     """Keeps quiet about arrays that end or fail after another one has failed.

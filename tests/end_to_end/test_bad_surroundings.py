@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from pictures import fill
-from program import CANNOT_GIVE_UP_RIGHTS, SMOKE, TINY, refusal, run, side_by_side
+from program import SMOKE, TINY, refusal, run, side_by_side
 
 from duet_jax.loggers import TensorBoard
 from duet_jax.runtime import devices
@@ -439,8 +439,6 @@ def accepted(request, finished):
 @pytest.mark.parametrize("case", ACCEPTED)
 def test_accepted(case, accepted):
     done, expected = accepted[case].result(), ACCEPTED[case][1]
-    if done.status == CANNOT_GIVE_UP_RIGHTS:
-        pytest.skip("root cannot give up its rights here")
     assert (done.status, done.out, done.errors) == (0, "", []), done.lines
     warnings = [line for line in done.lines if line.startswith("warning: ")]
     # Training on noise has warnings of its own.

@@ -6,9 +6,20 @@
 import json
 import shutil
 
+import forked
 import pytest
+from program import CACHES
 
 from benchmarks import chaos
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_starts():
+    """The program without its imports, and with compiled programs at hand."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chaos, "subprocess", forked.subprocesses)
+        patch.setenv("XDG_CACHE_HOME", str(CACHES))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,13 @@ import contextlib
 import json
 import os
 import pathlib
-import subprocess
 import sys
 from unittest import mock
 
 import jax
 import pytest
 import tiny
-from program import snapshot
+from program import run, snapshot
 
 from configs import base, digits_duet_rot
 from duet_jax import cli
@@ -918,17 +917,6 @@ def test_the_written_configuration(tmp_path):
 # --- a real process -------------------------------------------------------------------
 
 
-def run_program(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *arguments],
-        cwd=cwd,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -948,19 +936,18 @@ def run_program(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProce
     ],
 )
 def test_errors_of_the_program(arguments, message, tmp_path):
-    done = run_program(*arguments, cwd=tmp_path)
-    errors = [li for li in done.stderr.splitlines() if not li.startswith("digits: ")]
-    assert done.returncode == 2
-    assert done.stdout == ""
+    done = run(*arguments, cwd=tmp_path)
+    errors = [line for line in done.lines if not line.startswith("digits: ")]
+    assert (done.status, done.out) == (2, "")
     assert len(errors) == 1
     assert errors[0].startswith(f"error: {message}")
     assert not any(tmp_path.iterdir())
 
 
 def test_help_of_the_program(tmp_path):
-    done = run_program("--help", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == cli.help_text(["main.py"]) + "\n"
+    done = run("--help", cwd=tmp_path)
+    assert (done.status, done.lines) == (0, [])
+    assert done.out == cli.help_text(["main.py"]) + "\n"
 
 
 @pytest.mark.parametrize("flag", ["--help", "-help", "-h"])

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from program import PATIENCE
 
 from duet_jax import losses
 from duet_jax.losses import targets
@@ -237,7 +238,7 @@ def test_nt_xent_on_eight_devices_exchanges_embeddings_only():
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, "")
     exchanged = done.stdout.splitlines()

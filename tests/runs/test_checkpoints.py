@@ -1,5 +1,6 @@
 """What is kept, and what comes back."""
 
+import concurrent.futures
 import errno
 import json
 import logging
@@ -8,8 +9,6 @@ import pathlib
 import re
 import shutil
 import socket
-import subprocess
-import sys
 import threading
 
 import jax
@@ -20,7 +19,7 @@ import pytest
 from absl import logging as absl_logging
 from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.serialization import ocdbt_utils, serialization
-from program import PATIENCE
+from program import PATIENCE, ROOT, run
 
 from duet_jax.errors import TrainingError, UsageError
 from duet_jax.runs import checkpoints as module
@@ -451,6 +450,7 @@ from absl import logging
 
 directory, port, number = sys.argv[1:]
 logging.set_verbosity(logging.FATAL)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(number))
 
 from duet_jax.runs.checkpoints import Checkpoints
@@ -485,24 +485,13 @@ def test_two_processes_save_below_a_name_like_a_pattern(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, directory, str(port), str(number)],
-            cwd=ROOT,
-            env={**os.environ, "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        said = [job.communicate(timeout=PATIENCE) for job in jobs]
-    finally:
-        for job in jobs:
-            job.kill()
-    for out, err in said:
-        assert "both are sound" in out, err
+
+    def process(number):
+        return run(PROCESS, directory, port, number, script="-c", cwd=ROOT)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for done in pool.map(process, range(2)):
+            assert "both are sound" in done.out, done.lines
     halves = (directory / "2" / "model").glob("ocdbt.process_*")
     assert {half.name[-1] for half in halves} == {"0", "1"}
 

@@ -8,8 +8,6 @@ import logging
 import os
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import hypothesis
 import jax
@@ -19,7 +17,8 @@ import orbax.checkpoint as ocp
 import pytest
 from hypothesis import strategies as st
 from orbax.checkpoint._src.serialization import serialization
-from program import PATIENCE, ROOT, TINY
+from forked import ROOT
+from program import TINY, run
 
 from duet_jax import cli
 from duet_jax.errors import UsageError
@@ -605,19 +604,14 @@ def large(tmp_path_factory):
 
 def call_python(text, *arguments):
     done = run_python(text, *arguments)
-    assert done.stderr == ""
-    return done.stdout
+    assert done.lines == []
+    return done.out
 
 
 def run_python(text, *arguments):
-    return subprocess.run(
-        [sys.executable, "-c", text, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-    )
+    done = run(text, *arguments, script="-c", cwd=ROOT)
+    assert done.status == 0, done.lines
+    return done
 
 
 @pytest.mark.parametrize("way", ["rename", "in place"])
@@ -666,9 +660,9 @@ late(lambda loop: loop.create_task(coroutine("others.py")))
 
 def test_errors_that_orbax_never_asked_for_are_quiet():
     """And those of others are reported as always."""
-    said = run_python(LATE).stderr
-    assert said.startswith("of others:\n"), said
-    assert "Task exception was never retrieved" in said
+    said = run_python(LATE).lines
+    assert said[0] == "of others:", said
+    assert "Task exception was never retrieved" in "\n".join(said)
 
 
 # --- a whole run ----------------------------------------------------------------------

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import tiny
+from program import run
 
 from duet_jax.errors import UsageError
 from duet_jax.runs import workdir
@@ -66,13 +67,9 @@ def test_a_claim_holds_against_others(tmp_path):
             "import tiny; from duet_jax.runs import workdir\n"
             "workdir.check(tiny.config(), Path(sys.argv[1]))"
         )
-        refused = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "new" / "run"), *sys.path],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "is in use: process" in refused.stderr
+        place = tmp_path / "new" / "run"
+        refused = run(code, place, *sys.path, script="-c", cwd=tmp_path)
+        assert "is in use: process" in refused.lines[-1]
 
 
 def test_what_happened_before_the_claim_is_seen(tmp_path):

@@ -1,35 +1,33 @@
 """Many devices compute what one computes, and say little to each other."""
 
 import math
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import many_devices
 import numpy as np
 import pytest
+from program import run
 
 from duet_jax.errors import UsageError
 from duet_jax.runtime import mesh
 from duet_jax.training import compiled, plan
 
-HERE = pathlib.Path(__file__).parents[1]
 METHODS = ("duet", "simclr", "essl")
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def found(request, tmp_path_factory):
     """What `many_devices.py` found: run -> name -> array."""
-    out = tmp_path_factory.mktemp(request.param) / "out.npz"
-    script = [sys.executable, str(HERE / "many_devices.py"), request.param, str(out)]
-    subprocess.run(script, check=True, timeout=600)
+    place = tmp_path_factory.mktemp(request.param)
+    out = place / "out.npz"
+    done = run(request.param, out, script=many_devices.__file__, cwd=place)
+    assert done.status == 0, done.lines
     results = {}
     with np.load(out) as arrays:
         for name in arrays.files:
-            run, _, what = name.partition("/")
-            results.setdefault(run, {})[what] = arrays[name]
+            devices, _, what = name.partition("/")
+            results.setdefault(devices, {})[what] = arrays[name]
     return results
 
 

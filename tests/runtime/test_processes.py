@@ -3,7 +3,6 @@
 import json
 import pathlib
 import re
-import signal
 
 import numpy as np
 import pytest
@@ -18,25 +17,18 @@ from duet_jax.training import train
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory):
-    """Compiled programs are shared by this file's runs."""
-    return tmp_path_factory.mktemp("caches")
-
-
-def finished(caches, workdir, count, **fields):
+def finished(workdir, count, **fields):
     """Runs a job to its end and returns its rows."""
-    with Job(caches, workdir, count, **fields) as job:
+    with Job(workdir, count, **fields) as job:
         for number in range(count):
             assert job.wait(number) == 0, job.log(number)
     return loggers.read_rows(workdir / "metrics.jsonl"), job
 
 
-def test_two_processes_train_like_one(caches, tmp_path):
+def test_two_processes_train_like_one(tmp_path):
     """Each reads its own half of every batch; the first alone writes."""
-    one, _ = finished(caches, tmp_path / "one", 1)
+    one, _ = finished(tmp_path / "one", 1)
     two, job = finished(
-        caches,
         tmp_path / "two",
         2,
         **{"dataset.placement": "host", "dataset.workers": 1},
@@ -59,38 +51,40 @@ def test_two_processes_train_like_one(caches, tmp_path):
     ]
 
 
-LONG = {"epochs": 30, "evaluate_every": 30, "checkpoint.keep": 100}
+LONG = {"epochs": 8, "evaluate_every": 8, "checkpoint.keep": 100}
+# A process that is lost is missed at once, and not after half a minute.
+IMPATIENT = "from duet_jax.runtime import processes; processes.HEARTBEAT_SECONDS = 5"
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(caches, tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """The training rows of the long run in one process."""
-    rows, _ = finished(caches, tmp_path_factory.mktemp("whole") / "run", 1, **LONG)
+    rows, _ = finished(tmp_path_factory.mktemp("whole") / "run", 1, **LONG)
     return [row for row in rows if row["split"] == "train"]
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_job_that_loses_a_process_ends_and_goes_on(
-    caches, tmp_path, uninterrupted, before, after
+    tmp_path, uninterrupted, before, after
 ):
     """With another number of processes than it had."""
     workdir, fields = tmp_path / "run", LONG
-    with Job(caches, workdir, before, **fields) as job:
+    with Job(workdir, before, IMPATIENT, **fields) as job:
         job.wait_for_checkpoint(workdir)
-        job.processes[-1].send_signal(signal.SIGKILL)
+        job.processes[-1].kill()
         if before > 1:
             assert job.wait(0, 60) == 1, job.log(0)
             assert "another process of this job is gone" in job.log(0)
             assert "goes on from the newest checkpoint" in job.log(0)
             assert "Traceback" not in job.log(0)
-    rows, job = finished(caches, workdir, after, **fields)
+    rows, job = finished(workdir, after, **fields)
     assert "continuing   from the checkpoint of step" in job.log(0)
     trained = [row for row in rows if row["split"] == "train"]
-    assert [row["step"] for row in trained] == list(range(2, 61, 2))
+    assert [row["step"] for row in trained] == list(range(2, 17, 2))
     # On other images or from another state the loss would be another.
     for ours, theirs in zip(trained, uninterrupted, strict=True):
         np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=3e-3)
-    assert json.loads((workdir / "config.json").read_text())["epochs"] == 30
+    assert json.loads((workdir / "config.json").read_text())["epochs"] == 8
 
 
 SLURM = {

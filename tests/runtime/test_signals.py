@@ -11,14 +11,14 @@ import time
 
 import numpy as np
 import pytest
+from forked import ROOT, Process
 from job import Job
-from program import PATIENCE, TINY, run
+from program import MAIN, PATIENCE, SMOKE, TINY, changed, run
 
 from duet_jax import loggers
 from duet_jax.runtime import signals
 from duet_jax.runtime.signals import Interruption
 
-ROOT = pathlib.Path(__file__).parents[2]
 # An epoch of one row and many calls, so that a signal finds it unfinished.
 FIELDS = {
     "epochs": 4,
@@ -28,12 +28,6 @@ FIELDS = {
     "checkpoint.every": 4,
 }
 
-
-@pytest.fixture(scope="module")
-def caches(tmp_path_factory):
-    return tmp_path_factory.mktemp("caches")
-
-
 # As on a terminal: what is started in the background ignores SIGINT.
 LISTENING = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);"
@@ -41,38 +35,22 @@ LISTENING = (
 )
 
 
-def command(workdir, **fields):
-    return [
-        sys.executable,
-        "-u",
-        "main.py",
-        f"--config={ROOT / 'configs' / 'smoke.py'}",
-        f"--workdir={workdir}",
-        *(f"--config.{name}={value}" for name, value in (FIELDS | fields).items()),
-    ]
-
-
 @contextlib.contextmanager
-def program(caches, workdir, **fields):
-    """Runs the training; yields the process and a function that returns its lines."""
+def program(workdir, *, fields=FIELDS, **options):
+    """Runs the training; yields the process and a function that returns its text."""
     log = workdir.with_suffix(f".{time.monotonic_ns()}.log")
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", LISTENING, *command(workdir, **fields)[1:]],
-            cwd=ROOT,
+    arguments = [f"--config.{name}={value}" for name, value in fields.items()]
+    with (
+        log.open("w") as file,
+        Process(
+            [MAIN, SMOKE, f"--workdir={workdir}", *arguments],
+            env=changed({}),
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={"XDG_CACHE_HOME": str(caches), **environment()},
-        )
-    try:
+            **options,
+        ) as process,
+    ):
         yield process, log.read_text
-    finally:
-        process.kill()
-        process.wait()
-
-
-def environment():
-    return {k: v for k, v in os.environ.items() if k != "XDG_CACHE_HOME"}
 
 
 def wait_until(condition, process):
@@ -84,9 +62,9 @@ def wait_until(condition, process):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(caches, tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    with program(caches, workdir) as (process, log):
+    with program(workdir) as (process, log):
         assert process.wait(PATIENCE) == 0, log()
     return loggers.read_rows(workdir / "metrics.jsonl")
 
@@ -94,16 +72,16 @@ def uninterrupted(caches, tmp_path_factory):
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
-def test_a_signal_saves_the_run(caches, tmp_path, uninterrupted, number, status):
+def test_a_signal_saves_the_run(tmp_path, uninterrupted, number, status):
     """In the middle of an epoch, of which the row is not to be lost."""
     for attempt in range(3):
         workdir = tmp_path / f"run{attempt}"
-        step = stop_at_some_step(caches, workdir, number, status)
+        step = stop_at_some_step(workdir, number, status)
         if step % 40:  # else it has hit the end of a row
             break
     assert step % 40
     assert (workdir / "checkpoints" / str(step) / "checksums.json").exists()
-    with program(caches, workdir) as (process, log):
+    with program(workdir) as (process, log):
         assert process.wait(PATIENCE) == 0, log()
         assert f"continuing   from the checkpoint of step {step}\n" in log()
     ours = loggers.read_rows(workdir / "metrics.jsonl")
@@ -112,10 +90,10 @@ def test_a_signal_saves_the_run(caches, tmp_path, uninterrupted, number, status)
     ]
 
 
-def stop_at_some_step(caches, workdir, number, status):
+def stop_at_some_step(workdir, number, status):
     """Returns the step at which a run has been saved because of a signal."""
     rows = workdir / "metrics.jsonl"
-    with program(caches, workdir) as (process, log):
+    with program(workdir) as (process, log):
         wait_until(lambda: rows.exists() and rows.read_text(), process)
         start = time.monotonic()
         process.send_signal(number)
@@ -131,34 +109,22 @@ def comparable(row):
     return {k: v for k, v in row.items() if k != "images_per_second"}
 
 
-def test_a_second_signal_ends_at_once(caches, tmp_path):
+# Its last words are never said.
+SLOW = """
+import time
+from duet_jax import cli
+cli.processes.shutdown = lambda: time.sleep(1000)
+"""
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
     """Also while the first one is still being obeyed: here, for ever."""
-    script = tmp_path / "slow.py"
-    script.write_text(
-        "import sys, time\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from duet_jax import cli\n"
-        "cli.processes.shutdown = lambda: time.sleep(1000)\n"
-        "sys.exit(cli.main(['main.py', *sys.argv[1:]]))\n"
-    )
     workdir = tmp_path / "run"
-    line = command(workdir)
-    line[2] = str(script)
-    log = tmp_path / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            line,
-            cwd=ROOT,
-            stderr=file,
-            env={"XDG_CACHE_HOME": str(caches), **environment()},
-        )
-    try:
-        wait_until(lambda: "compiled in" in log.read_text(), process)
+    with program(workdir, before=SLOW) as (process, log):
+        wait_until(lambda: "compiled in" in log(), process)
         time.sleep(0.3)
         process.terminate()
-        wait_until(
-            lambda: "SIGTERM: ending when the run is saved" in log.read_text(), process
-        )
+        wait_until(lambda: "SIGTERM: ending when the run is saved" in log(), process)
         place = workdir / "checkpoints"
         wait_until(lambda: [*place.glob("[0-9]*/checksums.json")], process)
         time.sleep(0.2)
@@ -167,10 +133,7 @@ def test_a_second_signal_ends_at_once(caches, tmp_path):
         process.terminate()
         assert process.wait(PATIENCE) == 143
         assert time.monotonic() - start < 2
-    finally:
-        process.kill()
-        process.wait()
-    with program(caches, workdir) as (process, log):  # what was saved is sound
+    with program(workdir) as (process, log):  # what was saved is sound
         assert process.wait(PATIENCE) == 0, log()
         assert "continuing" in log()
         assert "damaged" not in log()
@@ -179,7 +142,7 @@ def test_a_second_signal_ends_at_once(caches, tmp_path):
 def test_a_signal_before_the_training_ends_at_once(tmp_path):
     """While XLA compiles, when Python's own handlers would have to wait."""
     fields = {"encoder.blocks": "9,9,9", "compilation_cache": "off"}
-    with program(tmp_path, tmp_path / "run", **fields) as (process, log):
+    with program(tmp_path / "run", fields=fields) as (process, log):
         wait_until(lambda: "compiling" in log(), process)
         time.sleep(0.5)
         assert "compiled in" not in log()
@@ -220,15 +183,15 @@ def test_a_terminal_that_takes_no_text(tmp_path, how):
         os.close(reader)
 
 
-def test_a_signal_to_one_process_ends_the_job(caches, tmp_path, uninterrupted):
+def test_a_signal_to_one_process_ends_the_job(tmp_path, uninterrupted):
     workdir = tmp_path / "run"
-    with Job(caches, workdir, 2, **FIELDS) as job:
+    with Job(workdir, 2, **FIELDS) as job:
         rows = workdir / "metrics.jsonl"
         wait_until(lambda: rows.exists() and rows.read_text(), job.processes[0])
         job.processes[1].terminate()
         assert [job.wait(0), job.wait(1)] == [143, 143], (job.log(0), job.log(1))
         assert "stopped by SIGTERM; step" in job.log(0)
-    with program(caches, workdir) as (process, log):
+    with program(workdir) as (process, log):
         assert process.wait(PATIENCE) == 0, log()
         assert "continuing" in log()
     ours = loggers.read_rows(rows)
@@ -238,32 +201,19 @@ def test_a_signal_to_one_process_ends_the_job(caches, tmp_path, uninterrupted):
         np.testing.assert_allclose(row["loss"], whole["loss"], rtol=3e-3)
 
 
-def test_a_signal_to_all_processes_of_a_streamed_run(caches, tmp_path):
+def test_a_signal_to_all_processes_of_a_streamed_run(tmp_path):
     """As a scheduler sends it: those that read images must not end first."""
     workdir = tmp_path / "run"
-    fields = {"dataset.placement": "host", "dataset.workers": 2}
-    line = command(workdir, **fields)
-    log = tmp_path / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            line,
-            cwd=ROOT,
-            stderr=file,
-            env={"XDG_CACHE_HOME": str(caches), **environment()},
-            start_new_session=True,
-        )
-    try:
+    fields = FIELDS | {"dataset.placement": "host", "dataset.workers": 2}
+    with program(workdir, group=True, fields=fields) as (process, log):
         rows = workdir / "metrics.jsonl"
         wait_until(lambda: rows.exists() and rows.read_text(), process)
         for child in children(process.pid):
             os.kill(child, signal.SIGTERM)
         time.sleep(0.5)
         os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(PATIENCE) == 143, log.read_text()
-        assert "is saved in" in log.read_text()
-    finally:
-        process.kill()
-        process.wait()
+        assert process.wait(PATIENCE) == 143, log()
+        assert "is saved in" in log()
 
 
 def children(pid):
@@ -340,12 +290,14 @@ def listens(process):
     return int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1
 
 
-@pytest.mark.parametrize("delay", [0, 0.05, 0.2, 0.4, 0.8, 1.2])
-@pytest.mark.parametrize("script", ["main.py", "sweep.py"])
+@pytest.mark.parametrize(
+    ("script", "delay"),
+    [("main.py", 0), ("main.py", 0.2), ("main.py", 0.8), ("sweep.py", 0.4)],
+)
 def test_an_interrupt_in_the_first_seconds(script, delay, tmp_path):
     """While modules are imported, which swallow an exception or show a traceback."""
     about = {
-        "main.py": [f"--config={ROOT / 'configs' / 'smoke.py'}"],
+        "main.py": [SMOKE],
         "sweep.py": [f"--experiment={ROOT / 'configs' / 'figure4.py'}", "--scale=tiny"],
     }
     process = subprocess.Popen(
@@ -353,7 +305,7 @@ def test_an_interrupt_in_the_first_seconds(script, delay, tmp_path):
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=environment(),
+        env=changed({}),
     )
     try:
         wait_until(lambda: listens(process), process)
@@ -368,19 +320,6 @@ def test_an_interrupt_in_the_first_seconds(script, delay, tmp_path):
     assert said.count("stopped") == 1
 
 
-# The program, at the end of whose writing nothing happens any more.
-WAITING = """
-import sys, time
-sys.path.insert(0, {root!r})
-from duet_jax.runtime import signals
-signals.listen()
-from duet_jax import cli
-from duet_jax.evaluation import export_features
-export_features._pack = lambda *_: time.sleep(600)
-sys.exit(cli.main(["main.py", "--workdir=run", "--mode=features"]))
-"""
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The directory in which a run has been trained in run/."""
@@ -390,29 +329,32 @@ def finished(tmp_path_factory):
     return place
 
 
+# The last step of writing features takes for ever.
+WAITING = """
+import time
+from duet_jax.evaluation import export_features
+export_features._pack = lambda *_: time.sleep(600)
+"""
+
+
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)],
 )
 def test_an_evaluation_leaves_nothing_unfinished(finished, number, status):
     """It is removed at once, or, where nothing can be done, by the next call."""
-    results = finished / "run" / "eval"
-    code = WAITING.format(root=str(ROOT))
-    process = subprocess.Popen(
-        [sys.executable, "-c", LISTENING, "-c", code],
-        cwd=finished,
-        stderr=subprocess.PIPE,
-        env=environment(),
-    )
-    try:
+    results, log = finished / "run" / "eval", finished / "log"
+    command = [MAIN, "--workdir=run", "--mode=features"]
+    with (
+        log.open("w") as file,
+        Process(
+            command, cwd=finished, stderr=file, env=changed({}), before=WAITING
+        ) as process,
+    ):
         wait_until(lambda: [*results.glob(".*/*.npy")], process)
         process.send_signal(number)
-        said = process.communicate(timeout=PATIENCE)[1].decode()
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == status, said
-    assert "Traceback" not in said
+        assert process.wait(PATIENCE) == status, log.read_text()
+    assert "Traceback" not in log.read_text()
     left = [*results.iterdir()]
     assert bool(left) == (number == signal.SIGKILL)
     if left:

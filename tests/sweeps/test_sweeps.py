@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import json
-import os
 import pathlib
 import re
 import shlex
@@ -15,6 +14,7 @@ import time
 
 import program
 import pytest
+from forked import FORKS, Process
 
 from duet_jax import cli
 from duet_jax.config import loading
@@ -41,28 +41,24 @@ TINY = (
     "--config.figures_every=99",
 )
 # Long enough for signals to meet them.
-EPOCHS = 12
+EPOCHS = 6
 
 
 def run(*arguments, cwd):
-    return program.run(*arguments, cwd=cwd, script=SWEEP)
-
-
-def environment():
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(program.CACHES)}
+    return program.run(*arguments, cwd=cwd, script=SWEEP, before=FORKS)
 
 
 @contextlib.contextmanager
 def started(*arguments, cwd):
     """A sweep at work, which does not outlive the test."""
     with (cwd / "sweep.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, SWEEP, *arguments],
+        process = Process(
+            [SWEEP, *arguments],
             cwd=cwd,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
+            env=program.changed({}),
             stdout=log,
             stderr=log,
+            before=FORKS,
         )
         try:
             yield process

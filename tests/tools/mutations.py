@@ -1,0 +1,600 @@
+"""Breaks the program in many small ways, and tells whether the tests notice.
+
+    python tests/tools/mutations.py                     # of this checkout
+    python tests/tools/mutations.py --checkout=../old   # of another one
+    python tests/tools/mutations.py --only='*seal*'
+
+Each row of MUTATIONS replaces one text of one file, in a copy of the checkout, and runs
+the tests that are about it, which have to fail. Before, they all have to pass there as
+it is. The exit status is 1 if anything is not noticed.
+"""
+
+import argparse
+import fnmatch
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[2]
+_COPIED = ("duet_jax", "configs", "tests", "benchmarks", "docs")
+
+
+class Mutation(NamedTuple):
+    """A defect.
+
+    Attributes:
+      name: what is wrong then.
+      file: below `duet_jax`.
+      old: a text that occurs there once.
+      new: what stands in its place.
+      tests: files and directories below `tests`, or one test of a file, that notice.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def _rows(tests: str, file: str, *changes: tuple[str, str, str]) -> list[Mutation]:
+    paths = tuple(tests.split())
+    return [Mutation(name, file, old, new, paths) for name, old, new in changes]
+
+
+MUTATIONS: list[Mutation] = [
+    *_rows(
+        "losses",
+        "losses/nt_xent.py",
+        ("contrast of the wrong sign", "(largest - positive)", "(positive - largest)"),
+        (
+            "temperature squared",
+            "anchors / jnp.sqrt(temperature)",
+            "anchors / temperature",
+        ),
+        (
+            "directions averaged",
+            "masked_mean(jnp.sum(loss, axis=0), mask)",
+            "masked_mean(jnp.mean(loss, axis=0), mask)",
+        ),
+        ("top-5 of four", "accuracy(5)", "accuracy(4)"),
+        (
+            "ties count for the positive",
+            "~(pairs.masked(present) < chosen[..., None])",
+            "(pairs.masked(present) > chosen[..., None])",
+        ),
+        (
+            "the gradient of one direction",
+            "(weight + weight[::-1])[..., None]",
+            "(2 * weight)[..., None]",
+        ),
+        ("the anchor is its own negative", "index != own, place", "index >= 0, place"),
+    ),
+    *_rows(
+        "losses",
+        "losses/structure.py",
+        (
+            "divergence twice as large",
+            "jnp.sum(terms, axis=1) / 2",
+            "jnp.sum(terms, axis=1)",
+        ),
+        ("mixture not halved", " - jnp.log(2.0).astype(log_p.dtype)", ""),
+    ),
+    *_rows(
+        "losses test_golden.py",
+        "losses/targets.py",
+        (
+            "Gaussian of another width",
+            "jnp.square(distance) / 2",
+            "jnp.square(distance)",
+        ),
+        ("half a circle", "jnp.cos(2 * jnp.pi * turns)", "jnp.cos(jnp.pi * turns)"),
+        (
+            "a grid without its end",
+            "jnp.linspace(0, 1, num_bins",
+            "jnp.linspace(0, 0.99, num_bins",
+        ),
+    ),
+    *_rows(
+        "losses",
+        "losses/prediction.py",
+        (
+            "ties count for the label",
+            "~(candidates < chosen[:, None])",
+            "(candidates > chosen[:, None])",
+        ),
+    ),
+    *_rows(
+        "augmentations",
+        "augmentations/geometric.py",
+        (
+            "rotation the other way",
+            "rows = sine * x + cosine * y",
+            "rows = -sine * x + cosine * y",
+        ),
+        (
+            "structure of an angle mirrored",
+            '(params["degrees"] + 180) / 360',
+            '(180 - params["degrees"]) / 360',
+        ),
+        (
+            "structure of the crop's width",
+            '(frame.side - params["height"])',
+            '(frame.side - params["width"])',
+        ),
+        (
+            "crops as large as the image",
+            "(sides < image_side), axis=0",
+            "(sides <= image_side), axis=0",
+        ),
+        (
+            "quarter turns on a bin's edge",
+            "astype(jnp.float32) / 4 + 0.125",
+            "astype(jnp.float32) / 4",
+        ),
+    ),
+    *_rows(
+        "augmentations",
+        "augmentations/photometric.py",
+        ("other grey", "0.587 * green", "0.578 * green"),
+        ("blur repeats the border", 'mode="reflect"', 'mode="edge"'),
+        (
+            "solarize without a clip",
+            "raised = jnp.clip(images + per_image(addition), 0, 1)",
+            "raised = images + per_image(addition)",
+        ),
+        (
+            "jitter in one order",
+            "order[place], *outcomes",
+            "orders[0][place], *outcomes",
+        ),
+    ),
+    *_rows(
+        "augmentations",
+        "augmentations/stack.py",
+        (
+            "chosen images are left alone",
+            "jnp.where(chosen, drawn, identity)",
+            "jnp.where(chosen, identity, drawn)",
+        ),
+        (
+            "all stages share a key",
+            "jax.random.fold_in(key, index)",
+            "jax.random.fold_in(key, 0)",
+        ),
+    ),
+    *_rows(
+        "methods",
+        "methods/base.py",
+        (
+            "views swapped in evaluation",
+            "Views(View(normalise(plain), structure), second)",
+            "Views(second, View(normalise(plain), structure))",
+        ),
+        ("both views alike", "keys = jax.random.split(key)\n", "keys = (key, key)\n"),
+        (
+            "the probe trains the encoder",
+            "features1 = jax.lax.stop_gradient(features1)\n",
+            "",
+        ),
+        ("spread not scaled", " * features.shape[1] ** 0.5", ""),
+    ),
+    *_rows(
+        "methods",
+        "methods/duet.py",
+        (
+            "structure without its weight",
+            "self.structure_weight * structure",
+            "structure",
+        ),
+        (
+            "the target of the other view",
+            "self.structure_loss(matrix1, views.first)",
+            "self.structure_loss(matrix1, views.second)",
+        ),
+        (
+            "the content of one view",
+            "representation.content(matrix2)),\n            labels",
+            "representation.content(matrix1)),\n            labels",
+        ),
+    ),
+    *_rows(
+        "methods",
+        "methods/essl.py",
+        (
+            "prediction without its weight",
+            'self.prediction_weight * prediction["prediction_loss"]',
+            'prediction["prediction_loss"]',
+        ),
+        (
+            "masked rows count",
+            "mask = jnp.repeat(mask, len(view.targets) // len(mask))",
+            "mask = None",
+        ),
+    ),
+    *_rows(
+        "models",
+        "models/batch_norm.py",
+        ("biased running variance", "var * (count / max(count - 1, 1))", "var"),
+        ("momentum of torch", "MOMENTUM = 0.9", "MOMENTUM = 0.1"),
+    ),
+    *_rows(
+        "models losses methods",
+        "models/representation.py",
+        (
+            "content over channels",
+            "return jnp.sum(matrix, axis=1)",
+            "return jnp.sum(matrix, axis=2)",
+        ),
+        (
+            "sum instead of mean marginal",
+            "return jnp.mean(matrix, axis=2)",
+            "return jnp.sum(matrix, axis=2)",
+        ),
+    ),
+    *_rows(
+        "metrics probes",
+        "metrics/classification.py",
+        (
+            "ties count for the label",
+            "np.sum(scores >= own, axis=1) - 1",
+            "np.sum(scores > own, axis=1)",
+        ),
+        (
+            "confusion transposed",
+            "(labels[real], predicted[real])",
+            "(predicted[real], labels[real])",
+        ),
+    ),
+    *_rows(
+        "metrics",
+        "metrics/equivariance.py",
+        (
+            "shift the other way",
+            "np.roll(original, shift, axis=1)",
+            "np.roll(original, -shift, axis=1)",
+        ),
+        (
+            "resamples without replacement",
+            "generator.integers(count, size=count, dtype=np.int32)",
+            "generator.permutation(count)",
+        ),
+        (
+            "the long way round",
+            "(difference + 0.5) % 1 - 0.5 if circular",
+            "difference % 1 if circular",
+        ),
+    ),
+    *_rows(
+        "probes",
+        "probes/knn.py",
+        (
+            "votes without temperature",
+            "(similarity - similarity[:, :1]) / temperature)",
+            "(similarity - similarity[:, :1]))",
+        ),
+        (
+            "the last block is short",
+            "np.concatenate(votes)[: len(queries)]",
+            "np.concatenate(votes)[: len(queries) - 1]",
+        ),
+    ),
+    *_rows(
+        "probes",
+        "probes/ridge.py",
+        ("no intercept", "self.mean - self.shift @ kernel", "self.mean"),
+        ("the worst strength", "best = max(accuracies", "best = min(accuracies"),
+    ),
+    *_rows(
+        "training/test_optim.py test_golden.py",
+        "training/optim.py",
+        (
+            "warm-up one epoch short",
+            "(epoch <= warmup_epochs)",
+            "(epoch < warmup_epochs)",
+        ),
+        (
+            "the schedule an epoch ahead",
+            "step // steps_per_epoch,",
+            "step // steps_per_epoch + 1,",
+        ),
+        ("no floor", "_WARMUP_FLOOR = 1e-3", "_WARMUP_FLOOR = 0.0"),
+        ("weight decay forgotten", "eps=eps, weight_decay=weight_decay", "eps=eps"),
+    ),
+    *_rows(
+        "training/test_nonfinite.py",
+        "training/train_step.py",
+        (
+            "updates that overflow are applied",
+            "jnp.isfinite(loss) & jnp.isfinite(norm) & state.sound",
+            "jnp.isfinite(loss) & state.sound",
+        ),
+        (
+            "a broken run goes on",
+            "& jnp.isfinite(norm) & state.sound",
+            "& jnp.isfinite(norm)",
+        ),
+    ),
+    *_rows(
+        "data/test_data.py training/test_batches.py",
+        "data/order.py",
+        (
+            "every epoch in the same order",
+            "np.array([seed, epoch], np.uint64)",
+            "np.array([seed, 0], np.uint64)",
+        ),
+        (
+            "the last test image is lost",
+            "np.minimum(positions, self.num_test - 1)",
+            "np.minimum(positions, self.num_test - 2)",
+        ),
+    ),
+    *_rows(
+        "training/test_train.py",
+        "training/loop.py",
+        (
+            "the end is not saved",
+            "within_an_epoch or last or self._ends(step, every)",
+            "within_an_epoch or self._ends(step, every)",
+        ),
+    ),
+    *_rows(
+        "runs/test_checkpoints.py",
+        "runs/checkpoints.py",
+        (
+            "the worst is the best",
+            "accuracy, step = max(known)",
+            "accuracy, step = min(known)",
+        ),
+        (
+            "the best is deleted",
+            "{*steps[-self._keep :], self.best_step()}",
+            "{*steps[-self._keep :]}",
+        ),
+        ("the same step is saved twice", "newest >= step:", "newest > step:"),
+        (
+            "what is read back is not compared",
+            "if not same or old.tobytes() != new.tobytes():",
+            "if not same:",
+        ),
+    ),
+    *_rows(
+        "runs/test_damage.py",
+        "runs/checkpoints.py",
+        (
+            "hashes are not compared",
+            "    if found != entry:\n",
+            "    if found is None:\n",
+        ),
+        (
+            "a changed seal is taken",
+            "intact = text == _seal_text(files) and all(",
+            "intact = all(",
+        ),
+        (
+            "what Orbax reports is ignored",
+            "        _raise_first(self._reports.messages)\n",
+            "",
+        ),
+    ),
+    *_rows(
+        "runs/test_workdir.py training/test_train.py",
+        "runs/workdir.py",
+        (
+            "another run is overwritten",
+            '    if changed:\n        raise UsageError(\n            f"{workdir} holds a run with another configuration',
+            '    if False:\n        raise UsageError(\n            f"{workdir} holds a run with another configuration',
+        ),
+        ("two may train at once", "fcntl.lockf(file, kind | fcntl.LOCK_NB)", "pass"),
+    ),
+    *_rows(
+        "end_to_end/test_identity.py runs/test_workdir.py",
+        "runs/workdir.py",
+        (
+            "other images are taken",
+            "if not changed and not same_images(old.identity, facts.identity):",
+            "if False:",
+        ),
+    ),
+    *_rows(
+        "loggers",
+        "loggers/jsonl.py",
+        ("later rows stay", "<= resume_step)", "<= resume_step + 1)"),
+        (
+            "NaN is written",
+            "return float(value) if math.isfinite(value) else None",
+            "return float(value)",
+        ),
+    ),
+    *_rows(
+        "loggers",
+        "loggers/wandb_access.py",
+        (
+            "the key is printed",
+            "api_key: str | None = dataclasses.field(repr=False)",
+            "api_key: str | None",
+        ),
+        (
+            "the key follows a redirection",
+            "request.add_unredirected_header(",
+            "request.add_header(",
+        ),
+        (
+            "the file goes first",
+            'os.environ.get(name, "").strip() or entries.get(name)',
+            'entries.get(name) or os.environ.get(name, "").strip()',
+        ),
+    ),
+    *_rows(
+        "runtime/test_files.py",
+        "runtime/files.py",
+        (
+            "half a file is left",
+            "        os.replace(partial, path)\n",
+            "        shutil.copy(partial, path)\n",
+        ),
+        (
+            "what others write is removed",
+            "    except PermissionError:  # another user's\n        pass\n    return False",
+            "    except PermissionError:  # another user's\n        pass\n    return True",
+        ),
+    ),
+    *_rows(
+        "end_to_end/test_safety.py",
+        "evaluation/page.py",
+        ("names are markup in a table", "{html.escape(c)}</{tag}>", "{c}</{tag}>"),
+        (
+            "names are markup in a title",
+            "<h1>{html.escape(title)}</h1>",
+            "<h1>{title}</h1>",
+        ),
+        (
+            "pictures by a link",
+            "if path.is_symlink() or not path.is_file():",
+            "if not path.is_file():",
+        ),
+    ),
+    *_rows(
+        "evaluation/test_evaluate.py",
+        "evaluation/store.py",
+        (
+            "infinity in a file",
+            "if isinstance(value, float) and not math.isfinite(value):",
+            "if False:",
+        ),
+        (
+            "old pictures stay",
+            'for name in old - set(found["pictures"]):',
+            "for name in ():",
+        ),
+    ),
+    *_rows(
+        "data/test_data.py",
+        "data/cache.py",
+        (
+            "a cache of another size",
+            "_key([_FORMAT, name, side, source.class_names",
+            "_key([_FORMAT, name, source.class_names",
+        ),
+        (
+            "a damaged cache is taken",
+            "if found != expected or channels not in ((1,), (3,)):",
+            "if False:",
+        ),
+    ),
+    *_rows(
+        "sweeps",
+        "sweeps/tables.py",
+        (
+            "deviation of the population",
+            "{scale * statistics.stdev(values)",
+            "{scale * statistics.pstdev(values)",
+        ),
+        (
+            "shares are no per cent",
+            "scale, digits = (100, 1) if percent",
+            "scale, digits = (1, 1) if percent",
+        ),
+    ),
+    *_rows(
+        "end_to_end/test_cli.py",
+        "cli.py",
+        (
+            "fields without effect are taken",
+            "    for name, reason in unused.items():\n        raise UsageError(",
+            "    for name, reason in ():\n        raise UsageError(",
+        ),
+        (
+            "flags of absl are taken",
+            "        if _OF_ABSL.match(argument):\n",
+            "        if False:\n",
+        ),
+    ),
+    *_rows(
+        "training/test_health.py",
+        "training/health.py",
+        ("a collapse goes unsaid", "COLLAPSED = 0.01", "COLLAPSED = 0.0"),
+    ),
+]
+
+
+def _copy(checkout: pathlib.Path, place: pathlib.Path) -> None:
+    for path in checkout.iterdir():
+        if path.name in _COPIED:
+            shutil.copytree(path, place / path.name)
+        elif path.is_file():
+            shutil.copy(path, place)
+
+
+def _passes(place: pathlib.Path, tests: Sequence[str]) -> bool:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-n",
+        "2",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += [f"tests/{each}" for each in tests]
+    done = subprocess.run(command, cwd=place, capture_output=True, check=False)
+    if done.returncode > 1:
+        raise SystemExit(done.stdout.decode() + done.stderr.decode())
+    return done.returncode == 0
+
+
+def check(checkout: pathlib.Path, mutations: Sequence[Mutation]) -> list[Mutation]:
+    """Returns the mutations that the tests of `checkout` do not notice."""
+    missed = []
+    with tempfile.TemporaryDirectory() as directory:
+        place = pathlib.Path(directory)
+        _copy(checkout, place)
+        for mutation in mutations:
+            path = place / "duet_jax" / mutation.file
+            text = path.read_text()
+            if text.count(mutation.old) != 1:
+                raise SystemExit(f"{mutation.file} has not once: {mutation.old!r}")
+        for tests in dict.fromkeys(each.tests for each in mutations):
+            if not _passes(place, tests):
+                raise SystemExit(f"{', '.join(tests)} fail as they are")
+        for mutation in mutations:
+            path = place / "duet_jax" / mutation.file
+            text, start = path.read_text(), time.monotonic()
+            path.write_text(text.replace(mutation.old, mutation.new))
+            noticed = not _passes(place, mutation.tests)
+            path.write_text(text)
+            seconds = time.monotonic() - start
+            word = "noticed" if noticed else "MISSED"
+            line = f"{word:8}{seconds:5.0f} s  {mutation.file}: {mutation.name}"
+            print(line, flush=True)
+            if not noticed:
+                missed.append(mutation)
+    return missed
+
+
+def main() -> int:
+    """Prints a line for each mutation, and a sum."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkout", type=pathlib.Path, default=ROOT)
+    parser.add_argument("--only", default="*", help="pattern of names or files")
+    options = parser.parse_args()
+    chosen = [
+        each
+        for each in MUTATIONS
+        if fnmatch.fnmatch(each.name, options.only)
+        or fnmatch.fnmatch(each.file, options.only)
+    ]
+    missed = check(options.checkout, chosen)
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} mutations are noticed")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
