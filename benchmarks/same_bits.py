@@ -80,7 +80,7 @@ def _of_run(workdir: pathlib.Path) -> dict[str, Any]:
     for path in (workdir / "eval").glob("*.json"):
         text = json.dumps(_steady(json.loads(path.read_text())), sort_keys=True)
         found[f"eval/{path.name}"] = _hash(text.encode())
-    with np.load(workdir / "eval" / "features.npz") as arrays:
+    with np.load(workdir / "eval" / "features.npz", allow_pickle=False) as arrays:
         for name in arrays.files:
             found[f"eval/features.npz:{name}"] = _hash(arrays[name].tobytes())
     return found

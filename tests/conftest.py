@@ -8,14 +8,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # of everything else. XLA's own passes, fusion among them, run as always.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
+import caches
 import jax
 import pytest
 from absl import logging as absl_logging
-from program import CACHES
 
+caches.keep()
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(CACHES / "duet_jax" / "xla"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture(autouse=True)

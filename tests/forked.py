@@ -315,7 +315,10 @@ runner.subprocess = types.SimpleNamespace(**forks)
 
 
 def _import_program() -> None:
-    sys.path[:0] = [str(ROOT)]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    import caches
+
+    caches.keep()
     import duet_jax.cli
     import duet_jax.sweeps.cli  # noqa: F401
 

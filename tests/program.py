@@ -1,11 +1,9 @@
 """The program as a user starts it: a process of its own, and what it left behind."""
 
-import atexit
 import concurrent.futures
 import dataclasses
 import os
 import pathlib
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Mapping
@@ -14,18 +12,6 @@ from typing import IO, Any
 import pytest
 from forked import ROOT, Process
 
-
-def _caches() -> pathlib.Path:
-    """A directory that all workers share, and what they start, until the tests end."""
-    place = os.environ.get("DUET_JAX_TEST_CACHES")
-    if place is None:
-        place = os.environ["DUET_JAX_TEST_CACHES"] = tempfile.mkdtemp()
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
-    return pathlib.Path(place)
-
-
-# Compiled programs and decoded images, of the tests and of what they start.
-CACHES = _caches()
 MAIN = str(ROOT / "main.py")
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
 
@@ -62,8 +48,7 @@ class Done:
 
 def changed(changes: Mapping[str, str | None]) -> dict[str, str]:
     """Returns the environment of a started program; None takes a variable away."""
-    own = {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(CACHES)}
-    changed = {**os.environ, **own, **changes}
+    changed = {**os.environ, **changes}
     return {name: value for name, value in changed.items() if value is not None}
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from program import TINY
 
@@ -57,23 +56,13 @@ def run(example, module=None):
     return names
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Compiled programs are kept between the calls, as they are for a user."""
-    global CACHE
-    CACHE = f"--config.compilation_cache={tmp_path_factory.mktemp('cache')}"
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture
 def call(capfd):
     """Runs the program; returns what it has said, of which no line is a warning."""
 
     def call(*arguments, status=0):
         capfd.readouterr()
-        found = cli.main(["main.py", CACHE, *arguments])
+        found = cli.main(["main.py", *arguments])
         said = capfd.readouterr()
         assert found == status, said.err
         assert "warning" not in said.err

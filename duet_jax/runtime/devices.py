@@ -12,6 +12,9 @@ from duet_jax.errors import UsageError
 
 _log = logging.getLogger(__name__)
 
+# A program is kept if it took longer to compile.
+LEAST_SECONDS = 1.0
+
 
 def cache_directory() -> pathlib.Path:
     """Returns the project's directory in the user's cache directory.
@@ -83,7 +86,7 @@ def enable_compilation_cache(directory: str) -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
 
 
 def describe() -> str:

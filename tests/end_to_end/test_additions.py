@@ -1,7 +1,6 @@
 """What the README says of additions, done as it says in a copy of the program."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -10,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from program import CACHES, PATIENCE, ROOT, TINY
+from program import PATIENCE, ROOT, TINY
 
 README = (ROOT / "README.md").read_text()
 
@@ -86,7 +85,6 @@ def test_a_run_with_one_more_of_everything(place):
     done = subprocess.run(
         command,
         cwd=place,
-        env=os.environ | {"XDG_CACHE_HOME": str(CACHES)},
         capture_output=True,
         timeout=PATIENCE,
         check=False,

@@ -7,12 +7,10 @@ import os
 import pathlib
 import shutil
 
-import jax
 import numpy as np
 import program
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from duet_jax import cli, data
@@ -35,14 +33,9 @@ FIELDS = (
 
 
 @pytest.fixture(autouse=True)
-def caches(monkeypatch):
-    """Those of the other programs of this suite, for decoded and compiled alike."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(program.CACHES))
-    # A sweep is a process that lasts for a sweep.
+def _anew(monkeypatch):
+    """A sweep is a process that lasts for a sweep."""
     monkeypatch.setattr(trial, "_identities", {})
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture

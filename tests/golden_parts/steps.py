@@ -245,7 +245,8 @@ def compare_final(name, actual, expected):
     assert error <= mean * max(np.abs(expected).max(), 1e-3), name
 
 
-@pytest.mark.parametrize("kind", step_kinds())
+# Float64 tells of each kind whether it is the same; these two have all the operations.
+@pytest.mark.parametrize("kind", ["duet_vm", "essl_ron"])
 def test_three_steps_in_float32(kind):
     arrays = load("step")
     metrics, gradients, state = run_steps(kind, "float32")

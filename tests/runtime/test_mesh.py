@@ -13,7 +13,8 @@ from duet_jax.errors import UsageError
 from duet_jax.runtime import mesh
 from duet_jax.training import compiled, plan
 
-METHODS = ("duet", "simclr", "essl")
+# Of SimCLR both have everything.
+METHODS = ("duet", "essl")
 
 
 @pytest.fixture(scope="module", params=METHODS)

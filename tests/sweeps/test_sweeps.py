@@ -71,7 +71,7 @@ def wait_for(condition, process):
     end = time.monotonic() + program.PATIENCE
     while not condition():
         assert time.monotonic() < end, "nothing happens"
-        assert process.poll() is None, "the sweep has ended"
+        assert process.poll() is None or condition(), "the sweep has ended"
         time.sleep(0.02)
 
 

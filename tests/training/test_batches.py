@@ -50,7 +50,6 @@ def settings(folder, tmp_path_factory):
         dataset__path=str(folder),
         dataset__cache_dir=str(tmp_path_factory.mktemp("data")),
         dataset__workers=1,
-        compilation_cache=str(tmp_path_factory.mktemp("xla")),
     )
 
 

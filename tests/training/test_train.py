@@ -37,12 +37,10 @@ ROW = {
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Three epochs of two steps; compiled programs are shared by this file's runs."""
-    cache = str(tmp_path_factory.mktemp("xla"))
+    """Three epochs of two steps."""
     return functools.partial(
         tiny.config,
         epochs=3,
-        compilation_cache=cache,
         dataset__cache_dir=str(tmp_path_factory.mktemp("data")),
     )
 
@@ -512,7 +510,6 @@ def test_other_methods_train_on_a_folder(method, tmp_path):
         dataset__path=str(tmp_path / "images"),
         dataset__cache_dir=str(tmp_path / "cache"),
         augmentation__stack=("sca", "fli", "jit", "gra", "blu"),
-        compilation_cache="off",
     )
     train.train(config, tmp_path / "run")
     row = loggers.read_rows(tmp_path / "run" / "metrics.jsonl")[-1]

@@ -1,0 +1,41 @@
+"""Compiled programs and decoded images, kept until the tests end.
+
+One directory serves all workers, what they do in process, and what they start.
+"""
+
+import atexit
+import os
+import pathlib
+import shutil
+import tempfile
+
+from jax._src import lru_cache
+
+from duet_jax.runtime import devices, files
+
+
+def _directory() -> pathlib.Path:
+    place = os.environ.get("DUET_JAX_TEST_CACHES")
+    if place is None:  # the first process of these tests
+        place = os.environ["DUET_JAX_TEST_CACHES"] = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+    return pathlib.Path(place)
+
+
+DIRECTORY = _directory()
+
+
+def keep() -> None:
+    """Keeps whatever this process compiles, also what takes no second."""
+    os.environ["XDG_CACHE_HOME"] = str(DIRECTORY)
+    devices.LEAST_SECONDS = 0.0
+    devices.enable_compilation_cache("")
+    lru_cache.LRUCache.put = _put
+
+
+def _put(cache: lru_cache.LRUCache, key: str, value: bytes) -> None:
+    """Writes an entry whole: JAX would let others read half of one."""
+    path = pathlib.Path(cache.path) / f"{key}{lru_cache._CACHE_SUFFIX}"
+    if not path.exists():
+        with files.replacing(path) as partial:
+            partial.write_bytes(value)
