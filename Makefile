@@ -1,6 +1,7 @@
 # make train [CONFIG=configs/....py] [WORKDIR=runs/...] [ARGS="--config.seed=1 ..."]
 # make test
-# Both set up .venv first; `make setup` does that alone. PYTHON=... chooses the Python.
+# make test-fast
+# All set up .venv first; `make setup` does that alone. PYTHON=... chooses the Python.
 
 CONFIG ?= configs/digits_duet_rot.py
 WORKDIR ?=
@@ -17,7 +18,7 @@ ACCELERATOR := $(shell if [ -e /proc/driver/nvidia/version ] || \
 	nvidia-smi >/dev/null 2>&1; then echo cuda; else echo cpu; fi)
 READY := $(VENV)/.ready-$(ACCELERATOR)
 
-.PHONY: setup train test lint format
+.PHONY: setup train test test-fast lint format
 .DEFAULT_GOAL := train
 
 setup: $(READY)
@@ -42,6 +43,14 @@ train: $(READY)
 
 test: $(READY)
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+# Pure functions, contracts over registries, and messages in process.
+FAST := config figures losses metrics models/test_torch_weights.py runs/test_workdir.py \
+	runtime/test_files.py test_layers.py test_style.py training/test_health.py \
+	training/test_optim.py end_to_end/test_cli.py
+
+test-fast: $(READY)
+	@$(VENV)/bin/python -m pytest $(addprefix tests/,$(FAST)) $(ARGS)
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

@@ -19,30 +19,20 @@ Nothing is sealed that was not read back and found to be what `save` was given, 
 whose writing Orbax has logged a warning: it goes on after errors that it only logs.
 """
 
-import asyncio
 import contextlib
-import functools
-import hashlib
-import json
 import logging
 import math
-import os
 import pathlib
 import re
 import shutil
-import sys
-import threading
-import traceback
-import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, BinaryIO, ClassVar, NamedTuple, Self, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from duet_jax.errors import TrainingError, UsageError
+from duet_jax.runs import seal, storage
 from duet_jax.types import TrainState
 
 _log = logging.getLogger(__name__)
@@ -51,20 +41,11 @@ _Result = TypeVar("_Result")
 # What is compared for `Checkpoints.best`.
 BEST_METRIC = "online_top1"
 
-_SEAL = "checksums.json"
 # The fields of a TrainState in the item "model".
 _MODEL = ("params", "batch_stats")
 _STEP = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 # What a killed program leaves of a checkpoint that it wrote or deleted.
 _LEFTOVERS = ("*.orbax-checkpoint-tmp*", "*.unsealed", ".deleted-*")
-# How the storage layer of Orbax ends what the operating system told it.
-_ERROR_NUMBER = re.compile(r"os_error_code='(\d+)'")
-# The files of the items that are JSON.
-_OBJECTS = {"row": "row/metadata", "metrics": "metrics/metrics"}
-# The loggers of the storage layer. But Orbax logs with absl's, as others do: of that
-# counts what comes out of Orbax's files or is called from there.
-_LOGGERS = ("orbax", "etils", "tensorstore")
-_ORBAX = f"{pathlib.Path(ocp.__file__).parents[1]}{os.sep}"
 
 
 class DeletedError(UsageError):
@@ -100,12 +81,12 @@ class Checkpoints:
           UsageError: the directory cannot be made, or not be used by Orbax.
         """
         self._directory = directory.absolute()
-        self._place = _place(self._directory)
+        self._place = storage.place(self._directory)
         self._keep = keep
         self._saved = False
-        self._saving: _Saving | None = None
+        self._saving: storage.Saving | None = None
         self._verified: set[int] = set()  # steps that were checked as a whole
-        _ignore_late_ends()
+        storage.ignore_late_ends()
         if create:
             self._prepare()
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -114,7 +95,7 @@ class Checkpoints:
         registry.add("metrics", ocp.args.JsonSave, metrics)
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(handler_registry=registry),
-            temporary_path_class=_sealed_after(self._check_written),
+            temporary_path_class=storage.sealed_after(self._check_written),
         )
 
     def _prepare(self) -> None:
@@ -225,8 +206,8 @@ class Checkpoints:
         damages = {}
         for step in reversed(self.all_steps()):
             try:
-                _verify(self._directory / str(step))
-            except _DamageError as damage:
+                seal.verify(self._directory / str(step))
+            except seal.DamageError as damage:
                 damages[step] = damage
                 continue
             for damaged, damage in damages.items():
@@ -241,9 +222,9 @@ class Checkpoints:
             return step
         if damages and not self._any_seal():
             raise UsageError(
-                f"{_SEAL} is missing in all checkpoints in {self._directory}: they are "
-                "of an earlier version, or damaged; nothing is started over: choose "
-                "another --workdir. They can still be evaluated."
+                f"{seal.FILE} is missing in all checkpoints in {self._directory}: they "
+                "are of an earlier version, or damaged; nothing is started over: "
+                "choose another --workdir. They can still be evaluated."
             )
         if damages:
             listed = "; ".join(f"{step}: {damage}" for step, damage in damages.items())
@@ -308,7 +289,7 @@ class Checkpoints:
         arrays, objects = _what_to_save(state, metrics, row)
         with self._writing():
             self._remove(f"{step}.unsealed*")  # Orbax would log a warning of it
-            self._saving = _Saving(arrays, objects)
+            self._saving = storage.Saving(arrays, objects)
             try:
                 self._checkpointer.save(
                     self._place / str(step),
@@ -335,7 +316,7 @@ class Checkpoints:
         Raises:
           UsageError: there is no such checkpoint, or it is damaged, or deleted.
         """
-        model, train = map(_restore_as, _items(_somewhere(like)))
+        model, train = map(storage.restore_as, _items(storage.somewhere(like)))
 
         def read(found: int) -> TrainState:
             with self._reading(found):
@@ -351,8 +332,8 @@ class Checkpoints:
           UsageError: it is damaged.
         """
         try:
-            return _read_json(self._directory / str(step), _OBJECTS["row"])
-        except _DamageError as damage:
+            return seal.read_json(self._directory / str(step), storage.OBJECTS["row"])
+        except seal.DamageError as damage:
             raise self._damaged(step, damage) from damage
 
     def restore_model(
@@ -378,12 +359,12 @@ class Checkpoints:
         """
         # Orbax takes an empty dict for something else than one with no entries.
         parts = {"params": params, "batch_stats": batch_stats}
-        like = _somewhere({name: part for name, part in parts.items() if part})
+        like = storage.somewhere({name: part for name, part in parts.items() if part})
 
         def read(found: int) -> dict:
             with self._reading(found, item="model"):
                 self._check_arrays(like, found)
-                asked = _restore_as(like, partial=True)
+                asked = storage.restore_as(like, partial=True)
                 return self._restore(found, model=asked).model
 
         step, model = self._found(step, read)
@@ -439,7 +420,7 @@ class Checkpoints:
                 end()
             finally:
                 reports = self._end_saving()
-            _raise_first(reports)
+            storage.raise_first(reports)
 
     def _end_saving(self) -> list[str]:
         """Returns what the storage layer has reported of the saving."""
@@ -468,8 +449,10 @@ class Checkpoints:
 
     def _accuracy(self, step: int) -> float | None:
         try:
-            metrics = _read_json(self._directory / str(step), _OBJECTS["metrics"])
-        except _DamageError:
+            metrics = seal.read_json(
+                self._directory / str(step), storage.OBJECTS["metrics"]
+            )
+        except seal.DamageError:
             return None
         value = metrics.get(BEST_METRIC)
         return value if isinstance(value, float) and math.isfinite(value) else None
@@ -501,9 +484,9 @@ class Checkpoints:
     def _files(self, step: int, item: str | None) -> list[pathlib.Path]:
         """Returns what the seal names; [] where there is none."""
         directory = self._directory / str(step)
-        with contextlib.suppress(_DamageError):
-            sealed = _sealed_files(directory)
-            return [directory / name for name in sealed if _is_of(name, item)]
+        with contextlib.suppress(seal.DamageError):
+            sealed = seal.sealed_files(directory)
+            return [directory / name for name in sealed if seal.is_of(name, item)]
         return []
 
     def _check(self, step: int, item: str | None = None) -> None:
@@ -513,21 +496,21 @@ class Checkpoints:
             _log.warning(
                 "%s is missing in all checkpoints in %s: they are of an earlier "
                 "version, and whether they are damaged cannot be told",
-                _SEAL,
+                seal.FILE,
                 self._directory,
             )
             return
         try:
             if step not in self._verified:
-                _verify(directory, item)
-        except _DamageError as damage:
+                seal.verify(directory, item)
+        except seal.DamageError as damage:
             raise self._damaged(step, damage) from damage
 
     def _any_seal(self) -> bool:
         steps = (self._directory / str(step) for step in self.all_steps())
-        return any((step / _SEAL).exists() for step in steps)
+        return any((step / seal.FILE).exists() for step in steps)
 
-    def _damaged(self, step: int, damage: "_DamageError") -> UsageError:
+    def _damaged(self, step: int, damage: "seal.DamageError") -> UsageError:
         return UsageError(
             f"checkpoint {step} in {self._directory} is damaged ({damage}); choose "
             f"another step: {self._others(step)}."
@@ -575,7 +558,7 @@ class Checkpoints:
         except Exception as error:  # Orbax has no common type for what it cannot read
             raise UsageError(
                 f"checkpoint {step} in {self._directory} cannot be read "
-                f"({type(error).__name__}: {_reason(error)}); choose another step: "
+                f"({type(error).__name__}: {seal.reason(error)}); choose another step: "
                 f"{self._others(step)}."
             ) from error
 
@@ -585,405 +568,16 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # of any type, from threads of Orbax
-            for each in _chain(error):
+            for each in seal.chain(error):
                 if isinstance(each, jax.errors.JaxRuntimeError):
                     raise each from None  # of the devices or the other processes
             newest = self.latest_step()
             goes_on = "starts anew" if newest is None else f"goes on from step {newest}"
             raise TrainingError(
                 f"{self._directory}: a checkpoint cannot be written "
-                f"({_reason(error)}); make room or put it right, then the same command "
-                f"{goes_on}."
+                f"({seal.reason(error)}); make room or put it right, then the same "
+                f"command {goes_on}."
             ) from error
-
-
-class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """Where Orbax writes a checkpoint: it is checked, sealed, and then gets its name.
-
-    The last thing Orbax does is to rename its directory. Here that gives a name which
-    does not count, for the seal to cover all that Orbax writes.
-    """
-
-    check: Callable[[pathlib.Path], None]
-
-    @classmethod
-    def from_final(cls, final_path, **options):
-        return super().from_final(
-            final_path.with_name(f"{final_path.name}.unsealed"), **options
-        )
-
-    def get_final(self):
-        return super().get_final().with_suffix("")
-
-    async def finalize(self) -> None:  # by the first process, in a thread for it
-        await super().finalize()
-        unsealed = pathlib.Path(super().get_final())
-        # Orbax reads in an event loop of its own, of which a thread has but one.
-        await asyncio.to_thread(self.check, unsealed)
-        _seal(unsealed)
-        unsealed.rename(self.get_final())
-        _flush(unsealed.parent)
-
-
-def _sealed_after(check: Callable[[pathlib.Path], None]) -> type[_SealedPath]:
-    """Returns the class of paths that are sealed after `check` of the directory."""
-    return type("_CheckedPath", (_SealedPath,), {"check": staticmethod(check)})
-
-
-class _Place(type(epath.Path("/"))):
-    """A path of this machine, as Orbax gets it.
-
-    Orbax looks for files by patterns, and epath reads the name of their directory as a
-    part of the pattern: [, * and ? are no characters like others there. Besides, epath
-    takes what lies below /gs, /s3, /az and /hf for buckets.
-    """
-
-    _uri_scheme = None
-
-    def glob(self, pattern: str) -> Iterator[Self]:
-        """Yields what matches, where the directory is no pattern."""
-        yield from map(type(self), pathlib.Path(self).glob(pattern))
-
-
-def _place(directory: pathlib.Path) -> _Place:
-    """Returns where Orbax finds `directory`.
-
-    Links are followed before: TensorStore takes link/../runs for runs. It refuses a
-    path that begins with two slashes, which mean no more than one.
-
-    Raises:
-      UsageError: TensorStore would write to another place.
-    """
-    path = f"/{os.path.realpath(directory).lstrip('/')}"
-    reason = None
-    if "\\" in path:
-        reason = "the storage of checkpoints takes the \\ in it for a /"
-    elif "gs:/" in f"{path}/":
-        reason = "the storage of checkpoints takes the gs: in it for an address"
-    else:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            reason = "it is not UTF-8"
-    if reason:
-        raise UsageError(
-            f"{path} cannot hold checkpoints ({reason}); give that directory another "
-            "name, or choose another --workdir."
-        )
-    return _Place(path)
-
-
-class _Reports(logging.Handler):
-    """Takes down what the storage layer logs as warning or error, in any thread.
-
-    What is shown of it stays as it is: nothing, where main.py silences absl's logger.
-    """
-
-    _listening: ClassVar[list[Self]] = []
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Takes down one record."""
-        self.messages.append(record.getMessage())
-
-    def start(self) -> None:
-        """Begins to listen."""
-        absl = logging.getLogger("absl")
-        with self._lock:
-            self._before = (absl.level, absl.getEffectiveLevel())
-            if self._before[1] > self.level:
-                absl.setLevel(self.level)  # there would be no records otherwise
-            elif self._listening:
-                self._before = self._listening[-1]._before
-            self._listening.append(self)
-        absl.addFilter(self._take)
-        for name in _LOGGERS:
-            logging.getLogger(name).addHandler(self)
-
-    def stop(self) -> None:
-        """Ends it, and leaves the loggers as they were."""
-        absl = logging.getLogger("absl")
-        absl.removeFilter(self._take)
-        for name in _LOGGERS:
-            logging.getLogger(name).removeHandler(self)
-        with self._lock:
-            self._listening.remove(self)
-            if not self._listening:
-                absl.setLevel(self._before[0])
-
-    def _take(self, record: logging.LogRecord) -> bool:
-        """Takes down a record of the storage layer; returns whether it is shown."""
-        if record.levelno >= self.level and _called_by_orbax():
-            self.emit(record)
-        return record.levelno >= self._before[1]
-
-
-def _called_by_orbax() -> bool:
-    """Whether this is called from Orbax, or by what that calls."""
-    return _in_orbax(traceback.walk_stack(None))
-
-
-def _in_orbax(frames: Iterable[tuple[types.FrameType, int]]) -> bool:
-    """Returns whether a function of Orbax is among those of a stack or a traceback."""
-    return any(frame.f_code.co_filename.startswith(_ORBAX) for frame, _ in frames)
-
-
-class _Saving:
-    """A checkpoint that is being written: what it has to hold, and what is reported."""
-
-    def __init__(self, arrays: Mapping[str, Any], objects: Mapping[str, Any]):
-        """Copies everything, in the process that is going to check it.
-
-        Args:
-          arrays: trees of `jax.Array`, by item.
-          objects: what is written as JSON, by item.
-        """
-        self._arrays, self._objects = {}, {}
-        if jax.process_index() == 0:
-            self._arrays = jax.tree.map(_on_host, dict(arrays))
-            self._objects = {name: _as_json(each) for name, each in objects.items()}
-        self._reports = _Reports()
-        self._reports.start()
-
-    def check(self, directory: pathlib.Path) -> None:
-        """Raises unless `directory` holds it all, and nothing has been reported."""
-        _raise_first(self._reports.messages)
-        while self._arrays:  # one after another, to make room
-            name, expected = self._arrays.popitem()
-            _compare_arrays(_Place(directory / name), name, expected)
-        for name, expected in self._objects.items():
-            _compare_objects(directory / _OBJECTS[name], name, expected)
-
-    def end(self) -> list[str]:
-        """Returns what was reported, and listens no more."""
-        self._reports.stop()
-        return self._reports.messages
-
-
-def _on_host(array: jax.Array) -> np.ndarray:
-    """Copies: where the device is the host, NumPy would share the array's memory."""
-    return np.array(array.addressable_data(0))
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
-
-
-def _raise_first(reports: list[str]) -> None:
-    if reports:
-        raise RuntimeError(f"Orbax reports: {reports[0]}")
-
-
-def _compare_arrays(directory: _Place, item: str, expected: Any) -> None:
-    """Raises unless the arrays in `directory` have the bits of `expected`."""
-    on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), expected)
-    asked = ocp.args.PyTreeRestore(expected, restore_args=on_host)
-    with _reading_back(item):
-        found = ocp.PyTreeCheckpointHandler().restore(directory, args=asked)
-    leaves = jax.tree_util.tree_leaves_with_path(expected)
-    for (path, old), new in zip(leaves, jax.tree.leaves(found), strict=True):
-        same = old.shape == new.shape and old.dtype == new.dtype
-        if not same or old.tobytes() != new.tobytes():
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
-            raise _DamageError(f"{item}.{name} is read back changed")
-
-
-def _compare_objects(path: pathlib.Path, item: str, expected: str) -> None:
-    with _reading_back(item):
-        found = _as_json(json.loads(path.read_text()))
-    if found != expected:
-        raise _DamageError(f"{item} is read back changed")
-
-
-@contextlib.contextmanager
-def _reading_back(item: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # Orbax has no common type for what it cannot read
-        reason = f"{item} cannot be read back: {_reason(error)}"
-        raise _DamageError(reason) from error
-
-
-class _DamageError(Exception):
-    """Says which file of a checkpoint is damaged, and how."""
-
-
-def _seal(directory: pathlib.Path) -> None:
-    """Writes the seal of `directory`, and has the disk hold all of it."""
-    paths = sorted(directory.rglob("*"))
-    files = {}
-    for path in paths:
-        if path.is_file():
-            with path.open("rb") as file:
-                files[path.relative_to(directory).as_posix()] = _facts(file)
-    (directory / _SEAL).write_bytes(_seal_text(files))
-    for path in (*paths, directory / _SEAL, directory):
-        _flush(path)
-
-
-def _facts(file: BinaryIO) -> dict[str, int | str]:
-    return {
-        "bytes": os.fstat(file.fileno()).st_size,
-        "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-    }
-
-
-def _seal_text(files: Any) -> bytes:
-    """The one way to write a seal: whatever else stands there has been changed."""
-    listed = json.dumps(files, sort_keys=True).encode()
-    seal = {"files": files, "sha256": hashlib.sha256(listed).hexdigest()}
-    return json.dumps(seal, sort_keys=True, indent=1).encode()
-
-
-def _flush(path: pathlib.Path) -> None:
-    """Returns when the disk holds the file, or the names in the directory."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def _sealed_files(directory: pathlib.Path) -> dict[str, dict[str, int | str]]:
-    """Returns size and hash of each file by its path.
-
-    Raises:
-      _DamageError: the seal itself is damaged.
-    """
-    with _opened(directory, _SEAL) as file:
-        text = file.read()
-    try:
-        files = json.loads(text)["files"]
-        intact = text == _seal_text(files) and all(
-            {name: type(value) for name, value in entry.items()}
-            == {"bytes": int, "sha256": str}
-            for entry in files.values()
-        )
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        intact = False
-    if not intact:
-        raise _DamageError(f"{_SEAL} has changed")
-    return files
-
-
-def _verify(directory: pathlib.Path, item: str | None = None) -> None:
-    """Compares the checkpoint in `directory`, or an item of it, with its seal.
-
-    Files that the seal does not name have come later, and nothing reads them.
-
-    Raises:
-      _DamageError: they differ.
-    """
-    for name, entry in _sealed_files(directory).items():
-        if _is_of(name, item):
-            _verify_file(directory, name, entry)
-
-
-def _is_of(name: str, item: str | None) -> bool:
-    """Whether the file called `name` belongs to `item`; None for any."""
-    return item is None or name.startswith(f"{item}/")
-
-
-def _verify_file(directory: pathlib.Path, name: str, entry: Mapping[str, Any]) -> None:
-    with _opened(directory, name) as file:
-        found = _facts(file)
-    if found["bytes"] != entry["bytes"]:
-        raise _DamageError(
-            f"{name} has {found['bytes']} bytes instead of {entry['bytes']}"
-        )
-    if found != entry:
-        raise _DamageError(f"{name} has changed")
-
-
-def _read_json(directory: pathlib.Path, name: str) -> dict[str, Any]:
-    """Returns the object in a file; {} where the checkpoint never had such a file.
-
-    Raises:
-      _DamageError: the file or the seal is damaged.
-    """
-    files = _sealed_files(directory)
-    if name not in files:
-        return {}
-    _verify_file(directory, name, files[name])
-    with _opened(directory, name) as file, contextlib.suppress(ValueError):
-        value = json.load(file)
-        if isinstance(value, dict):
-            return value
-    raise _DamageError(f"{name} is not a JSON object")
-
-
-@contextlib.contextmanager
-def _opened(directory: pathlib.Path, name: str) -> Iterator[BinaryIO]:
-    """Opens a file of a checkpoint.
-
-    Raises:
-      _DamageError: there is none, it cannot be read, or it is not of this checkpoint:
-        the name comes from a file that anybody may have written.
-    """
-    path = directory / name
-    try:
-        root = directory.resolve()
-        if not (name.isprintable() and path.resolve().is_relative_to(root)):
-            raise _DamageError(f"{_SEAL} names {name!r}, which is not in it")
-        if not path.is_file():  # a pipe would be waited for
-            raise _DamageError(f"{name} is missing")
-        with path.open("rb") as file:
-            yield file
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise _DamageError(f"{name} cannot be read ({_reason(error)})") from error
-
-
-@functools.cache  # once in a process
-def _ignore_late_ends() -> None:
-    """Keeps quiet about arrays that end or fail after another one has failed.
-
-    Orbax closes its event loop at the first error, which is raised. An array still
-    under way then calls a closed loop or is dropped; the error of one that fails in the
-    same turn of the loop is never retrieved. Python prints a traceback for each.
-    """
-    otherwise = sys.unraisablehook
-
-    def hook(unraisable) -> None:
-        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
-        late = code is not None and code.co_filename.startswith(_ORBAX)
-        if not late and str(unraisable.exc_value) != "Event loop is closed":
-            otherwise(unraisable)
-
-    sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(_is_shown)
-
-
-def _is_shown(record: logging.LogRecord) -> bool:
-    """Returns False for an error of Orbax or TensorStore that was never retrieved.
-
-    Orbax is in the traceback; TensorStore, which is not Python, leaves none.
-    """
-    if "never retrieved" not in record.getMessage() or record.exc_info is None:
-        return True
-    trace = record.exc_info[2]
-    return trace is not None and not _in_orbax(traceback.walk_tb(trace))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _reason(error: BaseException) -> str:
-    """What the operating system says; or else the error itself, in short."""
-    for each in _chain(error):
-        if isinstance(each, _DamageError):
-            return str(each)
-        if isinstance(each, OSError) and each.strerror:
-            return each.strerror
-        if number := _ERROR_NUMBER.search(str(each)):
-            return os.strerror(int(number[1]))
-    return " ".join(str(error).split())[:200]
 
 
 def _what_to_save(
@@ -1016,26 +610,3 @@ def _shapes(tree) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 def _listed(steps: list[int]) -> str:
     return ", ".join(map(str, steps)) or "none"
-
-
-def _restore_as(like, *, partial: bool = False) -> ocp.args.PyTreeRestore:
-    """Restores into the shapes, types and devices of `like`, which may be a part."""
-    return ocp.args.PyTreeRestore(
-        like,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-        partial_restore=partial,
-    )
-
-
-def _somewhere(tree):
-    """The tree's shapes where they are wanted, or else on this process's first device.
-
-    Orbax would go back to the devices it was saved from, which may not be here.
-    """
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-    def placed(x) -> jax.ShapeDtypeStruct:
-        sharding = getattr(x, "sharding", None) or here
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    return jax.tree.map(placed, tree)

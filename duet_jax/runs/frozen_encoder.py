@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 
 from duet_jax.augmentations import Stack, evaluation_view, normalise, to_float
 from duet_jax.methods import Method
-from duet_jax.types import Array
 from duet_jax.methods.networks import split
+from duet_jax.types import Array
 
 Representations = dict[str, np.ndarray]
 # Parameters of a stack's stages for a number of images, from `Stack.draw`.

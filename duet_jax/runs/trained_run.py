@@ -15,16 +15,14 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from duet_jax.runs import frozen_encoder
-from duet_jax.runtime import files
-from duet_jax.runs import workdir
-from duet_jax.runs.checkpoints import Checkpoints
-from duet_jax.data.decoding import preprocessed_side
-from duet_jax.runs.frozen_encoder import FrozenEncoder, Representations
-from duet_jax.errors import UsageError
 from duet_jax.config import build
+from duet_jax.data.decoding import preprocessed_side
+from duet_jax.errors import UsageError
 from duet_jax.methods import Method
-from duet_jax.errors import lookup
+from duet_jax.runs import frozen_encoder, workdir
+from duet_jax.runs.checkpoints import Checkpoints
+from duet_jax.runs.frozen_encoder import FrozenEncoder, Representations
+from duet_jax.runtime import files
 from duet_jax.types import Dataset, DatasetFacts
 
 

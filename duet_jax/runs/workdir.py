@@ -14,10 +14,10 @@ from typing import TextIO
 
 import ml_collections
 
-from duet_jax.runtime import files
 from duet_jax import loggers
 from duet_jax.config import checks
 from duet_jax.errors import UsageError
+from duet_jax.runtime import files
 from duet_jax.types import DatasetFacts, same_images
 
 _log = logging.getLogger(__name__)

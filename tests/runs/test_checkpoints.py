@@ -22,12 +22,10 @@ from orbax.checkpoint._src.serialization import ocdbt_utils, serialization
 from program import PATIENCE, ROOT, run
 
 from duet_jax.errors import TrainingError, UsageError
-from duet_jax.runs import checkpoints as module
+from duet_jax.runs import seal, storage
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.training import summary
 from duet_jax.types import TrainState
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 # Left by killed runs, and by one that set a damaged checkpoint aside.
 REMAINDERS = ("9.unsealed.orbax-checkpoint-tmp", "9.unsealed", ".deleted-9")
@@ -53,13 +51,13 @@ def sealing(monkeypatch):
     """Has a function called while a checkpoint is complete, but not yet sealed."""
 
     def install(function):
-        seal = module._seal
+        plain = seal.seal
 
         def watched(directory):
             function(directory)
-            seal(directory)
+            plain(directory)
 
-        monkeypatch.setattr(module, "_seal", watched)
+        monkeypatch.setattr(seal, "seal", watched)
 
     return install
 
@@ -413,7 +411,7 @@ def test_a_directory_is_where_the_system_finds_it(tmp_path, name):
 
 @pytest.mark.parametrize("root", ["gs", "s3", "az", "hf"])
 def test_a_mounted_bucket_is_a_directory(root):
-    path = module._place(pathlib.Path(f"/{root}/runs"))
+    path = storage.place(pathlib.Path(f"/{root}/runs"))
     assert os.fspath(path / "1") == f"/{root}/runs/1"
     assert (path / "1").parent.exists() is os.path.exists(path)
 
@@ -756,7 +754,7 @@ def test_a_saving_that_failed_can_be_repeated(directory, silent, sealing):
     """What it has left is removed before Orbax complains of it."""
     with Checkpoints(directory) as checkpoints:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "_seal", full_disk)
+            patch.setattr(seal, "seal", full_disk)
             checkpoints.save(state(2), None)
             with pytest.raises(TrainingError, match=FULL):
                 checkpoints.wait()

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from forked import ROOT
 from hypothesis import strategies as st
 from orbax.checkpoint._src.serialization import serialization
-from forked import ROOT
 from program import TINY, run
 
 from duet_jax import cli
@@ -631,7 +631,7 @@ def test_a_program_that_only_reads_is_quiet(large, tmp_path, way, step):
 
 LATE = """
 import asyncio, gc, pathlib, sys
-from duet_jax.runs import checkpoints
+from duet_jax.runs import checkpoints, storage
 
 checkpoints.Checkpoints(pathlib.Path("checkpoints"), create=False)
 
@@ -651,8 +651,8 @@ async def gathered(coroutine):
     asyncio.gather(coroutine)
 
 late(lambda loop: loop.create_future().set_exception(ValueError("gone")))
-late(lambda loop: loop.create_task(gathered(coroutine(checkpoints._ORBAX + "read.py"))))
-late(lambda loop: loop.create_task(coroutine(checkpoints._ORBAX + "read.py")))
+late(lambda loop: loop.create_task(gathered(coroutine(storage.ORBAX + "read.py"))))
+late(lambda loop: loop.create_task(coroutine(storage.ORBAX + "read.py")))
 print("of others:", file=sys.stderr)
 late(lambda loop: loop.create_task(coroutine("others.py")))
 """

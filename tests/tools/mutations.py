@@ -357,15 +357,10 @@ MUTATIONS: list[Mutation] = [
             "{*steps[-self._keep :]}",
         ),
         ("the same step is saved twice", "newest >= step:", "newest > step:"),
-        (
-            "what is read back is not compared",
-            "if not same or old.tobytes() != new.tobytes():",
-            "if not same:",
-        ),
     ),
     *_rows(
         "runs/test_damage.py",
-        "runs/checkpoints.py",
+        "runs/seal.py",
         (
             "hashes are not compared",
             "    if found != entry:\n",
@@ -376,9 +371,18 @@ MUTATIONS: list[Mutation] = [
             "intact = text == _seal_text(files) and all(",
             "intact = all(",
         ),
+    ),
+    *_rows(
+        "runs/test_checkpoints.py",
+        "runs/storage.py",
+        (
+            "what is read back is not compared",
+            "if not same or old.tobytes() != new.tobytes():",
+            "if not same:",
+        ),
         (
             "what Orbax reports is ignored",
-            "        _raise_first(self._reports.messages)\n",
+            "        raise_first(self._reports.messages)\n",
             "",
         ),
     ),
