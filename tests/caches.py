@@ -1,4 +1,4 @@
-"""Compiled programs and decoded images, kept until the tests end.
+"""Decoded images, kept until the tests end, and compiled programs, kept for the next.
 
 One directory serves all workers, what they do in process, and what they start.
 """
@@ -8,10 +8,15 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 
 from jax._src import lru_cache
 
 from duet_jax.runtime import devices, files
+
+# A program is found again by all that it is made of: code, versions, flags.
+_PROGRAMS = pathlib.Path(__file__).parents[1] / ".cache" / "programs"
+_LONGEST = 7 * 24 * 3600.0  # seconds that a program is kept
 
 
 def _directory() -> pathlib.Path:
@@ -19,6 +24,12 @@ def _directory() -> pathlib.Path:
     if place is None:  # the first process of these tests
         place = os.environ["DUET_JAX_TEST_CACHES"] = tempfile.mkdtemp()
         atexit.register(shutil.rmtree, place, ignore_errors=True)
+        _PROGRAMS.mkdir(parents=True, exist_ok=True)
+        for path in _PROGRAMS.iterdir():
+            if path.stat().st_mtime < time.time() - _LONGEST:
+                path.unlink()
+        (pathlib.Path(place) / "duet_jax").mkdir()
+        (pathlib.Path(place) / "duet_jax" / "xla").symlink_to(_PROGRAMS)
     return pathlib.Path(place)
 
 
@@ -26,9 +37,9 @@ DIRECTORY = _directory()
 
 
 def keep() -> None:
-    """Keeps whatever this process compiles, also what takes no second."""
+    """Keeps whatever this process compiles, also what takes less than a second."""
     os.environ["XDG_CACHE_HOME"] = str(DIRECTORY)
-    devices.LEAST_SECONDS = 0.0
+    devices.LEAST_SECONDS = 0.3
     devices.enable_compilation_cache("")
     lru_cache.LRUCache.put = _put
 

@@ -242,6 +242,9 @@ def _give_up_rights() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
 class Child:
     """In the place of `subprocess.Popen` in a program that has itself been forked.
 
@@ -260,8 +263,12 @@ class Child:
     ):
         del stdin, pass_fds
         self.returncode: int | None = None
+        # What is sent at once is not for the handlers of the parent.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
         self.pid = os.fork()
-        if self.pid == 0:
+        if self.pid:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        else:
             if start_new_session:
                 os.setsid()
             os.dup2(stdout.fileno(), 1)
@@ -272,6 +279,7 @@ class Child:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         sys.argv, status = list(arguments), 1
         try:
             _run()

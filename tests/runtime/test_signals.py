@@ -22,7 +22,7 @@ from duet_jax.runtime.signals import Interruption
 # An epoch of one row and many calls, so that a signal finds it unfinished.
 FIELDS = {
     "epochs": 4,
-    "steps_per_epoch": 40,
+    "steps_per_epoch": 20,
     "warmup_epochs": 1,
     "evaluate_every": 4,
     "checkpoint.every": 4,
@@ -77,9 +77,9 @@ def test_a_signal_saves_the_run(tmp_path, uninterrupted, number, status):
     for attempt in range(3):
         workdir = tmp_path / f"run{attempt}"
         step = stop_at_some_step(workdir, number, status)
-        if step % 40:  # else it has hit the end of a row
+        if step % 20:  # else it has hit the end of a row
             break
-    assert step % 40
+    assert step % 20
     assert (workdir / "checkpoints" / str(step) / "checksums.json").exists()
     with program(workdir) as (process, log):
         assert process.wait(PATIENCE) == 0, log()
