@@ -21,6 +21,7 @@ import sys
 import tempfile
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -50,20 +51,13 @@ def _steady(value: Any) -> Any:
     return value
 
 
-def _leaves(tree: Any, name: str) -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {name: tree}
-    return {
-        k: v for key in tree for k, v in _leaves(tree[key], f"{name}.{key}").items()
-    }
-
-
 def _of_checkpoint(directory: pathlib.Path) -> dict[str, str]:
     found = {}
     for item in ("model", "train"):
         tree = ocp.PyTreeCheckpointHandler().restore(directory / item)
-        for name, leaf in _leaves(tree, item).items():
-            found[name] = _hash(np.ascontiguousarray(leaf).tobytes())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            name = f"{item}{jax.tree_util.keystr(path)}"
+            found[name] = _hash(np.asarray(leaf).tobytes())
     return found
 
 

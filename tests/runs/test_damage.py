@@ -22,7 +22,7 @@ from program import TINY, run
 
 from duet_jax import cli
 from duet_jax.errors import UsageError
-from duet_jax.runs import checkpoints as module
+from duet_jax.runs import seal
 from duet_jax.runs.checkpoints import Checkpoints, DeletedError
 from duet_jax.types import TrainState
 
@@ -503,9 +503,9 @@ def test_what_is_asked_for_and_goes(directory, going, way):
 
 def test_what_goes_while_it_is_checked(directory, monkeypatch):
     """Not taken for damaged, nor its run for one of an earlier version."""
-    facts = module._facts
+    facts = seal._facts
     go = at(3, lambda: rename(directory / "6"))
-    monkeypatch.setattr(module, "_facts", lambda f: (go(), facts(f))[1])
+    monkeypatch.setattr(seal, "_facts", lambda f: (go(), facts(f))[1])
     with Checkpoints(directory, create=False) as checkpoints:
         step, *_ = checkpoints.find_model(state(0).params, {})
         assert step == 4
