@@ -27,7 +27,7 @@ def _directory() -> pathlib.Path:
         _PROGRAMS.mkdir(parents=True, exist_ok=True)
         for path in _PROGRAMS.iterdir():
             if path.stat().st_mtime < time.time() - _LONGEST:
-                path.unlink()
+                path.unlink(missing_ok=True)
         (pathlib.Path(place) / "duet_jax").mkdir()
         (pathlib.Path(place) / "duet_jax" / "xla").symlink_to(_PROGRAMS)
     return pathlib.Path(place)
