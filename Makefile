@@ -45,7 +45,8 @@ test: $(READY)
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
 # Pure functions, contracts over registries, and messages in process.
-FAST := config figures losses metrics models/test_torch_weights.py runs/test_workdir.py \
+FAST := $(addprefix config/test_,build.py checks.py config_files.py) figures losses \
+	metrics models/test_torch_weights.py runs/test_workdir.py \
 	runtime/test_files.py test_layers.py test_style.py training/test_health.py \
 	training/test_optim.py end_to_end/test_cli.py
 

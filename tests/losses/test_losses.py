@@ -68,6 +68,15 @@ def test_nt_xent_equals_the_sum_written_out(batch, temperature):
     np.testing.assert_allclose((scores.top1, scores.top5), (top1, top5), rtol=1e-6)
 
 
+def test_retrieval_among_pairs_that_are_hardly_alike():
+    """Positives of every rank: the fifth counts for top-5, the sixth does not."""
+    a, b = np.random.default_rng(0).normal(size=(2, 32, 6)).astype(np.float32)
+    scores = losses.nt_xent(a, b + a / 2, 0.1)
+    _, top1, top5 = oracle_nt_xent(a, b + a / 2, 0.1)
+    np.testing.assert_allclose((scores.top1, scores.top5), (top1, top5), rtol=1e-6)
+    assert 0 < top1 < top5 < 1
+
+
 def test_nt_xent_in_closed_form():
     # Orthogonal pairs: one positive with cosine 1 and 2n-2 candidates with cosine 0.
     eye = jnp.eye(4)

@@ -71,7 +71,7 @@ MUTATIONS: list[Mutation] = [
         (
             "the gradient of one direction",
             "(weight + weight[::-1])[..., None]",
-            "(2 * weight)[..., None]",
+            "weight[..., None]",
         ),
         ("the anchor is its own negative", "index != own, place", "index >= 0, place"),
     ),
@@ -549,7 +549,8 @@ def _passes(place: pathlib.Path, tests: Sequence[str]) -> bool:
     ]
     command += [f"tests/{each}" for each in tests]
     done = subprocess.run(command, cwd=place, capture_output=True, check=False)
-    if done.returncode > 1:
+    # With -x and several workers, a failure is an interruption.
+    if done.returncode > 2:
         raise SystemExit(done.stdout.decode() + done.stderr.decode())
     return done.returncode == 0
 
