@@ -64,6 +64,13 @@ def built(method, code, channels=3):
     return build.make_method(config, DATA[channels])
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_the_views_of_an_image_are_drawn_apart(name):
+    draws = built(name, "rot").draws(jax.random.key(0), BATCH)
+    first, second = (draws[view]["sca"]["height"] for view in ("first", "second"))
+    assert np.mean(np.asarray(first) != np.asarray(second)) > 0.5
+
+
 def test_the_table_holds_every_augmentation():
     assert set(TABLE) == set(AUGMENTATIONS)
 

@@ -182,6 +182,10 @@ MUTATIONS: list[Mutation] = [
             "features1 = jax.lax.stop_gradient(features1)\n",
             "",
         ),
+    ),
+    *_rows(
+        "training/test_health.py",
+        "methods/base.py",
         ("spread not scaled", " * features.shape[1] ** 0.5", ""),
     ),
     *_rows(
