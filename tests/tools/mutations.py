@@ -298,9 +298,9 @@ MUTATIONS: list[Mutation] = [
         "training/test_optim.py test_golden.py",
         "training/optim.py",
         (
-            "warm-up one epoch short",
-            "(epoch <= warmup_epochs)",
-            "(epoch < warmup_epochs)",
+            "the cosine an epoch ahead",
+            "(epoch - warmup_epochs) / max(epochs",
+            "(epoch - warmup_epochs + 1) / max(epochs",
         ),
         (
             "the schedule an epoch ahead",
