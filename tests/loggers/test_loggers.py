@@ -91,7 +91,7 @@ def test_scalars_of_every_kind_become_valid_json(tmp_path, value, stored):
 
 def test_resuming_drops_what_is_measured_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps(row(step)) for step in (10, 20, 30)]
+    lines = [json.dumps(row(step)) for step in (10, 20, 21, 30)]
     path.write_text("\n".join([*lines, '{"step": 40, "lo']))
     writer = JsonLines(path, resume_step=20)
     writer.write(row(30, loss=4.0))
