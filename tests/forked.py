@@ -339,7 +339,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _import_program()
     _asked = _serve(socket.socket(fileno=int(sys.argv[1])))
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _become(*_asked)
     exec(_asked[0]["before"], {})

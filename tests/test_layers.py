@@ -7,9 +7,7 @@ import sys
 import tomllib
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parent.parent
-PACKAGE = ROOT / "duet_jax"
+from sources import ROOT, SOURCES, TREES
 
 # The floors of the house, from the ground up. A room, a package or a module at the top,
 # imports rooms of lower floors, and of its own floor without circles.
@@ -42,16 +40,6 @@ DISTRIBUTIONS = {
 FOR_TFDS = {"importlib_resources", "tensorflow-cpu", "tensorflow"}
 # Declared by tensorflow-datasets, and imported only where that is.
 FROM_TFDS = {"requests"}
-
-
-def module_name(path: pathlib.Path) -> str:
-    """duet_jax/data/cache.py -> duet_jax.data.cache; main.py -> main."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
-
-
-SOURCES = [ROOT / "main.py", ROOT / "sweep.py", *sorted(PACKAGE.rglob("*.py"))]
-TREES = {module_name(path): ast.parse(path.read_text(), str(path)) for path in SOURCES}
 
 
 def imports(tree: ast.Module) -> set[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import pathlib
 import re
 import shutil
 import types
@@ -15,6 +14,7 @@ import tiny
 from flax import nnx
 from PIL import Image
 from program import TINY
+from readme import README, block
 
 from configs import digits_duet_rot
 from duet_jax import augmentations, cli, data, figures, profiling
@@ -28,7 +28,6 @@ from duet_jax.models.batch_norm import BatchNorm
 from duet_jax.profiling import parts
 from duet_jax.training import batches, compiled, plan
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
 # What stands before a block of Python in the README.
 EXAMPLES = (
     "**In Python**",
@@ -39,11 +38,6 @@ EXAMPLES = (
     "**An evaluator**",
     "**An experiment**",
 )
-
-
-def block(example):
-    """The text of the first block of Python behind `example`."""
-    return re.search(r"```python\n(.*?)```", README.partition(example)[2], re.DOTALL)[1]
 
 
 def run(example, module=None):

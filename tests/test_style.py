@@ -1,15 +1,10 @@
 """What every function of the program keeps to."""
 
 import ast
-import pathlib
 
 import pytest
+from sources import ROOT, TREES
 
-ROOT = pathlib.Path(__file__).parent.parent
-SOURCES = [ROOT / "main.py", ROOT / "sweep.py", *(ROOT / "duet_jax").rglob("*.py")]
-TREES = {
-    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in SOURCES
-}
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -17,11 +12,11 @@ def lines(node: ast.AST) -> int:
     return node.end_lineno - node.lineno + 1
 
 
-@pytest.mark.parametrize("path", TREES)
-def test_functions_are_short(path):
+@pytest.mark.parametrize("name", TREES)
+def test_functions_are_short(name):
     long = [
         f"{node.name} has {lines(node)} lines"
-        for node in ast.walk(TREES[path])
+        for node in ast.walk(TREES[name])
         if isinstance(node, FUNCTION) and lines(node) > 60
     ]
     assert not long

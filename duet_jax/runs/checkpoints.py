@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written and read by Orbax, sealed and checked here.
+"""Checkpoints of a run: which there are, which is the best, saving and restoring.
 
 A checkpoint is a directory called after its step, with up to four items and a seal:
 
@@ -12,11 +12,8 @@ The arrays are plain nested dicts. The configuration lies beside the checkpoints
 `config.json`.
 
 A directory gets its name last, by a rename, and loses it first: what is called after a
-step was whole at one time. Whether it still is, the seal tells. Orbax alone restores
-flipped bits as numbers, without an error.
-
-Nothing is sealed that was not read back and found to be what `save` was given, or of
-whose writing Orbax has logged a warning: it goes on after errors that it only logs.
+step was whole at one time. Whether it still is, its seal tells (`seal`); what Orbax has
+written is checked before it gets one (`storage`).
 """
 
 import contextlib

@@ -10,13 +10,7 @@ import sys
 import numpy as np
 import pytest
 from program import PATIENCE, ROOT, TINY
-
-README = (ROOT / "README.md").read_text()
-
-
-def block(example: str) -> str:
-    """The text of the first block of Python behind `example`."""
-    return re.search(r"```python\n(.*?)```", README.partition(example)[2], re.DOTALL)[1]
+from readme import README, block
 
 
 def row(table: str, text: str) -> tuple[str, str]:

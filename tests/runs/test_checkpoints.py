@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import shutil
-import socket
 import threading
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from absl import logging as absl_logging
+from job import free_port
 from orbax.checkpoint._src.metadata import array_metadata_store
 from orbax.checkpoint._src.serialization import ocdbt_utils, serialization
 from program import PATIENCE, ROOT, run
@@ -480,9 +480,7 @@ def test_two_processes_save_below_a_name_like_a_pattern(tmp_path):
     directory = tmp_path / "a[b]*?" / "checkpoints"
     for name in (*REMAINDERS, "1.unsealed.orbax-checkpoint-tmp"):
         (directory / name / "model.orbax-checkpoint-tmp").mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
 
     def process(number):
         return run(PROCESS, directory, port, number, script="-c", cwd=ROOT)
