@@ -1,16 +1,10 @@
-"""The augmentations of the views, with the parameters that were drawn.
+"""The augmentations of the views, and the parameters they draw.
 
-Read `spec.py` (what an augmentation is), then a record in `geometric.py` or
+Read `record.py` (what an augmentation is), then a record in `geometric.py` or
 `photometric.py`, then `stack.py`.
 """
 
-from duet_jax.augmentations.record import (
-    Augmentation,
-    Frame,
-    Options,
-    Prediction,
-    Scale,
-)
+from duet_jax.augmentations.record import Augmentation, Options, Prediction
 from duet_jax.augmentations.stack import (
     AUGMENTATIONS,
     LEARNABLE,
@@ -18,10 +12,9 @@ from duet_jax.augmentations.stack import (
     Stack,
     check_learned,
     check_predicted,
-    evaluation_view,
     make_stack,
     measuring_stack,
-    normalise,
+    normalize,
     to_float,
     without,
 )
@@ -31,17 +24,14 @@ __all__ = [
     "LEARNABLE",
     "PREDICTABLE",
     "Augmentation",
-    "Frame",
     "Options",
     "Prediction",
-    "Scale",
     "Stack",
     "check_learned",
     "check_predicted",
-    "evaluation_view",
     "make_stack",
     "measuring_stack",
-    "normalise",
+    "normalize",
     "to_float",
     "without",
 ]

@@ -1,7 +1,7 @@
-"""A stack of augmentations: checked, drawn, applied, and read out.
+"""Stacks of augmentations: check, draw, apply, and read out their structure.
 
-To add an augmentation, write its record in `geometric.py` or `photometric.py` and give
-it a row in AUGMENTATIONS below.
+To add an augmentation, write its record in `geometric.py` or `photometric.py` and add
+it to AUGMENTATIONS.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from duet_jax import errors
 from duet_jax.augmentations import geometric, photometric
 from duet_jax.augmentations.record import (
-    Array,
     Augmentation,
     Frame,
     Options,
@@ -22,25 +21,54 @@ from duet_jax.augmentations.record import (
     Prediction,
 )
 from duet_jax.errors import UsageError
+from duet_jax.types import Array
+
+AUGMENTATIONS = {
+    record.code: record
+    for record in (
+        geometric.RESIZED_CROP,
+        geometric.ROTATION,
+        geometric.QUARTER_TURN,
+        geometric.MIRROR_LEFT_RIGHT,
+        geometric.MIRROR_UP_DOWN,
+        photometric.GRAY,
+        photometric.BLUR,
+        photometric.JITTER,
+        photometric.BRIGHTNESS,
+        photometric.CONTRAST,
+        photometric.SATURATION,
+        photometric.HUE,
+        geometric.RESIZE,
+        geometric.CENTER_CROP,
+        photometric.SOLARIZE,
+    )
+}
+LEARNABLE = tuple(code for code, a in AUGMENTATIONS.items() if a.structure)
+PREDICTABLE = tuple(code for code, a in AUGMENTATIONS.items() if a.prediction)
+_JITTER_PARTS = tuple(
+    code
+    for code, a in AUGMENTATIONS.items()
+    if a.stage == photometric.JITTER.stage and code != "jit"
+)
 
 _STACK = "config.augmentation.stack"
 _LEARNED = "config.learned"
-_MEASURED = "--codes"
+_PARTS_FOR_JIT = f"write {' '.join(_JITTER_PARTS)} in place of jit"
 
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-    """Augmentations in the order in which they are carried out.
+    """Augmentations in the order in which they are applied.
 
-    Static and hashable: close over it, or pass it as a static argument. Use
+    Static and hashable: close over it, or pass it as a static argument. Create it with
     `make_stack`, which checks the codes.
 
     Attributes:
-      codes: keys of AUGMENTATIONS; none for views without augmentation.
-      input_side: side in pixels of the square images that come in.
+      codes: keys of AUGMENTATIONS; may be empty.
+      input_side: side in pixels of the square input images.
       image_size: side of the finished views.
-      crop_side: side of the central cut of stacks that cut, `Frame.crop_side`.
-      channels: 1 for grey images, 3 for RGB.
+      crop_side: side of central crops, see `Frame`.
+      channels: 1 for gray images, 3 for RGB.
       options: the numbers of the augmentations.
     """
 
@@ -53,8 +81,8 @@ class Stack:
 
     @functools.cached_property
     def stages(self) -> tuple[tuple[Augmentation, Frame], ...]:
-        """One record and its frame per stage, in the order of the codes."""
-        members = {}  # stage -> its codes; dictionaries keep the order of insertion
+        """The stages in order: the record that draws and applies, and its frame."""
+        members = {}  # stage -> its codes
         for code in self.codes:
             members.setdefault(AUGMENTATIONS[code].stage, []).append(code)
         stages, side = [], self.input_side
@@ -68,22 +96,22 @@ class Stack:
         return Frame(self.options, side, self.image_size, self.crop_side, codes)
 
     def half_size(self) -> "Stack":
-        """Returns the stack that makes views of half the side and the same scene.
+        """Returns the stack whose views show the same scene at half the size.
 
-        A crop or a resize goes to the half size at once; a central cut, also the one
-        at the end of a stack, takes the full-size square first and then resizes it.
+        A resized crop or a resize produces the half size directly; a central crop,
+        also the final one, first crops the full-size square and then resizes it.
         """
         return dataclasses.replace(self, image_size=self.image_size // 2)
 
     def draw(self, key: Array, n: int) -> dict[str, Params]:
-        """Draws the parameters of a batch.
+        """Draws the params of a batch.
 
         Args:
-          key: a JAX random key; every stage derives its own from it.
-          n: the number of images.
+          key: a JAX random key, from which every stage derives its own.
+          n: number of images.
 
         Returns:
-          Parameters by stage. Images that a stage leaves alone have its identity's.
+          Params by stage; the identity's for images that a stage does not augment.
         """
         return {
             record.stage: _draw_stage(jax.random.fold_in(key, index), n, record, frame)
@@ -91,34 +119,32 @@ class Stack:
         }
 
     def identity(self, n: int) -> dict[str, Params]:
-        """Returns the parameters by stage that leave `n` images as they are."""
+        """Returns the params by stage that leave `n` images unchanged."""
         return {
             record.stage: record.identity(n, frame) for record, frame in self.stages
         }
 
-    def apply(self, images: Array, params: dict[str, Params]) -> Array:
-        """Carries the stack out.
+    def apply(self, images: Array, params: dict[str, Params] | None) -> Array:
+        """Makes the views.
 
         Args:
           images: float32 in [0, 1], [batch, input_side, input_side, channels].
-          params: parameters by stage, from `draw` or `identity`.
+          params: params by stage, from `draw` or `identity`; None for the plain view,
+            the central crop of the images themselves.
 
         Returns:
-          [batch, image_size, image_size, channels] in [0, 1], not normalised. What is
-          larger at the end is cut (reference: it stays larger).
+          [batch, image_size, image_size, channels] in [0, 1], not normalized. Images
+          that are still larger at the end are cropped (reference: they stay larger).
         """
-        for record, frame in self.stages:
+        for record, frame in self.stages if params is not None else ():
             images = record.apply(images, params[record.stage], frame)
-        return self._finish(images)
-
-    def _finish(self, images: Array) -> Array:
-        return geometric.cut_and_resize(images, self._frame(images.shape[1]))
+        return geometric.center_crop_and_resize(images, self._frame(images.shape[1]))
 
     def structure(self, params: dict[str, Params]) -> dict[str, Array]:
-        """Returns the structure value of every code that has one.
+        """Returns the structure values of all codes that have them.
 
         Args:
-          params: parameters by stage, from `draw` or `identity`.
+          params: params by stage, from `draw` or `identity`.
 
         Returns:
           Code -> float32 [batch] in [0, 1].
@@ -132,7 +158,7 @@ class Stack:
 
 
 def _draw_stage(key: Array, n: int, record: Augmentation, frame: Frame) -> Params:
-    """Draws one stage's parameters, with the identity's for images left alone."""
+    """Draws one stage's params; the identity's for images it does not augment."""
     draw_key, choice_key = jax.random.split(key)
     drawn = record.draw(draw_key, n, frame)
     if record.probability is None:
@@ -158,26 +184,22 @@ def make_stack(
     """Checks the codes of a stack and builds it.
 
     Args:
-      codes: keys of AUGMENTATIONS in the order in which they are carried out. The
-        components of the colour jitter are carried out together, in the place of the
-        first. No codes: views without augmentation.
-      input_side: side of the images that come in, at least `image_size`.
+      codes: keys of AUGMENTATIONS in the order in which they are applied. The
+        components of the color jitter are applied together, in the place of the first.
+        Without codes the views are plain.
+      input_side: side of the input images, at least `image_size`.
       image_size: side of the finished views, at least 4 (half-size views: 2).
       channels: 1 or 3.
       options: the numbers of the augmentations.
-      dataset_name: how messages call the images.
-
-    Returns:
-      The stack.
+      dataset_name: name of the data set, for messages.
 
     Raises:
-      UsageError: unknown, repeated or redundant codes, or codes that cannot be
-        applied to images with this number of channels.
+      UsageError: a code is unknown, repeated, redundant, or does not support this
+        number of channels.
       ValueError: the images are smaller than the views.
     """
     if input_side < image_size:
         raise ValueError(f"{input_side=} must not be smaller than {image_size=}")
-    codes = tuple(codes)
     for code in codes:
         errors.lookup(AUGMENTATIONS, code, _STACK)
     shown = f"{_STACK}={' '.join(codes)!r}"
@@ -192,7 +214,7 @@ def make_stack(
     if "jit" in codes and parts:
         raise UsageError(
             f"{shown} lists jit and {' '.join(parts)}, which jit contains; leave out "
-            f"one or the other, or write {' '.join(_JITTER_PARTS)} in place of jit."
+            f"one or the other, or {_PARTS_FOR_JIT}."
         )
     return Stack(codes, input_side, image_size, image_size, channels, options)
 
@@ -213,70 +235,43 @@ def _check_channels(
 
 
 def measuring_stack(code: str, like: Stack) -> Stack:
-    """Returns the stack that carries out one augmentation alone, to measure it.
+    """Returns the stack that applies one augmentation alone, to measure it.
 
-    Every structure value occurs: an augmentation with few levels is left out of half
-    of the images where it is drawn by a probability, any other is never left out.
+    All structure values occur: an augmentation with a probability is applied to half of
+    the images if it has levels, otherwise to all of them.
 
     Args:
-      code: an augmentation with a structure; `like` need not contain it.
+      code: one of LEARNABLE; `like` need not contain it.
       like: gives the sides, the channels and the other options.
 
-    Returns:
-      A stack of `code` alone; its only stage has the frame that the scale asks for.
-
     Raises:
-      UsageError: the code is unknown, has no structure, or cannot be applied to images
-        with this number of channels.
+      UsageError: the code is not in LEARNABLE, or does not support this number of
+        channels.
     """
-    shown = f"{_MEASURED}={code!r}"
-    if code in AUGMENTATIONS and code not in LEARNABLE:
-        raise UsageError(
-            f"{shown} ({AUGMENTATIONS[code].summary}) has no parameter that could be "
-            f"measured; choose among {' '.join(LEARNABLE)}."
-        )
-    measurable = {name: AUGMENTATIONS[name] for name in LEARNABLE}
-    record = errors.lookup(measurable, code, _MEASURED)
-    _check_channels(code, like.channels, "", shown, LEARNABLE)
-    options = like.options
+    errors.lookup(dict.fromkeys(LEARNABLE), code, "--codes")
+    _check_channels(code, like.channels, "", f"--codes={code!r}", LEARNABLE)
+    record, options = AUGMENTATIONS[code], like.options
     if record.probability is not None:
         share = 1.0 if record.scale.levels is None else 0.5
         options = dataclasses.replace(options, **{record.probability: share})
     return dataclasses.replace(like, codes=(code,), options=options)
 
 
-def evaluation_view(images: Array, stack: Stack) -> tuple[Array, dict[str, Array]]:
-    """Makes the view that is not augmented.
-
-    Args:
-      images: float32 in [0, 1], [batch, input_side, input_side, channels].
-      stack: the stack of the augmented views; one of half size gives the same scene
-        at half the size (reference: the central cut of half the side).
-
-    Returns:
-      The central cut [batch, image_size, image_size, channels] in [0, 1], not
-      normalised; the identity's structure values, code -> [batch]. For `sca` that is
-      0, the whole image, also where the input is larger than the view.
-    """
-    structure = stack.structure(stack.identity(images.shape[0]))
-    return stack._finish(images), structure
-
-
 def to_float(images: Array) -> Array:
-    """Returns uint8 images as float32 in [0, 1]."""
+    """Converts uint8 images to float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255
 
 
-def normalise(images: Array) -> Array:
-    """Moves images from [0, 1] to [-0.5, 0.5]: the last thing done to a view."""
+def normalize(images: Array) -> Array:
+    """Shifts images from [0, 1] to [-0.5, 0.5]: the last step of every view."""
     return images - 0.5
 
 
 def check_learned(code: str, stack_codes: tuple[str, ...]) -> Augmentation:
-    """Checks that the structure of `code` can be learnt from the views of a stack.
+    """Checks that the structure of `code` can be learned from the views of a stack.
 
     Args:
-      code: what is to be learnt.
+      code: the value of `config.learned`.
       stack_codes: codes of the stack that makes the views.
 
     Returns:
@@ -295,21 +290,18 @@ def check_learned(code: str, stack_codes: tuple[str, ...]) -> Augmentation:
         )
     if not record.structure:
         raise UsageError(
-            f"{shown} ({record.summary}) draws nothing that could be learnt; choose "
+            f"{shown} ({record.summary}) draws nothing that could be learned; choose "
             f"one of {' '.join(LEARNABLE)}."
         )
     if code not in stack_codes:
-        remedy = f"add it, or learn a code that is there ({_learnable_in(stack_codes)})"
+        there = " ".join(c for c in stack_codes if c in LEARNABLE) or "none so far"
+        remedy = f"add it, or learn a code that is there ({there})"
         if code in _JITTER_PARTS and "jit" in stack_codes:
-            remedy = f"write {' '.join(_JITTER_PARTS)} in place of jit"
+            remedy = _PARTS_FOR_JIT
         raise UsageError(
             f"{shown} is not in {_STACK}={' '.join(stack_codes)!r}; {remedy}."
         )
     return record
-
-
-def _learnable_in(codes: tuple[str, ...]) -> str:
-    return " ".join(code for code in codes if code in LEARNABLE) or "none so far"
 
 
 def check_predicted(
@@ -318,16 +310,16 @@ def check_predicted(
     """Checks that ESSL can predict `code`; it need not be in the stack.
 
     Args:
-      code: what is to be predicted.
-      channels: 1 for grey images, 3 for RGB.
-      dataset_name: how messages call the images.
+      code: the value of `config.learned`.
+      channels: 1 for gray images, 3 for RGB.
+      dataset_name: name of the data set, for messages.
 
     Returns:
-      How it is predicted.
+      How the augmentation is predicted.
 
     Raises:
-      UsageError: the code is unknown, cannot be predicted, or cannot be applied to
-        images with this number of channels.
+      UsageError: the code is unknown, cannot be predicted, or does not support this
+        number of channels.
     """
     record = errors.lookup(AUGMENTATIONS, code, _LEARNED)
     shown = f"{_LEARNED}={code!r}"
@@ -341,41 +333,14 @@ def check_predicted(
 
 
 def without(codes: tuple[str, ...], code: str) -> tuple[str, ...]:
-    """Returns the codes but for `code`, in their order.
+    """Returns `codes` without `code`, in their order.
 
     Raises:
-      UsageError: the code is a part of `jit`, which would go on drawing it.
+      UsageError: the code is a component of `jit`, which would still draw it.
     """
     if code in _JITTER_PARTS and "jit" in codes:
         raise UsageError(
             f"{_LEARNED}={code!r} is a part of jit in {_STACK}={' '.join(codes)!r} "
-            "and cannot be taken out; write "
-            f"{' '.join(_JITTER_PARTS)} in place of jit."
+            f"and cannot be taken out; {_PARTS_FOR_JIT}."
         )
     return tuple(other for other in codes if other != code)
-
-
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "sca": geometric.RESIZED_CROP,
-    "rot": geometric.ROTATION,
-    "ron": geometric.QUARTER_TURN,
-    "fli": geometric.MIRROR_LEFT_RIGHT,
-    "flv": geometric.MIRROR_UP_DOWN,
-    "gra": photometric.GREY,
-    "blu": photometric.BLUR,
-    "jit": photometric.JITTER,
-    "bri": photometric.BRIGHTNESS,
-    "con": photometric.CONTRAST,
-    "sat": photometric.SATURATION,
-    "hue": photometric.HUE,
-    "res": geometric.RESIZE,
-    "ccr": geometric.CENTRE_CROP,
-    "sol": photometric.SOLARIZE,
-}
-LEARNABLE = tuple(code for code, a in AUGMENTATIONS.items() if a.structure)
-PREDICTABLE = tuple(code for code, a in AUGMENTATIONS.items() if a.prediction)
-_JITTER_PARTS = tuple(
-    code
-    for code, a in AUGMENTATIONS.items()
-    if a.stage == AUGMENTATIONS["jit"].stage and code != "jit"
-)

@@ -148,7 +148,7 @@ def _encoder(config: ml_collections.ConfigDict, channels: int) -> EncoderSetting
         width_multiplier=config.encoder.width_multiplier,
         blocks=config.encoder.get("blocks"),
         widths=config.encoder.get("widths"),
-        channels=channels,
+        in_channels=channels,
         dtype=jnp.dtype(config.compute_dtype),
         remat=config.encoder.remat,
     )

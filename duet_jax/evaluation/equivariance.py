@@ -26,7 +26,7 @@ from duet_jax.augmentations import (
     Augmentation,
     Stack,
     measuring_stack,
-    normalise,
+    normalize,
     to_float,
 )
 from duet_jax.errors import UsageError, lookup
@@ -443,7 +443,7 @@ def _draw_turned(evaluation: Evaluation, method: Structured, code: Code) -> Figu
     levels = np.sort(np.asarray(levels, np.float32))
     images = np.repeat(evaluation.split("test").images[:1], len(levels), axis=0)
     draws = code.draws_at(levels)
-    views = normalise(code.stack.apply(to_float(images), draws))
+    views = normalize(code.stack.apply(to_float(images), draws))
     found = evaluation.run.encoder(images, code.stack, draws)
     unit = code.record.scale.unit
     return figures.build_turned(

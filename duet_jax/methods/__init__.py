@@ -1,4 +1,4 @@
-"""The methods. To add one: a file with a class like these, and a row here."""
+"""The methods. To add one, write a file with its class and add a row here."""
 
 from duet_jax.methods.base import EncoderSettings, Method, Metrics, TwoViews, Views
 from duet_jax.methods.duet import DUET

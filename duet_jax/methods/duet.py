@@ -1,8 +1,8 @@
-"""DUET: features that know what a thing is and how it was transformed.
+"""DUET: features that represent both content and how an image was transformed.
 
-The features are read as a matrix, bins x channels. Summed over the bins they are the
-content, which is contrasted; averaged over the channels they are the logits of the
-structure marginal, which is pulled to a target around the drawn parameter.
+The features form a matrix, bins x channels. Its sum over the bins is the content, which
+is contrasted; its mean over the channels gives the logits of the structure, which is
+trained to match a target distribution around the drawn parameter.
 
 Source: Suau et al. 2023, "DUET: 2D Structured and Approximately Equivariant
 Representations".
@@ -20,14 +20,14 @@ from duet_jax.types import Array, View
 
 @dataclasses.dataclass(frozen=True)
 class DUET(base.Method):
-    """NT-Xent on content plus the structure loss. See `methods.base.Method`.
+    """NT-Xent on the content plus the structure loss.
 
     Attributes:
-      learned: code of the augmentation whose parameter becomes structure.
-      num_bins: G.
+      learned: code of the augmentation whose parameter is the structure.
+      num_bins: number of bins G.
       structure_weight: lambda.
-      target: "gaussian" or "von_mises".
-      target_width: sigma of the Gaussian or concentration of the von Mises.
+      target: key of `losses.TARGETS`.
+      target_width: sigma of the Gaussian or concentration of the von Mises density.
     """
 
     learned: str
@@ -37,18 +37,18 @@ class DUET(base.Method):
     target_width: float
 
     def init(self, rngs: nnx.Rngs) -> base.Networks:
-        """Returns freshly initialised networks; the projector reads the content."""
+        """Returns newly initialized networks; the projector reads the content."""
         return self.two_views.networks(rngs, share=self.num_bins)
 
     def representations(self, features: Array) -> dict[str, Array]:
-        """Returns the features, the content and the structure marginal.
+        """Returns the features, the content and the structure.
 
         Args:
           features: [batch, bins * channels].
 
         Returns:
-          `full` as given, `content` [batch, channels], `structure` [batch, bins]: the
-          predicted distribution, rows summing to 1.
+          "full", as given; "content", [batch, channels]; "structure", the predicted
+          distributions, [batch, bins], rows summing to 1.
         """
         matrix = representation.as_matrix(features, self.num_bins)
         return {
@@ -59,24 +59,24 @@ class DUET(base.Method):
 
     @property
     def circular(self) -> bool:
-        """Whether the first bin follows the last: whether the target is a circle's."""
+        """True if the bins wrap around."""
         return losses.TARGETS[self.target].circular
 
     def targets(self, values: Array) -> Array:
-        """Returns the distributions that the structure is pulled to, [batch, bins].
+        """Returns the target distributions, [batch, bins].
 
         Args:
-          values: structure values of the parameters that were drawn, [batch].
+          values: structure values of the drawn parameters, [batch].
         """
         target = losses.TARGETS[self.target].distribution
         return target(values, self.num_bins, self.target_width)
 
     def structure_loss(self, matrix: Array, view: View) -> Array:
-        """Divergence of a view's structure from its target, per example, [batch].
+        """Returns each example's divergence from its target, [batch].
 
         Args:
           matrix: the view's features, [batch, bins, channels].
-          view: holds the parameter that was drawn.
+          view: holds the structure values.
         """
         targets = self.targets(view.structure[self.learned])
         return losses.jensen_shannon(representation.structure_logits(matrix), targets)
@@ -92,8 +92,8 @@ class DUET(base.Method):
     ) -> tuple[Array, base.Metrics]:
         """Returns the total loss and the metrics.
 
-        `structure_loss` is reported without its weight. It is the mean over both views
-        in training and over the augmented one in evaluation, as in the reference.
+        `structure_loss` is reported without its weight. As in the reference, it is the
+        mean of both views in training, and that of the augmented view in evaluation.
         """
         features = base.encode_views(networks, views, train=train)
         matrix1, matrix2 = (

@@ -1,4 +1,4 @@
-"""ESSL: SimCLR that also predicts how a third view was transformed.
+"""ESSL: SimCLR plus the prediction of how a third view was transformed.
 
 Source: Dangovski et al. 2022, "Equivariant Self-Supervised Learning: Encouraging
 Equivariance in Representations".
@@ -11,13 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from duet_jax import losses
-from duet_jax.augmentations import (
-    AUGMENTATIONS,
-    Prediction,
-    evaluation_view,
-    normalise,
-    to_float,
-)
+from duet_jax.augmentations import AUGMENTATIONS, Prediction, normalize, to_float
 from duet_jax.methods import base
 from duet_jax.models.heads import Predictor
 from duet_jax.types import Array
@@ -25,7 +19,7 @@ from duet_jax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class ESSL(base.Method):
-    """NT-Xent plus the prediction loss. See `methods.base.Method`.
+    """NT-Xent plus the prediction loss.
 
     Attributes:
       two_views: its stack is the configured one without the predicted augmentation.
@@ -40,11 +34,11 @@ class ESSL(base.Method):
 
     @property
     def prediction(self) -> Prediction:
-        """How the learned augmentation is applied and what is to be predicted."""
+        """How the learned augmentation is applied and predicted."""
         return AUGMENTATIONS[self.learned].prediction
 
     def init(self, rngs: nnx.Rngs) -> base.Networks:
-        """Returns freshly initialised networks."""
+        """Returns newly initialized networks, with a predictor."""
         networks = self.two_views.networks(rngs)
         networks.predictor = Predictor(
             networks.encoder.num_features,
@@ -56,28 +50,25 @@ class ESSL(base.Method):
         return networks
 
     def make_views(self, key: Array, images: Array, *, train: bool) -> base.Views:
-        """Returns the two main views and the half-size one to predict from.
+        """Returns the two main views and the half-size view for the prediction.
 
-        In evaluation the half-size view, too, is plain before it is transformed.
+        In evaluation, the half-size view is plain before it is transformed.
         """
         main_key, stack_key, prediction_key = jax.random.split(key, 3)
         views = self.two_views.views(main_key, images, train=train)
         stack = self.two_views.stack.half_size()
-        if train:
-            params = stack.draw(stack_key, len(images))
-            half = stack.apply(to_float(images), params)
-        else:
-            half, _ = evaluation_view(to_float(images), stack)
+        draws = stack.draw(stack_key, len(images)) if train else None
+        half = stack.apply(to_float(images), draws)
         transformed, targets = self.prediction.make(prediction_key, half)
         return views._replace(
-            prediction=base.PredictionView(normalise(transformed), targets)
+            prediction=base.PredictionView(normalize(transformed), targets)
         )
 
     def draws(self, key: Array, n: int) -> dict[str, base.Draws]:
         """Returns the parameters of the views of `n` images, by view.
 
-        Those of the half-size view are of its stack: how it was transformed afterwards
-        is what its targets say.
+        For the half-size view, those of its stack; its transformation is given by the
+        targets.
         """
         main_key, stack_key, _ = jax.random.split(key, 3)
         half_size = self.two_views.stack.half_size().draw(stack_key, n)
@@ -113,7 +104,7 @@ class ESSL(base.Method):
         train: bool,
     ) -> base.Metrics:
         outputs = networks.predictor(networks.encoder(view.images, train=train))
-        if mask is not None:  # an orbit shows each image several times in a row
+        if mask is not None:  # the copies of an image are consecutive
             mask = jnp.repeat(mask, len(view.targets) // len(mask))
         if not self.prediction.classification:
             errors = losses.squared_error(outputs[:, 0], view.targets)

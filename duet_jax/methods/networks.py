@@ -6,30 +6,23 @@ from duet_jax.models.heads import OnlineProbe, Projector
 
 
 class Networks(nnx.Module):
-    """The networks of a run.
+    """The networks of a run; ESSL adds a `predictor`.
 
     Attributes:
       encoder: images to features; what is kept after training.
       projector: features (DUET: content) to the embeddings that are contrasted.
       online_probe: features to class logits; never trains the encoder.
-      predictor: ESSL only, features to the transformation.
     """
 
     def __init__(
-        self,
-        encoder: nnx.Module,
-        projector: Projector,
-        online_probe: OnlineProbe,
-        predictor: nnx.Module | None = None,
+        self, encoder: nnx.Module, projector: Projector, online_probe: OnlineProbe
     ):
         self.encoder = encoder
         self.projector = projector
         self.online_probe = online_probe
-        if predictor is not None:
-            self.predictor = predictor
 
 
 def split(networks: Networks) -> tuple[nnx.GraphDef, dict, dict]:
-    """Returns the structure, the parameters and the running statistics, as dicts."""
+    """Returns the graph definition, parameters and running statistics, as dicts."""
     graphdef, params, batch_stats = nnx.split(networks, nnx.Param, nnx.BatchStat)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)

@@ -1,4 +1,4 @@
-"""SimCLR: two views of an image agree, those of different images do not.
+"""SimCLR: views of the same image attract, views of different images repel.
 
 Source: Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual
 Representations".
@@ -9,7 +9,7 @@ from duet_jax.types import Array
 
 
 class SimCLR(base.Method):
-    """NT-Xent on the full features. See `methods.base.Method`."""
+    """NT-Xent on the full features."""
 
     def loss(
         self,

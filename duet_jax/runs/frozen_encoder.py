@@ -14,7 +14,7 @@ import tqdm
 from flax import nnx
 from numpy.typing import ArrayLike
 
-from duet_jax.augmentations import Stack, evaluation_view, normalise, to_float
+from duet_jax.augmentations import Stack, normalize, to_float
 from duet_jax.methods import Method
 from duet_jax.methods.networks import split
 from duet_jax.types import Array
@@ -146,11 +146,11 @@ class FrozenEncoder:
 
 
 def _views(images: Array, draws: Draws, stack: Stack | None, plain: Stack) -> Array:
-    """Returns the normalised views of a batch, augmented if there is a stack."""
+    """Returns the normalized views of a batch, augmented if there is a stack."""
     images = to_float(images)
     if stack is None:
-        return normalise(evaluation_view(images, plain)[0])
-    return normalise(stack.apply(images, draws))
+        return normalize(plain.apply(images, None))
+    return normalize(stack.apply(images, draws))
 
 
 def _power_of_two(count: int) -> int:

@@ -34,8 +34,8 @@ def place(tmp_path_factory) -> pathlib.Path:
 
     with (package / "augmentations/geometric.py").open("a") as file:
         file.write("\n\n" + block("**An augmentation**"))
-    table = "AUGMENTATIONS: dict[str, Augmentation] = {"
-    change("augmentations/stack.py", *row(table, '"shi": geometric.SHIFT'))
+    table = "    for record in ("
+    change("augmentations/stack.py", *row(table, "geometric.SHIFT"))
 
     (package / "methods/aligned.py").write_text(block("**A method**"))
     change(

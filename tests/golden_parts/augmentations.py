@@ -257,7 +257,9 @@ def test_augment_on_or_off(code, leaf):
 
 def test_augment_grey_for_all():
     images = augment_images("img_rgb32")
-    augment_close(pho.grey(images, jnp.ones(len(images), bool)), "gra_all_rgb32")
+    record, frame = augment_only("gra", images)
+    params = {"grey": jnp.ones(len(images), bool)}
+    augment_close(record.apply(images, params, frame), "gra_all_rgb32")
 
 
 @pytest.mark.parametrize(
@@ -325,7 +327,7 @@ def test_augment_saturation_of_grey_images():
 
 def augment_jitter(mask, factors, order, codes=AUGMENT_COMPONENTS):
     """Returns params from the factors of the jittered images, in the usual order."""
-    order = pho.JITTER_ORDERS.index(tuple(order.tolist()))
+    order = pho.JITTER_ORDERS.index(tuple(AUGMENT_COMPONENTS[i] for i in order))
     spread = augment_spread(mask, factors, np.array([1, 1, 1, 0]))
     by_code = dict(zip(AUGMENT_COMPONENTS, jnp.asarray(spread.T), strict=True))
     return {
@@ -384,18 +386,19 @@ def test_augment_jitter_without_strength():
     )
 
 
-def test_augment_normalise():
-    ours = augmentations.normalise(augment_images("img_rgb32"))
+def test_augment_normalize():
+    ours = augmentations.normalize(augment_images("img_rgb32"))
     augment_close(ours, "normalize_rgb32", 1e-7)
 
 
-def test_augment_evaluation_view():
+def test_augment_plain_view():
     images = augment_images("img_rgb36")
     side = AUGMENT_ARRAYS["testview_rgb36"].shape[-1]
     codes = ["sca", *(c for c in AUGMENT_STRUCTURES if c != "ron"), *AUGMENT_COMPONENTS]
     stack = augment_stack(codes, images, side)
-    view, structure = augmentations.evaluation_view(images, stack)
-    augment_close(augmentations.normalise(view), "testview_rgb36", 1e-7)
+    view = stack.apply(images, None)
+    structure = stack.structure(stack.identity(len(images)))
+    augment_close(augmentations.normalize(view), "testview_rgb36", 1e-7)
     for code, name in AUGMENT_STRUCTURES.items():
         if code in codes:
             augment_structure_close(
@@ -461,7 +464,7 @@ def test_augment_stack(tag):
     stack = augment_stack(codes, images, 2 * side if half else side)
     stack = stack.half_size() if half else stack
     params = augment_stack_params(tag, codes)
-    ours = augmentations.normalise(jax.jit(stack.apply)(images, params))
+    ours = augmentations.normalize(jax.jit(stack.apply)(images, params))
     augment_close(ours, f"stack_{tag}_out", AUGMENT_ATOL_ROTATION)
 
     structure = stack.structure(params)

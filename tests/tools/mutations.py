@@ -173,8 +173,8 @@ MUTATIONS: list[Mutation] = [
         "methods/base.py",
         (
             "views swapped in evaluation",
-            "Views(View(normalise(plain), structure), second)",
-            "Views(second, View(normalise(plain), structure))",
+            "return Views(first, second)",
+            "return Views(second, first)",
         ),
         ("both views alike", "keys = jax.random.split(key)\n", "keys = (key, key)\n"),
         (
