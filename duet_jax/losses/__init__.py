@@ -1,8 +1,8 @@
-"""The losses of DUET, SimCLR and ESSL, and the accuracies reported beside them.
+"""The losses of DUET, SimCLR and ESSL, and the accuracies reported with them.
 
-Everything here is computed in at least float32, whatever the networks compute in. A
-`mask` marks the examples that count: the last batch of an evaluation is padded, and
-padding must neither be averaged nor serve as a negative.
+Everything is computed in at least float32, whatever the networks' precision. A `mask`
+marks the examples that count: the last batch of an evaluation is padded, and padding is
+neither averaged nor used as a negative.
 """
 
 from duet_jax.losses.nt_xent import Contrast, nt_xent

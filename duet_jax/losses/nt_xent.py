@@ -1,4 +1,4 @@
-"""NT-Xent, the contrastive loss, for batches of any size on one device or several."""
+"""NT-Xent, the contrastive loss, for batches of any size on one or several devices."""
 
 import functools
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from duet_jax.types import BATCH_AXIS, Array
 # Floor of the squared norm in the cosine similarity; the reference's value.
 _SQUARED_NORM_FLOOR = 1e-12
 
-# NT-Xent compares with all candidates at once up to this many, which takes the fewest
-# products; above it with this many at a time, since its memory would be quadratic.
+# Up to this many candidates are compared at once, which takes the fewest products; more
+# are compared in blocks, because the memory would be quadratic.
 _MOST_AT_ONCE = 4096
 _BLOCK = 1024
 
 
 class Contrast(NamedTuple):
-    """What `nt_xent` returns; scalars.
+    """The result of `nt_xent`; scalars.
 
     Attributes:
-      loss: NT-Xent, both directions added.
+      loss: NT-Xent, the sum of both directions.
       top1: share of examples whose positive is the most similar candidate, in [0, 1].
       top5: share of examples whose positive is among the five most similar.
     """
@@ -40,15 +40,15 @@ def _unit_rows(x: Array) -> Array:
 
 
 class _Candidates(NamedTuple):
-    """Embeddings that the anchors are compared with; the same on every device.
+    """Embeddings to compare the anchors with, replicated on all devices.
 
-    All of them in blocks, [blocks, block, ...], or one block of them, [block, ...].
+    Either all of them in blocks, [blocks, block, ...], or one block, [block, ...].
 
     Attributes:
       features: of length temperature ** -0.5, [..., dimensions].
-      index: place among all embeddings, view by view. What fills up the last block
-        has places behind them, where no anchor is.
-      present: whether it is a candidate, bool; padding is none.
+      index: position among the embeddings of view 1, then view 2. The rows that fill up
+        the last block have positions beyond, where there are no anchors.
+      present: False for padding, which is no candidate.
     """
 
     features: Array
@@ -57,13 +57,13 @@ class _Candidates(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """The anchors against one block of candidates.
+    """All pairs of an anchor and a candidate of one block.
 
     Attributes:
       logits: cosines over the temperature, [2, batch, block].
-      positive: whether the candidate is the other view of the anchor, likewise.
-      other: whether it is not the anchor itself, likewise.
-      place: of the positive, counted from the start of the block, [2, batch, 1].
+      positive: True if the candidate is the other view of the anchor, same shape.
+      other: True unless the candidate is the anchor itself, same shape.
+      place: position of the positive relative to the block's start, [2, batch, 1].
     """
 
     logits: Array
@@ -72,32 +72,43 @@ class _Pairs(NamedTuple):
     place: Array
 
     def masked(self, present: Array) -> Array:
-        """Returns the logits, -inf for the anchor itself and for what is not present.
+        """Returns the logits, with -inf for the anchor itself and for padding.
 
-        A padded row keeps its own positive, so that its unused loss stays finite.
+        Padded anchors keep their own positive, so that their unused loss is finite.
         """
         counts = self.positive | (self.other & present)
         return jnp.where(counts, self.logits, -jnp.inf)
 
+    def positive_logit(self) -> Array:
+        """Returns the positive's logit, [2, batch], or 0 if it is in another block.
 
-def _lay_out(x: Array, *axes: str | None) -> Array:
-    """`x`, its first axes split over the mesh in context as named; None is whole."""
+        It is taken from the same product as its rivals: a separate product could be
+        rounded differently, and collapsed features could look perfect.
+        """
+        last = self.logits.shape[2] - 1
+        place = jnp.clip(self.place, 0, last)
+        found = jnp.take_along_axis(self.logits, place, axis=2)
+        return jnp.where(place == self.place, found, 0)[..., 0]
+
+
+def _constrain(x: Array, *axes: str | None) -> Array:
+    """Shards the leading axes of `x` over the current mesh; None replicates."""
     if BATCH_AXIS not in jax.sharding.get_abstract_mesh().axis_names:
         return x
     return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*axes))
 
 
 def _in_blocks(x: Array, block: int) -> Array:
-    """[2, batch, ...] as [blocks, block, ...] filled up with zeros, on every device."""
-    # Gathered before the reshape joins the views with the axis that is split.
-    rows = _lay_out(x).reshape(-1, *x.shape[2:])
+    """Replicates and reshapes [2, batch, ...] to [blocks, block, ...], zero-padded."""
+    # Gathered before the reshape merges the views with the sharded axis.
+    rows = _constrain(x).reshape(-1, *x.shape[2:])
     blocks = -(-len(rows) // block)
     widths = [(0, blocks * block - len(rows))] + [(0, 0)] * (rows.ndim - 1)
     return jnp.pad(rows, widths).reshape(blocks, block, *rows.shape[1:])
 
 
 def _candidates(anchors: Array, mask: Array, block: int) -> _Candidates:
-    """All anchors [2, batch, dimensions] as candidates, [blocks, block, ...]."""
+    """Returns all anchors [2, batch, dimensions] as candidates in blocks."""
     features = _in_blocks(anchors, block)
     present = _in_blocks(jnp.stack([mask, mask]), block)
     index = jnp.arange(present.size, dtype=jnp.int32).reshape(present.shape)
@@ -105,12 +116,12 @@ def _candidates(anchors: Array, mask: Array, block: int) -> _Candidates:
 
 
 def _compare(anchors: Array, candidates: _Candidates) -> _Pairs:
-    """The anchors [2, batch, dimensions] against one block of candidates."""
+    """Compares the anchors [2, batch, dimensions] with one block of candidates."""
     logits = jnp.einsum(
         "vbd,cd->vbc",
         anchors,
         candidates.features,
-        precision=jax.lax.Precision.HIGHEST,  # cosines over .1: tf32 would be visible
+        precision=jax.lax.Precision.HIGHEST,  # TF32 would be visible at temperature 0.1
     )
     views, batch, _ = anchors.shape
     own = jnp.arange(views * batch, dtype=jnp.int32).reshape(views, batch, 1)
@@ -119,30 +130,8 @@ def _compare(anchors: Array, candidates: _Candidates) -> _Pairs:
     return _Pairs(logits, index == own[::-1], index != own, place)
 
 
-def _positive_logit(pairs: _Pairs) -> Array:
-    """The logit of the positive, [2, batch]; 0 where it is not in this block.
-
-    It comes from the product that the other candidates come from: a product of its own
-    would be rounded in another way, and collapsed features could look perfect.
-    """
-    last = pairs.logits.shape[2] - 1
-    place = jnp.clip(pairs.place, 0, last)
-    found = jnp.take_along_axis(pairs.logits, place, axis=2)
-    return jnp.where(place == pairs.place, found, 0)[..., 0]
-
-
-def _rivals(pairs: _Pairs, present: Array, chosen: Array) -> Array:
-    """How many of the others are not below the chosen logit, [2, batch]; see `_rank`.
-
-    The positive is left out by its place, and not by its value, which a compiler may
-    have rounded in another way where it was first computed.
-    """
-    not_below = ~(pairs.masked(present) < chosen[..., None])  # so is a NaN
-    return jnp.sum(not_below & ~pairs.positive, axis=2)
-
-
 def _fold(add: Callable, start: Any, blocks: Any) -> Any:
-    """Adds one block after the other, [blocks, block, ...]; without a loop if one."""
+    """Accumulates over the blocks [blocks, block, ...]; without a loop if only one."""
     if len(jax.tree.leaves(blocks)[0]) == 1:
         return add(start, jax.tree.map(lambda x: x[0], blocks))
     return jax.lax.scan(lambda sums, x: (add(sums, x), None), start, blocks)[0]
@@ -150,17 +139,17 @@ def _fold(add: Callable, start: Any, blocks: Any) -> Any:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _contrast(anchors: Array, mask: Array, block: int) -> tuple[Array, Array]:
-    """Loss and rank of the positive for every anchor, each [2, batch].
+    """Returns the loss and the rank of the positive for each anchor, both [2, batch].
 
     Args:
       anchors: embeddings of both views, of length temperature ** -0.5, so that their
         products are logits, [2, batch, dimensions].
       mask: the examples that count, bool [batch].
-      block: candidates that are compared at once.
+      block: number of candidates to compare at once.
 
-    Forward there are two passes over the candidates: one for the sum and the positive,
-    one for the rank. Backward the logits are computed again, because differentiation of
-    the loop would keep something for each of them.
+    The forward pass goes twice over the candidates: first for the sum and the positive,
+    then for the rank. The backward pass recomputes the logits, because differentiating
+    the loop would store them.
     """
     return _contrast_forward(anchors, mask, block)[0]
 
@@ -173,30 +162,33 @@ def _contrast_forward(anchors: Array, mask: Array, block: int):
         new_largest = jnp.maximum(largest, jnp.max(logits, axis=2))
         more = jnp.sum(jnp.exp(logits - new_largest[..., None]), axis=2)
         mass = mass * jnp.exp(largest - new_largest) + more
-        return new_largest, mass, positive + _positive_logit(pairs)
+        return new_largest, mass, positive + pairs.positive_logit()
 
     def count(rank, candidates):
         pairs = _compare(anchors, candidates)
-        present = candidates.present[None, None, :]
-        return rank + _rivals(pairs, present, positive)
+        logits = pairs.masked(candidates.present[None, None, :])
+        # Ties and NaN count against the positive, as in `top_k`. It is excluded by its
+        # position, not by its value, which may be rounded differently in this pass.
+        not_below = ~(logits < positive[..., None])
+        return rank + jnp.sum(not_below & ~pairs.positive, axis=2)
 
     blocks = _candidates(anchors, mask, block)
     zeros = jnp.zeros_like(anchors[..., 0])
-    # Not -inf: a first block may hold no candidate, and inf - inf is no number.
+    # Not -inf: a first block without candidates would give inf - inf.
     lowest = jnp.full_like(zeros, jnp.finfo(zeros.dtype).min)
     largest, mass, positive = _fold(add, (lowest, zeros, zeros), blocks)
     rank = _fold(count, zeros.astype(int), blocks)
-    # The difference of two large logits is exact, which that from their log-sum is not.
+    # The difference of two large logits is exact; the log-sum minus a logit is not.
     loss = jnp.log(mass) + (largest - positive)
     return (loss, rank), (anchors, mask, largest, mass)
 
 
 def _contrast_backward(block: int, saved, cotangents):
-    """Gradient for the anchors, which are the candidates too.
+    """Returns the gradient for the anchors, which are also the candidates.
 
-    The logit of i and j is that of j and i. So the probability that j has among the
-    candidates of i, and that of i among the candidates of j, come from one product, and
-    beside the embeddings only two numbers an anchor come from other devices.
+    The logits are symmetric: one product gives both the probability of candidate j for
+    anchor i and that of candidate i for anchor j. So, besides the embeddings, devices
+    exchange only two numbers per anchor.
     """
     anchors, mask, largest, mass = saved
     weight, _ = cotangents
@@ -218,8 +210,8 @@ def _contrast_backward(block: int, saved, cotangents):
     sums = _in_blocks(jnp.stack([largest, share], axis=2), block)
     blocks = (_candidates(anchors, mask, block), sums)
     gradient = _fold(add, jnp.zeros_like(anchors), blocks)
-    # The positive apart: in the product, a one among thousands of small probabilities
-    # would cost them a digit.
+    # The positive separately: within the product, a one among thousands of small
+    # probabilities would cost them a digit.
     return gradient - (weight + weight[::-1])[..., None] * anchors[::-1], None
 
 
@@ -236,32 +228,32 @@ def nt_xent(
 ) -> Contrast:
     """Normalized temperature-scaled cross-entropy between two views.
 
-    Above 4096 candidates, that is 2048 examples, memory grows with the batch and not
-    with its square: the candidates come in blocks of 1024, and the gradient computes
-    the logits again. It has a reverse mode only.
+    Above 4096 candidates (2048 examples), memory grows linearly with the batch: the
+    candidates are compared in blocks of 1024, and the gradient recomputes the logits.
+    Only reverse-mode differentiation is supported.
 
-    Where a mesh with the axis "data" is in context (`jax.set_mesh`), the anchors are
-    split along it, and every device has all candidates.
+    If a mesh with the axis "data" is set (`jax.set_mesh`), the anchors are sharded
+    along it and the candidates are replicated.
 
     Args:
       embeddings1: of view 1, any scale, [batch, dimensions].
       embeddings2: of view 2 of the same examples, [batch, dimensions].
       temperature: divides the cosine similarities; positive.
-      mask: the examples that count, bool [batch]; all of them when None.
-      block: candidates that are compared at once, of 2 * batch; None for the above.
+      mask: the examples that count, bool [batch]; None for all.
+      block: number of candidates, of 2 * batch, to compare at once; None as above.
 
     Returns:
       The loss, in which the two directions are **added**, averaged over examples, and
-      the retrieval accuracies, which are the mean of the two directions.
+      the retrieval accuracies, averaged over the two directions.
 
     Source: Chen et al. 2020, equation 1, with the sum over directions of the reference
-    (the paper and `optax.losses.ntxent` average them). The floor of 1e-12 on the
-    squared norm is the reference's. Its accuracy is a sum for five examples or fewer;
-    here it is always the mean.
+    (the paper and `optax.losses.ntxent` average them) and its floor of 1e-12 on the
+    squared norm. The reference's accuracy is a sum for five examples or fewer; here it
+    is always the mean.
     """
     anchors = jnp.stack([_unit_rows(embeddings1), _unit_rows(embeddings2)])
-    # Half of the temperature on either side keeps the product symmetric.
-    anchors = _lay_out(anchors / jnp.sqrt(temperature), None, BATCH_AXIS)
+    # Dividing both sides by sqrt(temperature) keeps the product symmetric.
+    anchors = _constrain(anchors / jnp.sqrt(temperature), None, BATCH_AXIS)
     _, batch, _ = anchors.shape
     if block is None:
         block = _BLOCK if 2 * batch > _MOST_AT_ONCE else 2 * batch

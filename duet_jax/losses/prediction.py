@@ -1,4 +1,4 @@
-"""Losses and accuracies of predictions: of a class, or of a value."""
+"""Losses and accuracies of predicted classes and values."""
 
 import jax.numpy as jnp
 import optax
@@ -8,36 +8,31 @@ from duet_jax.types import Array
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Cross-entropy in nats of `logits` [batch, classes] at int `labels` [batch]."""
+    """Cross-entropy in nats of `logits` [batch, classes] and int `labels` [batch]."""
     return optax.softmax_cross_entropy_with_integer_labels(
         at_least_float32(logits), labels
     )
 
 
 def squared_error(predictions: Array, targets: Array) -> Array:
-    """Squared error of `predictions` [batch] against `targets` [batch]."""
+    """Squared error of `predictions` [batch] and `targets` [batch]."""
     return jnp.square(at_least_float32(predictions) - targets)
 
 
 def top_k(logits: Array, labels: Array, k: int) -> Array:
-    """Whether the label is among the k largest logits.
+    """Returns 1.0 if the label is among the k largest logits, else 0.0.
+
+    Ties and NaN count against the label: collapsed features, which are all equal, must
+    not look perfect.
 
     Args:
       logits: [batch, classes].
       labels: int, [batch].
-      k: a k above the number of classes counts every example as right.
+      k: above the number of classes, every label is among them.
 
     Returns:
-      0. or 1. per example, float32 [batch]. A tie counts against the label.
+      float32, [batch].
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    return (_rank(logits, own) < k).astype(jnp.float32)
-
-
-def _rank(candidates: Array, chosen: Array) -> Array:
-    """How many of the others [batch, candidates] are not below the chosen [batch].
-
-    A tie counts against the chosen one: collapsed features, which are all alike, must
-    not look like perfect ones.
-    """
-    return jnp.sum(~(candidates < chosen[:, None]), axis=1) - 1  # so does a NaN
+    rank = jnp.sum(~(logits < own[:, None]), axis=1) - 1
+    return (rank < k).astype(jnp.float32)

@@ -8,18 +8,18 @@ from duet_jax.types import Array
 
 
 def jensen_shannon(logits: Array, targets: Array) -> Array:
-    """Jensen-Shannon divergence between predicted and true bin distributions.
+    """Jensen-Shannon divergence between predicted and target distributions.
 
     Args:
-      logits: unnormalised, [batch, bins]; any finite values.
+      logits: unnormalized log-probabilities, [batch, bins]; any finite values.
       targets: probabilities, [batch, bins], rows summing to 1.
 
     Returns:
-      One divergence per example in nats, [batch], between 0 and log 2.
+      The divergence of each example in nats, [batch], from 0 to log 2.
 
     Source: structure term of the DUET paper; natural logarithm as in the reference.
-    Computed from log-probabilities, so it is finite where the reference returns NaN
-    (one logit leading by about 104).
+    Computed from log-probabilities, so it is finite where the reference returns NaN (a
+    logit that exceeds the others by about 104).
     """
     logits, targets = at_least_float32(logits), at_least_float32(targets)
     log_p = jax.nn.log_softmax(logits, axis=1)

@@ -1,8 +1,8 @@
 """Target distributions over the structure bins.
 
-A target puts a density around the drawn structure value and integrates it over the
-bins: the circular von Mises density for periodic parameters, such as an angle, the
-Gaussian for the others.
+A target centers a density at the drawn structure value and integrates it over the
+bins: a von Mises density for periodic parameters, such as angles, a Gaussian for the
+others.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ _POINTS_PER_BIN = 100
 
 
 def _integrate(log_density: Array, num_bins: int) -> Array:
-    """Sums exp(`log_density`) [batch, points] over each bin and normalises the rows."""
-    # Rows are shifted by their maximum, so that a narrow density cannot underflow.
+    """Sums exp(`log_density`) [batch, points] over each bin; rows sum to 1."""
+    # softmax subtracts the maximum of each row, so a narrow density cannot underflow.
     density = jax.nn.softmax(log_density, axis=1)
     return jnp.sum(density.reshape(len(density), num_bins, _POINTS_PER_BIN), axis=2)
 
@@ -33,14 +33,14 @@ def gaussian(values: Array, num_bins: int, sigma: float) -> Array:
 
     Args:
       values: structure values, [batch].
-      num_bins: number of bins G that share [0, 1].
-      sigma: standard deviation, in units of the whole range.
+      num_bins: number of bins G, which divide [0, 1].
+      sigma: standard deviation, as a share of the whole range.
 
     Returns:
       Probabilities, [batch, num_bins], rows summing to 1.
 
-    Source: DUET paper, section 3; the grid (100 points a bin, both ends included) is
-    the reference's.
+    Source: DUET paper, section 3, with the reference's grid (100 points per bin, both
+    ends included).
     """
     distance = (_grid(num_bins, values.dtype) - values[:, None]) / sigma
     return _integrate(-jnp.square(distance) / 2, num_bins)
@@ -51,13 +51,13 @@ def von_mises(values: Array, num_bins: int, concentration: float) -> Array:
 
     Args:
       values: structure values, [batch]; 0 and 1 are the same point.
-      num_bins: number of bins G that share the circle.
+      num_bins: number of bins G, which divide the circle.
       concentration: kappa; about 1 / sigma² with sigma in radians.
 
     Returns:
       Probabilities, [batch, num_bins], rows summing to 1.
 
-    Source: as `gaussian`. Note that the reference calls the concentration a sigma.
+    Source: as for `gaussian`. The reference calls the concentration sigma.
     """
     turns = _grid(num_bins, values.dtype) - values[:, None]
     return _integrate(concentration * jnp.cos(2 * jnp.pi * turns), num_bins)
@@ -67,10 +67,10 @@ class Target(NamedTuple):
     """A kind of target.
 
     Attributes:
-      distribution: function of (values [batch], number of bins, width) that returns
-        probabilities, [batch, bins].
-      width: field of `config.duet` that holds its width.
-      circular: whether the structure values 0 and 1 are one point.
+      distribution: (values [batch], number of bins, width) -> probabilities, [batch,
+        bins].
+      width: field of `config.duet` with its width.
+      circular: True if the structure values 0 and 1 are the same point.
     """
 
     distribution: Callable[[Array, int, float], Array]

@@ -7,16 +7,14 @@ from flax import nnx
 from duet_jax.models.batch_norm import BatchNorm
 from duet_jax.types import Array
 
-LAYER_NORM_EPSILON = 1e-5
-
 
 class Projector(nnx.Module):
-    """Maps content to the space of the contrastive loss.
+    """Projection head of the contrastive loss.
 
     Linear BN ReLU, Linear BN ReLU, Linear BN.
 
-    Source: reference: projection head; the Linear biases, which the BN behind them
-    cancels, are kept so that parameter counts and weights correspond.
+    Source: reference: projection head. Its Linear biases, which BN cancels, are kept so
+    that weights and parameter counts correspond.
     """
 
     def __init__(
@@ -31,10 +29,10 @@ class Projector(nnx.Module):
         """Builds the head.
 
         Args:
-          in_features: channels of the content, or all features for SimCLR and ESSL.
+          in_features: channels of the content; for SimCLR and ESSL all features.
           hidden: width of the two hidden layers.
-          out_features: size of the embedding.
-          dtype: type of the arithmetic.
+          out_features: dimensions of the embeddings.
+          dtype: compute type.
           rngs: source of the initial weights.
         """
         self.hidden1 = _linear(in_features, hidden, dtype, rngs)
@@ -52,7 +50,7 @@ class Projector(nnx.Module):
 
 
 class Predictor(nnx.Module):
-    """Predicts which transformation an image has undergone.
+    """Predicts how an image was transformed.
 
     Linear LN ReLU, Linear LN ReLU, Linear.
 
@@ -71,10 +69,10 @@ class Predictor(nnx.Module):
         """Builds the head.
 
         Args:
-          in_features: the encoder's features.
-          num_outputs: classes of the prediction task, or 1 for a regression.
+          in_features: number of features of the encoder.
+          num_outputs: number of classes, or 1 for regression.
           hidden: width of the two hidden layers.
-          dtype: type of the arithmetic.
+          dtype: compute type.
           rngs: source of the initial weights.
         """
         self.dtype = dtype
@@ -92,19 +90,16 @@ class Predictor(nnx.Module):
 
 
 class OnlineProbe(nnx.Module):
-    """Linear classifier that is trained along, on detached features.
-
-    Always float32: it is a measuring instrument, and it is small.
-    """
+    """Linear classifier trained alongside the encoder to monitor it; always float32."""
 
     def __init__(self, in_features: int, num_classes: int, *, rngs: nnx.Rngs):
-        """Builds the classifier from `in_features` to `num_classes`."""
+        """Builds the classifier."""
         self.linear = _linear(in_features, num_classes, None, rngs)
 
     def __call__(self, features: Array) -> Array:
         """Maps [batch, in_features] to float32 logits, [batch, num_classes].
 
-        Detaching the features is left to the caller.
+        The caller stops the gradient of the features.
         """
         return self.linear(features.astype(_at_least_float32(features.dtype)))
 
@@ -112,7 +107,7 @@ class OnlineProbe(nnx.Module):
 def _linear(
     in_features: int, out_features: int, dtype: jnp.dtype | None, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    """A Linear layer whose weights and biases start at U(+-1/sqrt(in_features))."""
+    """Returns a layer with initial weights and biases U(+-1/sqrt(in_features))."""
     bound = in_features**-0.5
 
     def uniform(key, shape, dtype):
@@ -131,7 +126,7 @@ def _linear(
 def _layer_norm(num_features: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(
         num_features,
-        epsilon=LAYER_NORM_EPSILON,
+        epsilon=1e-5,
         use_fast_variance=False,
         dtype=dtype,
         rngs=rngs,

@@ -1,8 +1,8 @@
 """Content and structure of a DUET representation.
 
-The encoder's features are a matrix whose rows are the bins of the transformation
-parameter and whose columns are channels. Summing out the bins leaves the content,
-averaging out the channels leaves the structure.
+The features form a matrix whose rows are bins of the transformation parameter and whose
+columns are channels. The sum over the bins is the content, the mean over the channels
+gives the logits of the structure.
 
 Source: the two marginals of the DUET representation (Suau et al., ICML 2023).
 """
@@ -14,10 +14,10 @@ from duet_jax.types import Array
 
 
 def as_matrix(features: Array, num_bins: int) -> Array:
-    """Arranges features as bins by channels.
+    """Reshapes features to bins by channels.
 
     Args:
-      features: [batch, features]; feature `bin * channels + channel`.
+      features: [batch, bins * channels].
       num_bins: number of bins G, a divisor of the number of features.
 
     Returns:
@@ -37,12 +37,5 @@ def structure_logits(matrix: Array) -> Array:
 
 
 def structure(matrix: Array) -> Array:
-    """Distribution over the bins that a representation predicts.
-
-    Args:
-      matrix: [batch, bins, channels].
-
-    Returns:
-      Probabilities, [batch, bins], rows summing to 1: softmax of the logits.
-    """
+    """Returns the softmax of the structure logits, [batch, bins], rows summing to 1."""
     return jax.nn.softmax(structure_logits(matrix), axis=-1)

@@ -1,34 +1,31 @@
 """Encoders: residual networks for small images.
 
-Source: reference: its CIFAR-10 ResNets, which are He et al. (2016), section 4.2,
-with four (stem) and eight times (stages) as many channels, projection shortcuts and a
-BN on the features.
+Source: reference: its CIFAR-10 ResNets. These are those of He et al. (2016), section
+4.2, with four (stem) and eight times (stages) as many channels, projection shortcuts
+and BN on the features.
 """
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from duet_jax.errors import UsageError, lookup
-from duet_jax.models import steerable_pyramid
+from duet_jax.errors import lookup
 from duet_jax.models.batch_norm import BatchNorm
+from duet_jax.models.steerable_pyramid import NUM_BANDS, steerable_pyramid
 from duet_jax.types import Array
-
-KAIMING_NORMAL = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class ResNet(nnx.Module):
     """Residual network with three stages of basic blocks.
 
-    A 3x3 stem, three stages of which the second and third halve the image, the mean
-    over the image, and a BN on the features.
+    A 3x3 stem, three stages of which the second and third halve the image, global
+    average pooling, and BN on the features.
 
     Attributes:
-      num_features: length of the feature vectors.
+      num_features: dimensions of the features.
     """
 
     def __init__(
@@ -44,12 +41,12 @@ class ResNet(nnx.Module):
         """Builds the network.
 
         Args:
-          blocks: basic blocks of each stage.
+          blocks: number of basic blocks of each stage.
           widths: channels of the stem and of each stage.
           in_channels: channels of the images.
-          dtype: type of the arithmetic; parameters are float32.
-          remat: keep only the input of each block for the backward pass, and compute
-            what is within the block again.
+          dtype: compute type; parameters are float32.
+          remat: store only the input of each block for the backward pass, and recompute
+            the rest.
           rngs: source of the initial weights.
         """
         stem, *stages = widths
@@ -68,8 +65,8 @@ class ResNet(nnx.Module):
         """Computes features.
 
         Args:
-          images: [batch, side, side, in_channels], normalised; any side.
-          train: whether BN uses, and updates its running statistics by, this batch.
+          images: [batch, side, side, in_channels], normalized; any side.
+          train: see `BatchNorm`.
 
         Returns:
           float32 features, [batch, num_features].
@@ -86,23 +83,21 @@ class ResNet(nnx.Module):
 class LiftedResNet(nnx.Module):
     """A ResNet on the bands of a fixed steerable pyramid.
 
-    Source: reference: the encoders it calls lifted, of which only the number of
-    inputs is left; the pyramid is ours (see `pyramid`).
+    Source: reference: its "lifted" encoders, of which only the number of inputs is
+    known; the pyramid is ours (see `steerable_pyramid`).
 
     Attributes:
-      num_features: length of the feature vectors.
+      num_features: dimensions of the features.
     """
 
     def __init__(self, *, in_channels: int, **resnet):
         """Builds the network for images of `in_channels`; see `ResNet`."""
-        self.resnet = ResNet(
-            in_channels=in_channels * steerable_pyramid.num_bands(), **resnet
-        )
+        self.resnet = ResNet(in_channels=in_channels * NUM_BANDS, **resnet)
         self.num_features = self.resnet.num_features
 
     def __call__(self, images: Array, *, train: bool) -> Array:
         """Computes features as `ResNet` does, from the bands of `images`."""
-        return self.resnet(steerable_pyramid.steerable_pyramid(images), train=train)
+        return self.resnet(steerable_pyramid(images), train=train)
 
 
 class BasicBlock(nnx.Module):
@@ -175,10 +170,11 @@ def _conv(
         out_channels,
         (size, size),
         strides=stride,
-        # "SAME" would pad a strided convolution on the other side.
+        # "SAME" would pad strided convolutions on the other side.
         padding=size // 2,
         use_bias=False,
-        kernel_init=KAIMING_NORMAL,
+        # Kaiming normal; that of JAX is truncated.
+        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
         dtype=dtype,
         rngs=rngs,
     )
@@ -201,12 +197,12 @@ def _stage(
 
 
 class EncoderSpec(NamedTuple):
-    """What the name of an encoder stands for.
+    """The architecture of a named encoder.
 
     Attributes:
-      blocks: basic blocks of each stage; None where the configuration gives them.
-      widths: channels of the stem and of each stage; None where given likewise.
-      lifted: whether the images first pass the steerable pyramid.
+      blocks: number of basic blocks of each stage; None if set by the configuration.
+      widths: channels of the stem and of each stage; None likewise.
+      lifted: True if the images first pass through the steerable pyramid.
     """
 
     blocks: tuple[int, int, int] | None
@@ -225,33 +221,31 @@ def make_encoder(
     remat: bool = False,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """Builds the encoder that a configuration asks for.
+    """Builds the encoder that a configuration describes.
 
     Args:
       name: a key of `ENCODERS`.
-      in_channels: 1 for grey images, 3 for RGB.
-      width_multiplier: scales every width, to the nearest multiple of 8, at least 8;
-        1 leaves the widths as they are.
-      blocks: basic blocks of each stage; read for `Cifar10_ResNet`, the other names
-        fix them.
+      in_channels: 1 for gray images, 3 for RGB.
+      width_multiplier: scales all widths, rounded to multiples of 8 and at least 8; 1
+        leaves the widths unchanged.
+      blocks: number of basic blocks of each stage; used for `Cifar10_ResNet` only.
       widths: channels of the stem and of each stage; likewise.
-      dtype: type of the arithmetic, float32 or bfloat16.
-      remat: keep only the inputs of blocks for the backward pass.
+      dtype: compute type, float32 or bfloat16.
+      remat: store only the inputs of blocks for the backward pass.
       rngs: source of the initial weights.
 
     Returns:
-      A module with `num_features`, called with `(images, train=...)`, that returns
-      float32 features, [batch, num_features].
+      A module with `num_features`; `(images, train=...)` returns float32 features,
+      [batch, num_features].
 
     Raises:
-      UsageError: an unknown name, or blocks, widths or a multiplier that it cannot
-        be built with.
+      UsageError: the name is unknown.
     """
     spec = lookup(ENCODERS, name, "config.encoder.name")
     network = LiftedResNet if spec.lifted else ResNet
     return network(
-        blocks=_blocks(name, spec, blocks),
-        widths=_widths(name, spec, width_multiplier, widths),
+        blocks=spec.blocks or tuple(blocks),
+        widths=_scaled(spec.widths or tuple(widths), width_multiplier),
         in_channels=in_channels,
         dtype=dtype,
         remat=remat,
@@ -264,58 +258,18 @@ def num_features(
     width_multiplier: float = 1.0,
     widths: Sequence[int] | None = None,
 ) -> int:
-    """Number of features of an encoder, without building it.
+    """Returns the number of features of an encoder without building it.
 
     Arguments and errors are those of `make_encoder`.
     """
     spec = lookup(ENCODERS, name, "config.encoder.name")
-    return _widths(name, spec, width_multiplier, widths)[-1]
+    return _scaled(spec.widths or tuple(widths), width_multiplier)[-1]
 
 
-def _blocks(
-    name: str, spec: EncoderSpec, blocks: Sequence[int] | None
-) -> tuple[int, int, int]:
-    if spec.blocks is not None:
-        return spec.blocks
-    return _checked("blocks", blocks, 3, "(3, 3, 3)", name)
-
-
-def _widths(
-    name: str, spec: EncoderSpec, multiplier: float, widths: Sequence[int] | None
-) -> tuple[int, int, int, int]:
-    if not _is_number(multiplier) or not 0 < multiplier < math.inf:
-        raise UsageError(
-            f"config.encoder.width_multiplier={multiplier!r} must be a positive number;"
-            " 1.0 keeps the widths, 0.25 gives a quarter of them."
-        )
-    if spec.widths is not None:
-        widths = spec.widths
-    else:
-        widths = _checked("widths", widths, 4, "(64, 128, 256, 512)", name)
+def _scaled(widths: tuple[int, ...], multiplier: float) -> tuple[int, ...]:
     if multiplier == 1:
         return widths
     return tuple(max(8, 8 * math.floor(w * multiplier / 8 + 0.5)) for w in widths)
-
-
-def _checked(
-    field: str, given: Sequence[int] | None, length: int, example: str, name: str
-) -> tuple[int, ...]:
-    """Returns the numbers of a field of the configuration."""
-    valid = isinstance(given, (tuple, list)) and len(given) == length
-    if not valid or not all(_is_positive_int(n) for n in given):
-        raise UsageError(
-            f"config.encoder.{field}={given!r} must be {length} positive integers for"
-            f" config.encoder.name={name!r}; cifar10_resnet20 has {example}."
-        )
-    return tuple(given)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 _WIDTHS = (64, 128, 256, 512)

@@ -1,9 +1,7 @@
-"""Weights of the reference implementation, as parameters of these networks and back.
+"""Conversion of weights from and to the reference's torch state dicts.
 
-One table gives each module its name in the reference's torch state dict; importing
-and exporting both walk the parameters of the receiving network and look up names, so
-they cannot disagree. Convolution weights are OIHW there and HWIO here, Linear weights
-[out, in] there and [in, out] here.
+Import and export share one table of names. Convolution weights are OIHW there and HWIO
+here, Linear weights [out, in] there and [in, out] here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,7 +27,7 @@ _LEAVES = {
     "var": "running_var",
 }
 
-# The heads are numbered sequences there; the gaps are their ReLUs.
+# There the heads are numbered sequences; the missing numbers are ReLUs.
 _SEQUENCE = {
     "hidden1": "0",
     "norm1": "1",
@@ -41,7 +39,7 @@ _SEQUENCE = {
 
 _MODULES = {
     "encoder": {
-        "resnet": None,  # what a lifted encoder wraps; it has no level of its own
+        "resnet": None,  # inside lifted encoders; not part of the names
         "stem": "conv1",
         "stem_norm": "bn1",
         "stage1": "layer1",
@@ -65,32 +63,32 @@ _MODULES = {
 def import_networks(
     state: Mapping[str, np.ndarray], params: dict, batch_stats: dict
 ) -> tuple[dict, dict]:
-    """Arranges a reference model's whole state dict like the given networks.
+    """Converts the state dict of a reference model to the given networks.
 
     Args:
       state: arrays by torch name, with the prefixes of `PREFIXES`.
-      params: parameters of the networks, by the keys of `PREFIXES`; only structure,
-        shapes and types are used, so `jax.ShapeDtypeStruct` leaves will do.
+      params: parameters of the networks, by the keys of `PREFIXES`; the leaves may be
+        `jax.ShapeDtypeStruct`, as only their shapes and types are used.
       batch_stats: running statistics of the networks, likewise.
 
     Returns:
-      Parameters and running statistics with the values of `state`, as numpy arrays.
+      Parameters and running statistics with the values of `state`, as NumPy arrays.
 
     Raises:
-      UsageError: a name is missing, is not known, or has another shape.
+      UsageError: a name is missing or unknown, or an array has another shape.
     """
-    owners = {name: _owner(name) for name in state}
-    for name, network in owners.items():
+    parts = {network: {} for network in params}
+    for name, array in state.items():
+        network = _owner(name)
         if network not in params:
             raise UsageError(
                 f"reference weight {name!r} belongs to no network of this model, which"
                 f" has {', '.join(PREFIXES[n] + '*' for n in params)}; load it with the"
                 " config.method it was trained with."
             )
+        parts[network][name.removeprefix(PREFIXES[network])] = array
     new_params, new_stats = {}, {}
-    for network in params:
-        prefix = PREFIXES[network]
-        part = {n[len(prefix) :]: a for n, a in state.items() if owners[n] == network}
+    for network, part in parts.items():
         new_params[network], stats = import_network(
             network, part, params[network], batch_stats.get(network, {})
         )
@@ -102,19 +100,13 @@ def import_networks(
 def import_network(
     network: str, state: Mapping[str, np.ndarray], params: dict, batch_stats: dict
 ) -> tuple[dict, dict]:
-    """Arranges the state dict of one reference network like the given one.
+    """Converts the state dict of one reference network; see `import_networks`.
 
     Args:
       network: a key of `PREFIXES`.
       state: arrays by torch name, without prefix.
-      params: parameters of the network; see `import_networks`.
-      batch_stats: its running statistics; {} where it has none.
-
-    Returns:
-      Parameters and running statistics with the values of `state`, as numpy arrays.
-
-    Raises:
-      UsageError: a name is missing, is not known, or has another shape.
+      params: parameters of the network.
+      batch_stats: its running statistics; {} if it has none.
     """
     prefix = PREFIXES[network]
     expected = {
@@ -123,26 +115,23 @@ def import_network(
         for name, *_ in _named_leaves(network, tree)
     }
     for name in state:
-        # The number of updates is a field of the training state here.
+        # Here the number of updates is part of the train state.
         if name not in expected and not name.endswith("num_batches_tracked"):
             raise UsageError(
                 f"reference weight {prefix + name!r} has no counterpart in the"
                 f" {network}.{suggestion(name, expected)} Set config.encoder.name to"
                 " the one it was trained with."
             )
-    return (
-        _filled(network, state, params),
-        _filled(network, state, batch_stats),
-    )
+    return _filled(network, state, params), _filled(network, state, batch_stats)
 
 
 def export_network(network: str, *trees: dict) -> dict[str, np.ndarray]:
-    """Names the arrays of a network as the reference does.
+    """Converts arrays of a network to a torch state dict.
 
     Args:
       network: a key of `PREFIXES`.
-      *trees: nested dicts shaped like the network's parameters (so are gradients) or
-        running statistics.
+      *trees: nested dicts with the structure of the network's parameters (such as
+        gradients) or running statistics.
 
     Returns:
       Arrays in torch's layout by torch name, without prefix.
@@ -160,7 +149,7 @@ def _named_leaves(
     """Yields the torch name, the path and the leaf of every array of a network."""
     modules = _MODULES[network]
     for path, leaf in traverse_util.flatten_dict(tree).items():
-        # Numbers, the positions of blocks within a stage, are the same on both sides.
+        # Numbers are positions of blocks in a stage, the same in both.
         parts = [modules[p] if isinstance(p, str) else str(p) for p in path[:-1]]
         parts.append(_LEAVES[path[-1]])
         yield ".".join(part for part in parts if part is not None), path, leaf
@@ -191,7 +180,7 @@ def _filled(network: str, state: Mapping[str, np.ndarray], tree: dict) -> dict:
 
 
 def _owner(name: str) -> str | None:
-    """The network that a prefixed torch name belongs to."""
+    """Returns the network that a prefixed torch name belongs to, or None."""
     for network, prefix in PREFIXES.items():
         if name.startswith(prefix):
             return network

@@ -65,8 +65,8 @@ MUTATIONS: list[Mutation] = [
         ("top-5 of four", "accuracy(5)", "accuracy(4)"),
         (
             "ties count for the positive",
-            "~(pairs.masked(present) < chosen[..., None])",
-            "(pairs.masked(present) > chosen[..., None])",
+            "~(logits < positive[..., None])",
+            "(logits > positive[..., None])",
         ),
         (
             "the gradient of one direction",
@@ -105,8 +105,8 @@ MUTATIONS: list[Mutation] = [
         "losses/prediction.py",
         (
             "ties count for the label",
-            "~(candidates < chosen[:, None])",
-            "(candidates > chosen[:, None])",
+            "~(logits < own[:, None])",
+            "(logits > own[:, None])",
         ),
     ),
     *_rows(
