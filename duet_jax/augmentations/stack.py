@@ -13,13 +13,7 @@ import jax.numpy as jnp
 
 from duet_jax import errors
 from duet_jax.augmentations import geometric, photometric
-from duet_jax.augmentations.record import (
-    Augmentation,
-    Frame,
-    Options,
-    Params,
-    Prediction,
-)
+from duet_jax.augmentations.record import Augmentation, Frame, Options, Params
 from duet_jax.errors import UsageError
 from duet_jax.types import Array
 
@@ -136,8 +130,9 @@ class Stack:
           [batch, image_size, image_size, channels] in [0, 1], not normalized. Images
           that are still larger at the end are cropped (reference: they stay larger).
         """
-        for record, frame in self.stages if params is not None else ():
-            images = record.apply(images, params[record.stage], frame)
+        if params is not None:
+            for record, frame in self.stages:
+                images = record.apply(images, params[record.stage], frame)
         return geometric.center_crop_and_resize(images, self._frame(images.shape[1]))
 
     def structure(self, params: dict[str, Params]) -> dict[str, Array]:
@@ -267,31 +262,24 @@ def normalize(images: Array) -> Array:
     return images - 0.5
 
 
-def check_learned(code: str, stack_codes: tuple[str, ...]) -> Augmentation:
+def check_learned(code: str, stack_codes: tuple[str, ...]) -> None:
     """Checks that the structure of `code` can be learned from the views of a stack.
 
     Args:
       code: the value of `config.learned`.
       stack_codes: codes of the stack that makes the views.
 
-    Returns:
-      The augmentation's record.
-
     Raises:
       UsageError: the code is unknown, has no structure, or is not in the stack.
     """
     record = errors.lookup(AUGMENTATIONS, code, _LEARNED)
     shown = f"{_LEARNED}={code!r}"
-    if code == "jit":
-        raise UsageError(
-            f"{shown} has no structure of its own; learn one of its parts, "
-            f"{' '.join(_JITTER_PARTS)}, and write these in place of jit in {_STACK}, "
-            f"or choose one of {' '.join(LEARNABLE)}."
-        )
     if not record.structure:
+        remedy = f"choose one of {' '.join(LEARNABLE)}"
+        if code == "jit":
+            remedy = f"{_PARTS_FOR_JIT} in {_STACK} and learn one of these, or {remedy}"
         raise UsageError(
-            f"{shown} ({record.summary}) draws nothing that could be learned; choose "
-            f"one of {' '.join(LEARNABLE)}."
+            f"{shown} ({record.summary}) has no structure of its own; {remedy}."
         )
     if code not in stack_codes:
         there = " ".join(c for c in stack_codes if c in LEARNABLE) or "none so far"
@@ -301,21 +289,15 @@ def check_learned(code: str, stack_codes: tuple[str, ...]) -> Augmentation:
         raise UsageError(
             f"{shown} is not in {_STACK}={' '.join(stack_codes)!r}; {remedy}."
         )
-    return record
 
 
-def check_predicted(
-    code: str, *, channels: int = 3, dataset_name: str = ""
-) -> Prediction:
+def check_predicted(code: str, *, channels: int, dataset_name: str) -> None:
     """Checks that ESSL can predict `code`; it need not be in the stack.
 
     Args:
       code: the value of `config.learned`.
       channels: 1 for gray images, 3 for RGB.
       dataset_name: name of the data set, for messages.
-
-    Returns:
-      How the augmentation is predicted.
 
     Raises:
       UsageError: the code is unknown, cannot be predicted, or does not support this
@@ -329,7 +311,6 @@ def check_predicted(
             f"{' '.join(PREDICTABLE)}."
         )
     _check_channels(code, channels, dataset_name, shown, PREDICTABLE)
-    return record.prediction
 
 
 def without(codes: tuple[str, ...], code: str) -> tuple[str, ...]:

@@ -101,7 +101,10 @@ class LiftedResNet(nnx.Module):
 
 
 class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions and a shortcut: conv BN ReLU, conv BN, add, ReLU."""
+    """Two 3x3 convolutions and a shortcut: conv BN ReLU, conv BN, add, ReLU.
+
+    The shortcut of a block that changes the shape is a 1x1 convolution and BN.
+    """
 
     def __init__(
         self,
@@ -117,44 +120,25 @@ class BasicBlock(nnx.Module):
         self.norm1 = BatchNorm(out_channels, dtype=dtype)
         self.conv2 = _conv(out_channels, out_channels, 3, 1, dtype, rngs)
         self.norm2 = BatchNorm(out_channels, dtype=dtype)
-        self.shortcut = (
-            None
-            if stride == 1 and in_channels == out_channels
-            else Projection(in_channels, out_channels, stride, dtype=dtype, rngs=rngs)
-        )
+        if stride == 1 and in_channels == out_channels:
+            self.shortcut = None
+        else:
+            self.shortcut = nnx.Dict(
+                conv=_conv(in_channels, out_channels, 1, stride, dtype, rngs),
+                norm=BatchNorm(out_channels, dtype=dtype),
+            )
 
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps [batch, side, side, in_channels] to the block's output."""
         y = nnx.relu(self.norm1(self.conv1(x), train=train))
         y = self.norm2(self.conv2(y), train=train)
         if self.shortcut is not None:
-            x = self.shortcut(x, train=train)
+            x = self.shortcut.norm(self.shortcut.conv(x), train=train)
         return nnx.relu(y + x)
 
 
 def _run(block: BasicBlock, x: Array, train: bool) -> Array:
     return block(x, train=train)
-
-
-class Projection(nnx.Module):
-    """Shortcut of a block that changes the shape: 1x1 convolution and BN."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        *,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        """Builds a shortcut that divides the side by `stride`."""
-        self.conv = _conv(in_channels, out_channels, 1, stride, dtype, rngs)
-        self.norm = BatchNorm(out_channels, dtype=dtype)
-
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps [batch, side, side, in_channels] to the shape of the block's output."""
-        return self.norm(self.conv(x), train=train)
 
 
 def _conv(

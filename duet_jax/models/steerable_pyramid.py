@@ -16,7 +16,6 @@ filters are fixed in pixels: a scale that does not fit into the image is zero.
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,31 +59,19 @@ def steerable_pyramid(images: Array) -> Array:
     return bands.reshape(batch, side, side, channels * NUM_BANDS)
 
 
-class _Frame(NamedTuple):
-    """The frame for one image size; complex128 NumPy arrays.
+@functools.lru_cache(maxsize=16)
+def _frame(side: int) -> tuple[np.ndarray, ...]:
+    """Returns the frame for one image size as complex128 NumPy arrays.
 
     Real images have Hermitian spectra, so only the half with non-negative x frequencies
-    is computed, [side, side // 2 + 1].
+    is computed: half = side // 2 + 1.
 
-    Attributes:
-      forward_y: DFT along y, [frequencies, side].
-      forward_x: DFT along x, [frequencies // 2 + 1, side].
-      masks: frequency responses, [frequencies, frequencies // 2 + 1, bands]; their
-        squared magnitudes sum to 1 at every frequency.
-      inverse_y: inverse DFT along y, [side, frequencies].
-      inverse_x: inverse DFT along x of the half spectrum, [side, half frequencies];
-        only the real part of the product is used.
+    Returns:
+      The DFTs along y, [side, side], and along x, [half, side]; the frequency responses
+      of the bands, [side, half, NUM_BANDS], whose squared magnitudes sum to 1; and the
+      inverse DFTs along y, [side, side], and along x, [side, half], of whose product
+      only the real part is used.
     """
-
-    forward_y: np.ndarray
-    forward_x: np.ndarray
-    masks: np.ndarray
-    inverse_y: np.ndarray
-    inverse_x: np.ndarray
-
-
-@functools.lru_cache(maxsize=16)
-def _frame(side: int) -> _Frame:
     half = side // 2 + 1
     index = np.arange(side)
     # The product of indices is reduced first, so that symmetries are exact.
@@ -94,12 +81,13 @@ def _frame(side: int) -> _Frame:
     weight = np.where((2 * index[:half]) % side == 0, 1.0, 2.0)
     inverse = dft.conj() / side
     frequencies = 2 * np.pi * np.fft.fftfreq(side)
-    frame = _Frame(
-        forward_y=dft,
-        forward_x=dft[:half],
-        masks=_masks(frequencies[:, None], frequencies[None, :])[:, :half],
-        inverse_y=inverse,
-        inverse_x=inverse[:, :half] * weight[None, :],
+    masks = _masks(frequencies[:, None], frequencies[None, :])
+    frame = (
+        dft,
+        dft[:half],
+        masks[:, :half],
+        inverse,
+        inverse[:, :half] * weight[None, :],
     )
     for array in frame:
         array.flags.writeable = False  # the cache returns the arrays themselves

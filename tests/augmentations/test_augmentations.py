@@ -710,7 +710,7 @@ PREDICTED = {  # outputs, and the low and high end of the regression's targets
 
 @pytest.mark.parametrize("code", PREDICTABLE)
 def test_prediction(code):
-    prediction = check_predicted(code)
+    prediction = AUGMENTATIONS[code].prediction
     num_outputs, *ends = PREDICTED[code]
     assert prediction.num_outputs == num_outputs
     assert prediction.classification == (not ends)
@@ -732,12 +732,12 @@ def test_prediction(code):
 
 def test_predicted_images_are_transformed_by_their_targets():
     images, key = pictures(3, 16), jax.random.key(0)
-    made, _ = compiled(check_predicted("ron").make)(key, images)
+    made, _ = compiled(AUGMENTATIONS["ron"].prediction.make)(key, images)
     for turns in range(4):
         np.testing.assert_array_equal(made[turns::4], pix.rot90(images, turns))
-    made, targets = compiled(check_predicted("rot").make)(key, images)
+    made, targets = compiled(AUGMENTATIONS["rot"].prediction.make)(key, images)
     close(made, rotate(images, 180 * targets), 1e-5)
-    made, targets = compiled(check_predicted("hue").make)(key, images)
+    made, targets = compiled(AUGMENTATIONS["hue"].prediction.make)(key, images)
     close(made, adjust_hue(images, targets), 1e-5)
 
 
@@ -822,18 +822,26 @@ def test_learned_errors(code, stack, parts):
 
 def test_learned():
     for code in LEARNABLE:
-        assert check_learned(code, ("sca", code)) is AUGMENTATIONS[code]
+        check_learned(code, ("sca", code))
+
+
+COLOR = {"channels": 3, "dataset_name": "cifar10"}
+
+
+@pytest.mark.parametrize("code", PREDICTABLE)
+def test_predicted(code):
+    check_predicted(code, **COLOR)
 
 
 @pytest.mark.parametrize("code", sorted(set(AUGMENTATIONS) - set(PREDICTABLE)))
 def test_predicted_errors(code):
-    line = message(check_predicted, code)
+    line = message(check_predicted, code, **COLOR)
     assert line.startswith(f"config.learned={code!r} (")
     assert line.endswith("choose one of rot ron fli flv gra bri con sat hue.")
 
 
 def test_predicted_unknown():
-    assert "Did you mean 'rot'?" in message(check_predicted, "rott")
+    assert "Did you mean 'rot'?" in message(check_predicted, "rott", **COLOR)
 
 
 @pytest.mark.parametrize("code", ["gra", "sat", "hue"])
