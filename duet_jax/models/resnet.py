@@ -38,17 +38,7 @@ class ResNet(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        """Builds the network.
-
-        Args:
-          blocks: number of basic blocks of each stage.
-          widths: channels of the stem and of each stage.
-          in_channels: channels of the images.
-          dtype: compute type; parameters are float32.
-          remat: store only the input of each block for the backward pass, and recompute
-            the rest.
-          rngs: source of the initial weights.
-        """
+        """Builds the network; the arguments are those of `make_encoder`."""
         stem, *stages = widths
         self.dtype = dtype
         self.remat = remat
@@ -215,7 +205,8 @@ def make_encoder(
       blocks: number of basic blocks of each stage; used for `Cifar10_ResNet` only.
       widths: channels of the stem and of each stage; likewise.
       dtype: compute type, float32 or bfloat16.
-      remat: store only the inputs of blocks for the backward pass.
+      remat: store only the input of each block for the backward pass, and recompute
+        the rest.
       rngs: source of the initial weights.
 
     Returns:
