@@ -87,6 +87,8 @@ class Dataset(NamedTuple):
     content: str = ""
     digests: tuple[str, ...] = ()
 
+    streamed = False
+
     @property
     def facts(self) -> DatasetFacts:
         """What remains to be known without the images."""

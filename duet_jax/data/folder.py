@@ -1,25 +1,19 @@
-"""Images in `<path>/{train,test}/<class>/`, at any depth."""
+"""Reads images in `<path>/{train,test}/<class>/`, at any depth."""
 
 import collections
+import contextlib
 import functools
 import logging
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from duet_jax.data.decoding import FORMATS, decode, is_grey
-from duet_jax.data.source import (
-    MOST_READ,
-    Example,
-    Reader,
-    Source,
-    content_of,
-    digest_of,
-)
+from duet_jax.data.decoding import FORMATS, decode, is_gray
+from duet_jax.data.source import MOST_READ, Example, Source, content_of, digest_of
 from duet_jax.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -29,12 +23,12 @@ _LAYOUT = (
     f"{', '.join(dict.fromkeys(row.name for row in FORMATS.values()))})"
 )
 _EXTENSIONS = tuple(each for row in FORMATS.values() for each in row.extensions)
-_MOST_LISTED = 5
-_MOST_NAMED = 3  # of what is left out for one reason
+_MOST_LISTED = 5  # names in a list in a message
+_MOST_SKIPPED = 3  # names of entries that are left out for the same reason
 
 
 class _File(NamedTuple):
-    """An image file; size and time stand for its content in the identity."""
+    """An image file; in the identity, size and time stand for its content."""
 
     relative: str
     class_name: str
@@ -46,12 +40,12 @@ def find(name: str, path: str) -> Source:
     """Lists the folder; images are opened only when the examples are read.
 
     Class names are the names of the folders in a split, in alphabetical order and in
-    Unicode's normal form C, whichever way a file system writes an accent. The images of
-    a class lie below its folder, at any depth, and come depth first, by name.
-    Extensions may be in upper case. Links are followed. Left out, and said so, are
-    hidden entries, other files, images beside the class folders, and links to folders
-    that are listed already. To decode all takes a single process: Pillow's threads wait
-    for each other, and a process pool would gain seconds, once.
+    Unicode normal form C, whichever way the file system writes an accent. The images of
+    a class lie below its folder, at any depth, and are ordered depth first, by name.
+    Extensions may be in upper case. Links are followed. Hidden entries, other files,
+    images beside the class folders, and links to folders that are listed already are
+    left out, with a message. Decoding takes a single process: Pillow's threads wait for
+    each other, and a process pool would save seconds, once.
 
     Args:
       name: as in the configuration.
@@ -75,19 +69,21 @@ def find(name: str, path: str) -> Source:
             f"{_enumerate(unknown)}; give both splits the same class folders."
         )
     files = train + test
+    images = _Images(path, root, files, class_names)
+    read_all = sum(file.size for file in files) <= MOST_READ
     return Source(
         class_names=class_names,
         num_train=len(train),
         num_test=len(test),
-        examples=lambda: _examples(path, root, files, class_names),
+        examples=images.examples,
         location=root,
         identity={"folder": os.path.realpath(root), "files": files},
         content=content_of([(file.relative, file.size) for file in files]),
-        digests=_digests(path, root, train, test),
-        labels=lambda: _labels(train, class_names),
+        digests=(lambda: images.digests(len(train))) if read_all else None,
+        labels=lambda: images.labels[: len(train)],
         files=tuple(file.relative for file in files),
-        reader=_Files(path, root, files, class_names),
-        channels=lambda: _channels(path, root, files),
+        reader=images,
+        channels=images.channels,
     )
 
 
@@ -119,12 +115,12 @@ def _check_root(path: str, root: str) -> None:
 
 
 def _problem(root: str) -> str:
-    """Returns why nothing can be read below a path; "" if it may be."""
+    """Returns why a path cannot be read as a folder; "" if it can."""
     try:
         return "" if stat.S_ISDIR(os.stat(root).st_mode) else "is not a folder"
     except FileNotFoundError:
         return "does not exist"
-    except OSError as error:  # a link to itself, a folder above that may not be entered
+    except OSError as error:  # such as a link to itself, or no permission
         return f"cannot be reached ({error.strerror})"
 
 
@@ -133,8 +129,8 @@ class _Entry(NamedTuple):
 
     Attributes:
       name: its path in the split, with "/".
-      entry: what the system says of it.
-      above: paths without links of the folders that it was reached through.
+      entry: its directory entry.
+      above: the folders that it was reached through, with links resolved.
     """
 
     name: str
@@ -143,7 +139,7 @@ class _Entry(NamedTuple):
 
 
 class _LeftOut:
-    """What a split holds besides its images: for each reason the first few, counted."""
+    """Entries of a split that are not used: counts and first names for each reason."""
 
     TYPE = "of other types"
     HIDDEN = "hidden"
@@ -156,10 +152,10 @@ class _LeftOut:
         self._folders = False
 
     def add(self, reason: str, name: str, *, is_folder: bool = False) -> None:
-        """Counts a file, or a folder with all it holds."""
+        """Counts a file, or a folder with everything in it."""
         self._counts[reason] += 1
         self._folders |= is_folder
-        if self._counts[reason] <= _MOST_NAMED:
+        if self._counts[reason] <= _MOST_SKIPPED:
             self._names[reason].append(f"{name}/" if is_folder else name)
 
     def __bool__(self) -> bool:
@@ -207,7 +203,7 @@ def _list_split(path: str, root: str, split: str) -> list[_File]:
 def _classes(
     path: str, root: str, split: str, left_out: _LeftOut
 ) -> dict[str, list[_Entry]]:
-    """Returns the folders of each class, which are several if written differently."""
+    """Returns the folders of each class; several if their names differ in form."""
     place = os.path.join(root, split)
     above = (os.path.realpath(root), os.path.realpath(place))
     folders = collections.defaultdict(list)
@@ -249,7 +245,7 @@ def _images(
 def _visible(
     path: str, folder: str, prefix: str, above: tuple[str, ...], left_out: _LeftOut
 ) -> list[_Entry]:
-    """Returns what a folder holds, by name, without hidden entries."""
+    """Returns the entries of a folder, by name, without hidden ones."""
     visible = []
     for entry in _entries(path, folder):
         if entry.name.startswith("."):
@@ -261,20 +257,20 @@ def _visible(
 
 
 def _real(folder: _Entry) -> str:
-    """Returns the path of a folder without links; asks the system only at a link."""
+    """Returns the path of a folder with links resolved; fast if it is no link."""
     if folder.entry.is_symlink():
         return os.path.realpath(folder.entry.path)
     return os.path.join(folder.above[-1], folder.entry.name)
 
 
 def _leads_back(folder: _Entry) -> bool:
-    """Returns whether a folder holds one that it was reached through, or is it."""
+    """Returns whether a folder is or contains one that it was reached through."""
     start = os.path.join(_real(folder), "")
     return any(os.path.join(each, "").startswith(start) for each in folder.above)
 
 
 def _check_depth(path: str, files: Sequence[_File]) -> None:
-    """Raises a UsageError if the classes lie in a folder that is the only class."""
+    """Raises a UsageError if the only class seems to hold the folders of classes."""
     if len({file.class_name for file in files}) > 1:
         return
     parts = [file.relative.split("/") for file in files]
@@ -288,7 +284,7 @@ def _check_depth(path: str, files: Sequence[_File]) -> None:
 
 
 def _check_name(path: str, split: str, name: str) -> None:
-    """Raises a UsageError for a class name that no result could hold."""
+    """Raises a UsageError for a class name that cannot be written as UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -299,7 +295,7 @@ def _check_name(path: str, split: str, name: str) -> None:
 
 
 def _entries(path: str, folder: str) -> list[os.DirEntry]:
-    """Returns what a folder holds, in alphabetical order."""
+    """Returns the entries of a folder, in alphabetical order."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -317,117 +313,106 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _labels(files: Sequence[_File], class_names: Sequence[str]) -> np.ndarray:
-    """Returns the class of each file, int32, [files]."""
-    labels = {name: label for label, name in enumerate(class_names)}
-    return np.array([labels[file.class_name] for file in files], np.int32)
+class _Images:
+    """The images of both splits; called with numbers, it is the `Reader` of them.
 
+    Every worker has a copy, which takes about 50 bytes per image.
 
-def _digests(
-    path: str, root: str, *splits: Sequence[_File]
-) -> Callable[[], tuple[str, ...]] | None:
-    """Returns what reads the files of the splits, unless they are too large for it."""
-    if sum(file.size for files in splits for file in files) > MOST_READ:
-        return None
-
-    def read() -> tuple[str, ...]:
-        return tuple(
-            digest_of(
-                (file.relative, functools.partial(_opened, path, root, file.relative))
-                for file in files
-            )
-            for files in splits
-        )
-
-    return read
-
-
-def _opened(path: str, root: str, relative: str) -> BinaryIO:
-    """Opens a file to read it; does not wait where it is a pipe."""
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NONBLOCK)
-
-    try:
-        return open(os.path.join(root, relative), "rb", opener=opener)
-    except OSError as error:
-        raise _damaged(path, relative, error) from error
-
-
-def _examples(
-    path: str, root: str, files: Sequence[_File], class_names: Sequence[str]
-) -> Iterator[Example]:
-    """Yields the images; reports all damaged ones together, at the end."""
-    labels = {name: label for label, name in enumerate(class_names)}
-    conversions = collections.Counter()
-    damaged, reason = [], ""
-    for file in files:
-        try:
-            image, conversion = decode(os.path.join(root, file.relative))
-        except Exception as error:  # Pillow has no common type for damaged files
-            reason = reason or _reason(error)
-            damaged.append(file.relative)
-            continue
-        conversions[conversion] += 1
-        yield image, labels[file.class_name]
-    if damaged:
-        raise UsageError(
-            f"config.dataset.path={path!r}: {len(damaged)} of {len(files)} images "
-            f"cannot be read: {_enumerate(damaged)}; replace or delete them "
-            f"(the first: {reason})."
-        )
-    del conversions[""]
-    if conversions:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in conversions.most_common())
-        logger.info(
-            "%s: %d of %d images were converted to 8-bit grey or RGB (%s)",
-            root,
-            conversions.total(),
-            len(files),
-            kinds,
-        )
-
-
-class _Files(Reader):
-    """Opens the images by number; 50 bytes for each, since every worker has a copy."""
+    Attributes:
+      labels: class of each image, int32, [images].
+    """
 
     def __init__(
         self, path: str, root: str, files: Sequence[_File], class_names: Sequence[str]
     ):
         names = [os.fsencode(file.relative) for file in files]
+        labels = {name: label for label, name in enumerate(class_names)}
+        self.labels = np.array([labels[file.class_name] for file in files], np.int32)
         self._path = path
         self._root = root
         self._names = b"".join(names)
         self._starts = np.cumsum([0, *map(len, names)])
-        self._labels = _labels(files, class_names)
 
-    def __getitem__(self, index: int) -> Example:
-        start, stop = self._starts[index], self._starts[index + 1]
-        relative = os.fsdecode(self._names[start:stop])
+    def __call__(self, rows: Sequence[int]) -> Iterator[Example]:
+        """Yields the images `rows`; raises a UsageError at a damaged one."""
+        for row in rows:
+            with self._named_errors(row):
+                image, _ = decode(self._file(row))
+            yield image, int(self.labels[row])
+
+    def examples(self) -> Iterator[Example]:
+        """Yields all images; reports all damaged ones together, at the end."""
+        conversions = collections.Counter()
+        damaged, reason = [], ""
+        for row, label in enumerate(self.labels):
+            try:
+                image, conversion = decode(self._file(row))
+            except Exception as error:  # Pillow has no common type for damaged files
+                reason = reason or _reason(error)
+                damaged.append(self._relative(row))
+                continue
+            conversions[conversion] += 1
+            yield image, int(label)
+        if damaged:
+            raise UsageError(
+                f"config.dataset.path={self._path!r}: {len(damaged)} of "
+                f"{len(self.labels)} images cannot be read: {_enumerate(damaged)}; "
+                f"replace or delete them (the first: {reason})."
+            )
+        del conversions[""]
+        if conversions:
+            logger.info(
+                "%s: %d of %d images were converted to 8-bit gray or RGB (%s)",
+                self._root,
+                conversions.total(),
+                len(self.labels),
+                ", ".join(f"{n} {kind}" for kind, n in conversions.most_common()),
+            )
+
+    def channels(self) -> int:
+        """Returns 3 at the first image with color, by the headers; 1 if none has it."""
+        for row in range(len(self.labels)):
+            with self._named_errors(row):
+                if not is_gray(self._file(row)):
+                    return 3
+        return 1
+
+    def digests(self, num_train: int) -> tuple[str, ...]:
+        """Reads all files; see `Source.digests`."""
+        count = len(self.labels)
+        return tuple(
+            digest_of(
+                (self._relative(r), functools.partial(self._open, r)) for r in rows
+            )
+            for rows in (range(num_train), range(num_train, count))
+        )
+
+    def _relative(self, row: int) -> str:
+        return os.fsdecode(self._names[self._starts[row] : self._starts[row + 1]])
+
+    def _file(self, row: int) -> str:
+        return os.path.join(self._root, self._relative(row))
+
+    def _open(self, row: int) -> BinaryIO:
+        """Opens a file for reading; does not wait if it is a pipe."""
+        with self._named_errors(row):
+            return open(
+                self._file(row),
+                "rb",
+                opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK),
+            )
+
+    @contextlib.contextmanager
+    def _named_errors(self, row: int) -> Iterator[None]:
+        """Turns any error into a UsageError that names the file."""
         try:
-            image, _ = decode(os.path.join(self._root, relative))
+            yield
         except Exception as error:  # Pillow has no common type for damaged files
-            raise _damaged(self._path, relative, error) from error
-        return image, int(self._labels[index])
-
-
-def _channels(path: str, root: str, files: Sequence[_File]) -> int:
-    """Returns 3 at the first image with colour, from the headers; 1 if none has any."""
-    for file in files:
-        try:
-            grey = is_grey(os.path.join(root, file.relative))
-        except Exception as error:  # Pillow has no common type for damaged files
-            raise _damaged(path, file.relative, error) from error
-        if not grey:
-            return 3
-    return 1
-
-
-def _damaged(path: str, relative: str, error: Exception) -> UsageError:
-    return UsageError(
-        f"config.dataset.path={path!r}: {_enumerate([relative])} cannot be read "
-        f"({_reason(error)}); replace or delete it."
-    )
+            raise UsageError(
+                f"config.dataset.path={self._path!r}: "
+                f"{_enumerate([self._relative(row)])} cannot be read "
+                f"({_reason(error)}); replace or delete it."
+            ) from error
 
 
 def _reason(error: Exception) -> str:
@@ -435,11 +420,11 @@ def _reason(error: Exception) -> str:
 
 
 def _enumerate(names: Sequence[str], count: int = 0) -> str:
-    """Returns the first names, quoted where they need it, and how many more.
+    """Lists the first names, quoted if necessary, and says how many more there are.
 
     Args:
-      names: all of them, or the first of `count`.
-      count: if there are more than the names.
+      names: all names, or the first of `count`.
+      count: total number, if it is more than the names.
     """
     listed = ", ".join(
         name if name.isprintable() else repr(name) for name in names[:_MOST_LISTED]
