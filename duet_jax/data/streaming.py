@@ -66,8 +66,8 @@ class StreamedDataset:
         side, channels = self.facts.side, self.facts.channels
         images = np.empty((len(rows), side, side, channels), np.uint8)
         labels = np.empty(len(rows), np.int32)
-        examples = self.reader(rows if self.used is None else self.used[rows])
-        for index, (image, label) in enumerate(examples):
+        numbers = rows if self.used is None else self.used[rows]
+        for index, (image, label) in enumerate(self.reader(numbers.tolist())):
             pixels = square(image, side)
             if pixels.shape[2] > channels:
                 raise self._colored(rows[index])

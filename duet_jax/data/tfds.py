@@ -237,9 +237,7 @@ class _Records:
         train, test = self.splits
         with self._named_errors():
             num_train = self._count(train)
-            for is_test, group in itertools.groupby(
-                map(int, rows), lambda row: row >= num_train
-            ):
+            for is_test, group in itertools.groupby(rows, lambda r: r >= num_train):
                 positions = [row - is_test * num_train for row in group]
                 split = test if is_test else train
                 if split not in self._opened:

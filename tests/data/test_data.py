@@ -1428,8 +1428,7 @@ def test_tfds_test_split(tmp_path, splits, labelled, used):
     [
         (
             {"SPLITS": {"train": 2}},
-            "needs a split train and a labeled split test or validation; "
-            "it has train;",
+            "needs a split train and a labeled split test or validation; it has train;",
         ),
         (
             {"SPLITS": {"train": 2, "test": 2}, "LABELLED": ("train",)},
