@@ -9,17 +9,15 @@ entry. Digests are a single JSON file, named in the same way.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import pathlib
 import re
-from typing import Any
 
 import numpy as np
 
-from duet_jax.data.source import Source
+from duet_jax.data.source import Source, short_hash
 from duet_jax.runtime import files
 from duet_jax.types import Split
 
@@ -48,7 +46,7 @@ def entry(cache_dir: str, name: str, source: Source, side: int) -> pathlib.Path 
     if directory is None:
         logger.warning("no home directory: decoded images are not cached")
         return None
-    key = _key([_FORMAT, name, side, source.class_names, source.identity])
+    key = short_hash([_FORMAT, name, side, source.class_names, source.identity], 24)
     return directory / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{side}px-{key}"
 
 
@@ -60,11 +58,6 @@ def _directory(cache_dir: str) -> pathlib.Path | None:
     with contextlib.suppress(RuntimeError):
         return pathlib.Path(base).expanduser() / "duet_jax"
     return None
-
-
-def _key(depends_on: Any) -> str:
-    text = json.dumps(depends_on, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def digests(cache_dir: str, source: Source) -> tuple[str, ...]:
@@ -85,7 +78,7 @@ def digests(cache_dir: str, source: Source) -> tuple[str, ...]:
     directory = _directory(cache_dir)
     if directory is None:
         return source.digests()
-    path = directory / f"digests-{_key([_FORMAT, source.identity])}.json"
+    path = directory / f"digests-{short_hash([_FORMAT, source.identity], 24)}.json"
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(path.read_text())
         if isinstance(found, list) and list(map(type, found)) == [str, str]:
@@ -110,36 +103,35 @@ def load(
     try:
         if entry is None or not (entry / _INDEX).exists():
             return None
-        train, test = splits = tuple(_load_split(entry, s) for s in ("train", "test"))
-        channels = train.images.shape[-1:]
-        _check_split(train, source.num_train, side, channels)
-        _check_split(test, source.num_test, side, channels)
         classes = len(source.class_names)
-        if any(s.labels.min() < 0 or s.labels.max() >= classes for s in splits):
-            raise ValueError(f"it has labels beyond those of {classes} classes")
+        train = _load_split(entry, "train", source.num_train, side, classes)
+        test = _load_split(entry, "test", source.num_test, side, classes)
+        if train.images.shape[1:] != test.images.shape[1:]:
+            raise ValueError("the splits differ in their channels")
     except Exception as error:  # NumPy has no common type for damaged files
         logger.warning(
             "the cache %s is damaged and will be made again (%s)", entry, error
         )
         return None
-    return splits
+    return train, test
 
 
-def _load_split(entry: pathlib.Path, split: str) -> Split:
-    return Split(
-        images=np.load(entry / f"{split}_images.npy", allow_pickle=False),
-        labels=np.load(entry / f"{split}_labels.npy", allow_pickle=False),
-    )
-
-
-def _check_split(
-    split: Split, count: int, side: int, channels: tuple[int, ...]
-) -> None:
-    """Raises a ValueError unless the arrays are those of the source."""
-    found = [(array.shape, str(array.dtype)) for array in split]
+def _load_split(
+    entry: pathlib.Path, split: str, count: int, side: int, classes: int
+) -> Split:
+    """Loads a split; raises a ValueError unless the arrays are those of the source."""
+    images, labels = arrays = [
+        np.load(entry / f"{split}_{kind}.npy", allow_pickle=False)
+        for kind in Split._fields
+    ]
+    channels = images.shape[-1:]
+    found = [(array.shape, str(array.dtype)) for array in arrays]
     expected = [((count, side, side, *channels), "uint8"), ((count,), "int32")]
     if found != expected or channels not in ((1,), (3,)):
         raise ValueError(f"found {found} instead of {expected}")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"it has labels beyond those of {classes} classes")
+    return Split(images, labels)
 
 
 def store(

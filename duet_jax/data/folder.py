@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from duet_jax.data.decoding import FORMATS, decode, is_gray
-from duet_jax.data.source import MOST_READ, Example, Source, content_of, digest_of
+from duet_jax.data.source import MOST_READ, Example, Source, digest_of, short_hash
 from duet_jax.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -23,8 +23,9 @@ _LAYOUT = (
     f"{', '.join(dict.fromkeys(row.name for row in FORMATS.values()))})"
 )
 _EXTENSIONS = tuple(each for row in FORMATS.values() for each in row.extensions)
-_MOST_LISTED = 5  # names in a list in a message
-_MOST_SKIPPED = 3  # names of entries that are left out for the same reason
+_MOST_SKIPPED = 3  # names in a message for each reason to leave entries out
+_OTHER_TYPE = "of other types"
+_LISTED = "listed already, through a link"
 
 
 class _File(NamedTuple):
@@ -59,7 +60,7 @@ def find(name: str, path: str) -> Source:
     del name
     root = os.path.abspath(os.path.expanduser(path))
     _check_root(path, root)
-    train, test = (_list_split(path, root, split) for split in ("train", "test"))
+    train, test = (_Listing(path, root, s).files() for s in ("train", "test"))
     _check_depth(path, train)
     class_names = tuple(sorted({file.class_name for file in train}))
     unknown = sorted({file.class_name for file in test} - set(class_names))
@@ -78,7 +79,7 @@ def find(name: str, path: str) -> Source:
         examples=images.examples,
         location=root,
         identity={"folder": os.path.realpath(root), "files": files},
-        content=content_of([(file.relative, file.size) for file in files]),
+        content=short_hash([(file.relative, file.size) for file in files]),
         digests=(lambda: images.digests(len(train))) if read_all else None,
         labels=lambda: images.labels[: len(train)],
         files=tuple(file.relative for file in files),
@@ -138,122 +139,105 @@ class _Entry(NamedTuple):
     above: tuple[str, ...]
 
 
-class _LeftOut:
-    """Entries of a split that are not used: counts and first names for each reason."""
+class _Listing:
+    """Lists the image files of one split."""
 
-    TYPE = "of other types"
-    HIDDEN = "hidden"
-    LOOSE = "not in a class folder"
-    LISTED = "listed already, through a link"
+    def __init__(self, path: str, root: str, split: str):
+        self._path = path
+        self._root = root
+        self._split = split
+        # Entries that are not used, by reason; names of folders end with "/".
+        self._left_out: dict[str, list[str]] = collections.defaultdict(list)
 
-    def __init__(self):
-        self._counts: collections.Counter[str] = collections.Counter()
-        self._names: dict[str, list[str]] = collections.defaultdict(list)
-        self._folders = False
+    def files(self) -> list[_File]:
+        """Returns the image files, by class and name."""
+        files, empty = [], []
+        for class_name, folders in self._classes().items():
+            before = len(files)
+            for name, entry, _ in self._images(folders):
+                try:
+                    info = entry.stat()
+                    size, modified_ns = info.st_size, info.st_mtime_ns
+                except OSError:  # such as a broken link: reported when it is decoded
+                    size, modified_ns = 0, 0
+                relative = f"{self._split}/{name}"
+                files.append(_File(relative, class_name, size, modified_ns))
+            if len(files) == before:
+                empty += [f"{self._split}/{folder.name}" for folder in folders]
+        if empty or not files:
+            found = f" ({self._summary()})" if self._left_out else ""
+            remedy = "remove the folder or arrange" if empty else "arrange"
+            raise UsageError(
+                f"config.dataset.path={self._path!r}: no images in "
+                f"{_enumerate(empty or [f'{self._split}/<class>/'])}{found}; {remedy} "
+                f"the images as {_LAYOUT}."
+            )
+        if self._left_out:
+            logger.info("%s/%s: %s", self._root, self._split, self._summary())
+        return files
 
-    def add(self, reason: str, name: str, *, is_folder: bool = False) -> None:
-        """Counts a file, or a folder with everything in it."""
-        self._counts[reason] += 1
-        self._folders |= is_folder
-        if self._counts[reason] <= _MOST_SKIPPED:
-            self._names[reason].append(f"{name}/" if is_folder else name)
-
-    def __bool__(self) -> bool:
-        return bool(self._counts)
-
-    def __str__(self) -> str:
-        total = self._counts.total()
-        kind = "file or folder" if self._folders else "file"
-        if total > 1:
-            kind = "files and folders" if self._folders else "files"
-        reasons = ", ".join(
-            f"{count} {reason} ({_enumerate(self._names[reason], count)})"
-            for reason, count in self._counts.items()
-        )
-        return f"{total} {kind} {'were' if total > 1 else 'was'} left out: {reasons}"
-
-
-def _list_split(path: str, root: str, split: str) -> list[_File]:
-    """Returns the image files of a split, by class and name."""
-    files, empty, left_out = [], [], _LeftOut()
-    for class_name, folders in _classes(path, root, split, left_out).items():
-        before = len(files)
-        for name, entry, _ in _images(path, folders, left_out):
-            try:
-                info = entry.stat()
-                size, modified_ns = info.st_size, info.st_mtime_ns
-            except OSError:  # such as a broken link: reported with the damaged images
-                size, modified_ns = 0, 0
-            files.append(_File(f"{split}/{name}", class_name, size, modified_ns))
-        if len(files) == before:
-            empty += [f"{split}/{folder.name}" for folder in folders]
-    if empty or not files:
-        found = f" ({left_out})" if left_out else ""
-        remedy = "remove the folder or arrange" if empty else "arrange"
-        raise UsageError(
-            f"config.dataset.path={path!r}: no images in "
-            f"{_enumerate(empty or [f'{split}/<class>/'])}{found}; {remedy} the images "
-            f"as {_LAYOUT}."
-        )
-    if left_out:
-        logger.info("%s/%s: %s", root, split, left_out)
-    return files
-
-
-def _classes(
-    path: str, root: str, split: str, left_out: _LeftOut
-) -> dict[str, list[_Entry]]:
-    """Returns the folders of each class; several if their names differ in form."""
-    place = os.path.join(root, split)
-    above = (os.path.realpath(root), os.path.realpath(place))
-    folders = collections.defaultdict(list)
-    for each in _visible(path, place, "", above, left_out):
-        if not _is_folder(each.entry):
-            is_image = each.name.lower().endswith(_EXTENSIONS)
-            left_out.add(left_out.LOOSE if is_image else left_out.TYPE, each.name)
-        elif _leads_back(each):
-            left_out.add(left_out.LISTED, each.name, is_folder=True)
-        else:
-            _check_name(path, split, each.name)
-            folders[unicodedata.normalize("NFC", each.name)].append(each)
-    return dict(sorted(folders.items()))
-
-
-def _images(
-    path: str, folders: Sequence[_Entry], left_out: _LeftOut
-) -> Iterator[_Entry]:
-    """Yields the image files below the folders of a class, depth first, by name."""
-    listed, waiting = set(), list(reversed(folders))
-    while waiting:
-        each = waiting.pop()
-        if not _is_folder(each.entry):
-            if each.name.lower().endswith(_EXTENSIONS):
-                yield each
+    def _classes(self) -> dict[str, list[_Entry]]:
+        """Returns the folders of each class; several if their names differ in form."""
+        place = os.path.join(self._root, self._split)
+        above = (os.path.realpath(self._root), os.path.realpath(place))
+        folders = collections.defaultdict(list)
+        for each in self._visible(place, "", above):
+            if not _is_folder(each.entry):
+                is_image = each.name.lower().endswith(_EXTENSIONS)
+                reason = "not in a class folder" if is_image else _OTHER_TYPE
+                self._left_out[reason].append(each.name)
+            elif _leads_back(each):
+                self._left_out[_LISTED].append(f"{each.name}/")
             else:
-                left_out.add(left_out.TYPE, each.name)
-            continue
-        real = _real(each)
-        if real in listed or _leads_back(each):
-            left_out.add(left_out.LISTED, each.name, is_folder=True)
-            continue
-        listed.add(real)
-        above = (*each.above, real)
-        held = _visible(path, each.entry.path, f"{each.name}/", above, left_out)
-        waiting += reversed(held)
+                _check_name(self._path, self._split, each.name)
+                folders[unicodedata.normalize("NFC", each.name)].append(each)
+        return dict(sorted(folders.items()))
 
+    def _images(self, folders: Sequence[_Entry]) -> Iterator[_Entry]:
+        """Yields the image files below the folders of a class, depth first, by name."""
+        listed, waiting = set(), list(reversed(folders))
+        while waiting:
+            each = waiting.pop()
+            if not _is_folder(each.entry):
+                if each.name.lower().endswith(_EXTENSIONS):
+                    yield each
+                else:
+                    self._left_out[_OTHER_TYPE].append(each.name)
+                continue
+            real = _real(each)
+            if real in listed or _leads_back(each):
+                self._left_out[_LISTED].append(f"{each.name}/")
+                continue
+            listed.add(real)
+            above = (*each.above, real)
+            waiting += reversed(self._visible(each.entry.path, f"{each.name}/", above))
 
-def _visible(
-    path: str, folder: str, prefix: str, above: tuple[str, ...], left_out: _LeftOut
-) -> list[_Entry]:
-    """Returns the entries of a folder, by name, without hidden ones."""
-    visible = []
-    for entry in _entries(path, folder):
-        if entry.name.startswith("."):
-            is_folder = entry.is_dir(follow_symlinks=False)
-            left_out.add(left_out.HIDDEN, prefix + entry.name, is_folder=is_folder)
+    def _visible(
+        self, folder: str, prefix: str, above: tuple[str, ...]
+    ) -> list[_Entry]:
+        """Returns the entries of a folder, by name, without hidden ones."""
+        visible = []
+        for entry in _entries(self._path, folder):
+            if entry.name.startswith("."):
+                slash = "/" if entry.is_dir(follow_symlinks=False) else ""
+                self._left_out["hidden"].append(f"{prefix}{entry.name}{slash}")
+            else:
+                visible.append(_Entry(prefix + entry.name, entry, above))
+        return visible
+
+    def _summary(self) -> str:
+        """Returns what is left out, as in "1 file was left out: 1 hidden (.x)"."""
+        names = [name for listed in self._left_out.values() for name in listed]
+        has_folder = any(name.endswith("/") for name in names)
+        if len(names) == 1:
+            kind = "file or folder was" if has_folder else "file was"
         else:
-            visible.append(_Entry(prefix + entry.name, entry, above))
-    return visible
+            kind = "files and folders were" if has_folder else "files were"
+        reasons = ", ".join(
+            f"{len(listed)} {reason} ({_enumerate(listed, _MOST_SKIPPED)})"
+            for reason, listed in self._left_out.items()
+        )
+        return f"{len(names)} {kind} left out: {reasons}"
 
 
 def _real(folder: _Entry) -> str:
@@ -419,15 +403,10 @@ def _reason(error: Exception) -> str:
     return " ".join((str(error) or repr(error)).split())
 
 
-def _enumerate(names: Sequence[str], count: int = 0) -> str:
-    """Lists the first names, quoted if necessary, and says how many more there are.
-
-    Args:
-      names: all names, or the first of `count`.
-      count: total number, if it is more than the names.
-    """
+def _enumerate(names: Sequence[str], most: int = 5) -> str:
+    """Lists the first names, quoted if necessary, and says how many more there are."""
     listed = ", ".join(
-        name if name.isprintable() else repr(name) for name in names[:_MOST_LISTED]
+        name if name.isprintable() else repr(name) for name in names[:most]
     )
-    more = max(count, len(names)) - min(len(names), _MOST_LISTED)
+    more = len(names) - most
     return f"{listed} and {more} more" if more > 0 else listed

@@ -39,10 +39,9 @@ class FoundDataset:
     @functools.cached_property
     def kept(self) -> np.ndarray:
         """The training images that are used: int64, [examples]; see `kept_rows`."""
-        labels = self.source.labels
-        return kept_rows(
-            self.source.num_train, self.train_fraction, labels() if labels else None
-        )
+        source = self.source
+        labels = source.labels() if source.labels else np.zeros(source.num_train)
+        return kept_rows(labels, self.train_fraction)
 
     @functools.cached_property
     def channels(self) -> int:

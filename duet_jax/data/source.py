@@ -35,8 +35,8 @@ class Source(NamedTuple):
       location: where the data come from, for messages.
       identity: JSON-able; everything the decoded examples depend on. None if decoding
         is too fast to be worth a cache.
-      content: hash of the names and sizes of the files, independent of their location
-        and modification times (see `content_of`); "" if the images never change.
+      content: `short_hash` of the names and sizes of the files, independent of location
+        and modification times; "" if the images never change.
       digests: reads all files and returns one digest of names and bytes per split. None
         if the images never change, or are larger than `MOST_READ`.
       labels: returns the labels of the training images, int [num_train], without
@@ -62,49 +62,32 @@ class Source(NamedTuple):
     channels: Callable[[], int] | None = None
 
 
-def kept_rows(
-    num_train: int, fraction: float, labels: np.ndarray | None = None
-) -> np.ndarray:
+def kept_rows(labels: np.ndarray, fraction: float) -> np.ndarray:
     """Selects a share of the training images: int64, [kept], ascending.
 
+    Every class keeps its share, but at least one image, evenly spread over the class.
+    Largest remainders are rounded up, so that the total is the rounded share of all.
+
     Args:
-      num_train: number of training images.
+      labels: int, [images]; all equal to spread the share over the whole set.
       fraction: share to keep, above 0, up to 1.
-      labels: classes, [num_train]. Every class keeps its share, but at least one image,
-        evenly spread over the class. If None, the images are spread over the whole set.
     """
-    if labels is None:
-        return _spread(num_train, max(1, round(fraction * num_train)))
     members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    counts = _shares([len(rows) for rows in members], fraction)
+    exact = fraction * np.array([len(rows) for rows in members])
+    counts = np.floor(exact).astype(int)
+    missing = round(float(exact.sum())) - int(counts.sum())
+    counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
     kept = [
-        rows[_spread(len(rows), count)]
-        for rows, count in zip(members, counts, strict=True)
+        rows[np.arange(count) * len(rows) // count]
+        for rows, count in zip(members, np.maximum(counts, 1), strict=True)
     ]
     return np.sort(np.concatenate(kept))
 
 
-def _shares(counts: Sequence[int], fraction: float) -> np.ndarray:
-    """Returns how many images of each class to keep: at least one.
-
-    Largest remainders are rounded up, so that the total is the rounded share.
-    """
-    exact = fraction * np.array(counts)
-    shares = np.floor(exact).astype(int)
-    missing = round(float(exact.sum())) - int(shares.sum())
-    shares[np.argsort(shares - exact, kind="stable")[:missing]] += 1
-    return np.maximum(shares, 1)
-
-
-def _spread(count: int, kept: int) -> np.ndarray:
-    """Returns `kept` numbers below `count`, evenly spread."""
-    return np.arange(kept) * count // kept
-
-
-def content_of(parts: Any) -> str:
-    """Returns a short hash of JSON-able `parts`, such as names and sizes of files."""
+def short_hash(parts: Any, length: int = 16) -> str:
+    """Returns a hash of JSON-able `parts`, such as names and sizes of files."""
     text = json.dumps(parts, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def digest_of(files: Iterable[tuple[str, Callable[[], BinaryIO]]]) -> str:
@@ -117,7 +100,7 @@ def digest_of(files: Iterable[tuple[str, Callable[[], BinaryIO]]]) -> str:
     for name, opened in files:
         with opened() as file:
             digests.append([name, hashlib.file_digest(file, "sha256").hexdigest()])
-    return content_of(digests)
+    return short_hash(digests)
 
 
 def without_labels(name: str, location: str) -> UsageError:

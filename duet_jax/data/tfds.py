@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from duet_jax.data.decoding import decode, is_gray
-from duet_jax.data.source import MOST_READ, Example, Source, content_of, digest_of
+from duet_jax.data.source import MOST_READ, Example, Source, digest_of, short_hash
 from duet_jax.errors import UsageError, suggestion
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def find(name: str, path: str) -> Source:
                     for split in splits
                 },
             },
-            content=content_of([info.full_name, sizes]),
+            content=short_hash([info.full_name, sizes]),
             digests=None if sum(s for _, s in sizes) > MOST_READ else records.digests,
             reader=records if records.format == "array_record" else None,
             channels=records.channels,
