@@ -60,6 +60,11 @@ class DatasetFacts(NamedTuple):
     digests: tuple[str, ...] = ()
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
     def identity(self) -> Identity:
         """Which images they are."""
         return self.content, *self.digests

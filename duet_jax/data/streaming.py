@@ -73,7 +73,7 @@ class StreamedDataset:
                 raise self._colored(rows[index])
             images[index] = pixels  # a gray image is repeated in all channels
             labels[index] = label
-        classes = len(self.facts.class_names)
+        classes = self.facts.num_classes
         if len(rows) and not 0 <= labels.min() <= labels.max() < classes:
             raise without_labels(self.facts.name, self.location)
         return Split(images, labels)
