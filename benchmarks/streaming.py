@@ -26,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 import numpy as np
 from PIL import Image
 
-from duet_jax.data import TrainingRows, batches, stream_dataset
+from duet_jax.data import Batches, TrainingRows, stream_dataset
 
 DISTINCT = 2000
 CLASSES = 20
@@ -93,14 +93,13 @@ def _jpeg(generator: np.random.Generator, side: int) -> bytes:
 def measure(directory: pathlib.Path, options: argparse.Namespace) -> None:
     """Streams one epoch and prints the speed and the memory."""
     started = time.perf_counter()
-    facts, examples = stream_dataset(
-        "folder", path=str(directory), image_size=options.side
-    )
+    dataset = stream_dataset("folder", path=str(directory), image_size=options.side)
+    facts = dataset.facts
     print(f"found in {time.perf_counter() - started:.1f} s: {facts.num_train} images")
     steps = facts.num_train // options.batch
     rows = TrainingRows(0, facts.num_train, steps, options.batch, (0, options.batch))
     started = time.perf_counter()
-    with batches(examples, rows, start=0, stop=steps, workers=options.workers) as made:
+    with Batches(dataset, rows, start=0, stop=steps, workers=options.workers) as made:
         next(made)
         print(f"first batch after {time.perf_counter() - started:.1f} s")
         print_memory(f"batch 1 of {steps}")

@@ -60,6 +60,11 @@ class DatasetFacts(NamedTuple):
     digests: tuple[str, ...] = ()
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
     def identity(self) -> Identity:
         """Which images they are."""
         return self.content, *self.digests
@@ -86,6 +91,8 @@ class Dataset(NamedTuple):
     files: tuple[str, ...] = ()
     content: str = ""
     digests: tuple[str, ...] = ()
+
+    streamed = False
 
     @property
     def facts(self) -> DatasetFacts:

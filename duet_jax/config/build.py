@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import ml_collections
@@ -22,28 +21,7 @@ from duet_jax.models.resnet import num_features
 from duet_jax.types import DatasetFacts
 
 
-class DataSpec(NamedTuple):
-    """What a method needs to know of the data before it sees any.
-
-    Attributes:
-      name: of the data set, for messages.
-      side: of the stored images in pixels.
-      channels: 1 or 3.
-      num_classes: for the online probe.
-    """
-
-    name: str
-    side: int
-    channels: int
-    num_classes: int
-
-
-def spec_of(facts: DatasetFacts) -> DataSpec:
-    """Returns what a method needs to know of an image set."""
-    return DataSpec(facts.name, facts.side, facts.channels, len(facts.class_names))
-
-
-def make_method(config: ml_collections.ConfigDict, data: DataSpec) -> Method:
+def make_method(config: ml_collections.ConfigDict, data: DatasetFacts) -> Method:
     """Returns the method that `config` describes for `data`.
 
     The attributes of a method's class are the fields of the section that has the
@@ -62,7 +40,7 @@ def own_fields(cls: type[Method]) -> set[str]:
 
 
 def _build(
-    cls: type[Method], config: ml_collections.ConfigDict, data: DataSpec
+    cls: type[Method], config: ml_collections.ConfigDict, data: DatasetFacts
 ) -> Method:
     own = {
         name: config.learned if name == "learned" else config[config.method][name]
@@ -72,7 +50,7 @@ def _build(
 
 
 def _build_duet(
-    cls: type[DUET], config: ml_collections.ConfigDict, data: DataSpec
+    cls: type[DUET], config: ml_collections.ConfigDict, data: DatasetFacts
 ) -> DUET:
     views = two_views(config, data)
     check_learned(config.learned, views.stack.codes)
@@ -89,7 +67,7 @@ def _build_duet(
 
 
 def _build_essl(
-    cls: type[ESSL], config: ml_collections.ConfigDict, data: DataSpec
+    cls: type[ESSL], config: ml_collections.ConfigDict, data: DatasetFacts
 ) -> ESSL:
     check_predicted(config.learned, channels=data.channels, dataset_name=data.name)
     codes = without(tuple(config.augmentation.stack), config.learned)
@@ -110,7 +88,7 @@ _BUILDERS: dict[str, Callable[..., Method]] = {
 
 def two_views(
     config: ml_collections.ConfigDict,
-    data: DataSpec,
+    data: DatasetFacts,
     codes: tuple[str, ...] | None = None,
 ) -> TwoViews:
     """Returns the part that all methods share.

@@ -19,6 +19,7 @@ from duet_jax.losses import TARGETS
 from duet_jax.methods import METHODS
 from duet_jax.models.resnet import ENCODERS, num_features
 from duet_jax.runtime import files
+from duet_jax.types import DatasetFacts
 
 
 class Rule(NamedTuple):
@@ -274,7 +275,7 @@ def check(
     _check_combinations(config)
     # A rehearsal on colour images: it finds what is wrong before any data are read.
     side = config.dataset.image_size
-    rehearsal = build.DataSpec("rehearsal", side, channels=3, num_classes=2)
+    rehearsal = DatasetFacts("rehearsal", side, 3, ("a", "b"), 0, 0)
     build.make_method(config, rehearsal)
     encoder = config.encoder
     num_features(encoder.name, encoder.width_multiplier, encoder.widths)

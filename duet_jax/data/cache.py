@@ -1,31 +1,29 @@
-"""Decoded arrays and digests on disk, so that a data set is read once.
+"""Keeps decoded arrays and digests on disk, so that a data set is read once.
 
-An entry is a directory of `.npy` files and an `index.json`, named by a hash of all that
-its arrays depend on: a changed source or image size is another entry. Entries are never
-updated or deleted; the whole cache can be removed at any time. Each file is written
-under a temporary name and then renamed, the index last. Processes that write the same
-entry at once write the same bytes, so any mixture of their files is a whole entry.
-Digests are a single JSON file, named in the same way.
+An entry is a directory of `.npy` files and an `index.json`, named by a hash of
+everything its arrays depend on: a changed source or image size makes another entry.
+Entries are never updated or deleted; the cache can be removed at any time. Each file is
+written under a temporary name and then renamed, the index last. Processes that write
+the same entry at once write the same bytes, so any mixture of their files is a complete
+entry. Digests are a single JSON file, named in the same way.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import pathlib
 import re
-from typing import Any
 
 import numpy as np
 
-from duet_jax.data.source import Source
+from duet_jax.data.source import Source, short_hash
 from duet_jax.runtime import files
-from duet_jax.types import Dataset, Split
+from duet_jax.types import Split
 
 logger = logging.getLogger(__name__)
 
-# To be raised when preprocessing or the layout of an entry changes.
+# To be increased when preprocessing or the layout of an entry changes.
 _FORMAT = 2
 _INDEX = "index.json"
 
@@ -35,9 +33,9 @@ def entry(cache_dir: str, name: str, source: Source, side: int) -> pathlib.Path 
 
     Args:
       cache_dir: as in the configuration; "" for the user's cache directory.
-      name: of the data set.
+      name: name of the data set.
       source: the data set.
-      side: of the decoded images in pixels.
+      side: side of the decoded images in pixels.
 
     Returns:
       None if the source is not worth caching, or there is no home directory.
@@ -48,12 +46,12 @@ def entry(cache_dir: str, name: str, source: Source, side: int) -> pathlib.Path 
     if directory is None:
         logger.warning("no home directory: decoded images are not cached")
         return None
-    key = _key([_FORMAT, name, side, source.class_names, source.identity])
+    key = short_hash([_FORMAT, name, side, source.class_names, source.identity], 24)
     return directory / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{side}px-{key}"
 
 
 def _directory(cache_dir: str) -> pathlib.Path | None:
-    """Returns the directory of the cache; None without a home directory."""
+    """Returns the directory of the cache, or None without a home directory."""
     if cache_dir:
         return pathlib.Path(cache_dir).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -62,20 +60,15 @@ def _directory(cache_dir: str) -> pathlib.Path | None:
     return None
 
 
-def _key(depends_on: Any) -> str:
-    text = json.dumps(depends_on, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
 def digests(cache_dir: str, source: Source) -> tuple[str, ...]:
-    """Returns the digests of a source, from the cache if it has them.
+    """Returns the digests of a source, from the cache if possible.
 
     Args:
       cache_dir: as in the configuration; "" for the user's cache directory.
       source: the data set.
 
     Returns:
-      Those of the training and of the test images; empty if the source has none.
+      The digests of the training and of the test images; () if the source has none.
 
     Raises:
       UsageError: a file cannot be read.
@@ -85,13 +78,13 @@ def digests(cache_dir: str, source: Source) -> tuple[str, ...]:
     directory = _directory(cache_dir)
     if directory is None:
         return source.digests()
-    path = directory / f"digests-{_key([_FORMAT, source.identity])}.json"
+    path = directory / f"digests-{short_hash([_FORMAT, source.identity], 24)}.json"
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(path.read_text())
         if isinstance(found, list) and list(map(type, found)) == [str, str]:
             return tuple(found)
     found = source.digests()
-    with contextlib.suppress(OSError):  # `store` says that nothing can be cached
+    with contextlib.suppress(OSError):  # `store` warns that nothing can be cached
         directory.mkdir(parents=True, exist_ok=True)
         with files.replacing(path) as partial:
             partial.write_text(json.dumps(found))
@@ -99,63 +92,63 @@ def digests(cache_dir: str, source: Source) -> tuple[str, ...]:
 
 
 def load(
-    entry: pathlib.Path | None, name: str, source: Source, side: int
-) -> Dataset | None:
-    """Returns the data set of an entry, or None if it has to be decoded.
+    entry: pathlib.Path | None, source: Source, side: int
+) -> tuple[Split, Split] | None:
+    """Returns the training and the test split of an entry.
 
-    A damaged entry counts as none, with a warning.
+    Returns:
+      None if the data set has to be decoded: there is no entry, or it is damaged (with
+      a warning).
     """
     try:
         if entry is None or not (entry / _INDEX).exists():
             return None
-        train, test = (_load_split(entry, split) for split in ("train", "test"))
-        _check_split(train, source.num_train, side, train.images.shape[-1:])
-        _check_split(test, source.num_test, side, train.images.shape[-1:])
-        _check_labels((train.labels, test.labels), len(source.class_names))
+        classes = len(source.class_names)
+        train = _load_split(entry, "train", source.num_train, side, classes)
+        test = _load_split(entry, "test", source.num_test, side, classes)
+        if train.images.shape[1:] != test.images.shape[1:]:
+            raise ValueError("the splits differ in their channels")
     except Exception as error:  # NumPy has no common type for damaged files
         logger.warning(
             "the cache %s is damaged and will be made again (%s)", entry, error
         )
         return None
-    return Dataset(name, train, test, source.class_names, source.files, source.content)
+    return train, test
 
 
-def _load_split(entry: pathlib.Path, split: str) -> Split:
-    return Split(
-        images=np.load(entry / f"{split}_images.npy", allow_pickle=False),
-        labels=np.load(entry / f"{split}_labels.npy", allow_pickle=False),
-    )
-
-
-def _check_split(
-    split: Split, count: int, side: int, channels: tuple[int, ...]
-) -> None:
-    """Raises a ValueError unless the arrays are those of the source."""
-    found = [(array.shape, str(array.dtype)) for array in split]
+def _load_split(
+    entry: pathlib.Path, split: str, count: int, side: int, classes: int
+) -> Split:
+    """Loads a split; raises a ValueError unless the arrays are those of the source."""
+    images, labels = arrays = [
+        np.load(entry / f"{split}_{kind}.npy", allow_pickle=False)
+        for kind in Split._fields
+    ]
+    channels = images.shape[-1:]
+    found = [(array.shape, str(array.dtype)) for array in arrays]
     expected = [((count, side, side, *channels), "uint8"), ((count,), "int32")]
     if found != expected or channels not in ((1,), (3,)):
         raise ValueError(f"found {found} instead of {expected}")
-
-
-def _check_labels(labels: tuple[np.ndarray, np.ndarray], classes: int) -> None:
-    """Raises a ValueError for a label of no class."""
-    if any(each.min() < 0 or each.max() >= classes for each in labels):
+    if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"it has labels beyond those of {classes} classes")
+    return Split(images, labels)
 
 
-def store(entry: pathlib.Path | None, dataset: Dataset, source: Source) -> None:
-    """Writes an entry; warns and goes on where it cannot be written."""
+def store(
+    entry: pathlib.Path | None, name: str, source: Source, splits: tuple[Split, Split]
+) -> None:
+    """Writes an entry; only warns if it cannot be written."""
     if entry is None:
         return
     index = {
-        "name": dataset.name,
+        "name": name,
         "made_from": source.location,
-        "class_names": dataset.class_names,
+        "class_names": source.class_names,
     }
     try:
         entry.mkdir(parents=True, exist_ok=True)
-        for split in ("train", "test"):
-            for kind, array in getattr(dataset, split)._asdict().items():
+        for split, arrays in zip(("train", "test"), splits, strict=True):
+            for kind, array in arrays._asdict().items():
                 with files.replacing(entry / f"{split}_{kind}.npy") as partial:
                     np.save(partial, array)
         with files.replacing(entry / _INDEX) as partial:

@@ -1,4 +1,4 @@
-"""Test images that are training images as well."""
+"""Finds test images that are training images as well."""
 
 import numpy as np
 
@@ -10,14 +10,15 @@ def count_copies(train: np.ndarray, test: np.ndarray) -> int:
 
     Args:
       train: uint8, [examples, side, side, channels].
-      test: likewise, of the same sides and channels.
+      test: uint8, [examples, side, side, channels].
     """
-    first, second = _keys(train), _keys(test)
-    # Few images agree in some bytes: the rest is compared for these alone.
-    wanted = {image.tobytes() for image in test[np.isin(second, first)]}
-    suspects = train[np.isin(first, second)]
-    found = {pixels for image in suspects if (pixels := image.tobytes()) in wanted}
-    return sum(image.tobytes() in found for image in test[np.isin(second, first)])
+    train_keys, test_keys = _keys(train), _keys(test)
+    # Few images agree in these bytes; only those are compared as a whole.
+    suspects = [image.tobytes() for image in test[np.isin(test_keys, train_keys)]]
+    wanted = set(suspects)
+    candidates = train[np.isin(train_keys, test_keys)]
+    found = {pixels for image in candidates if (pixels := image.tobytes()) in wanted}
+    return sum(pixels in found for pixels in suspects)
 
 
 def _keys(images: np.ndarray) -> np.ndarray:

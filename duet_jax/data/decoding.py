@@ -1,4 +1,4 @@
-"""From image files to one uint8 array: conversion, resizing, packing.
+"""Decodes image files: conversion, resizing, packing into one uint8 array.
 
 Images are Pillow images until they are square, and uint8, [side, side, channels],
 after that.
@@ -22,22 +22,23 @@ from tqdm import tqdm
 from duet_jax.data.source import Example
 from duet_jax.errors import UsageError
 
-_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of a TIFF
-_WHITE_IS_ZERO, _UNSIGNED = 0, 1  # and values of theirs
-# From what a sample of a PNG is to what Pillow makes of it.
+# TIFF tags and their values.
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1
+# By what Pillow multiplies the samples of a PNG with less than 8 bits.
 _SCALES = {"1": 255, "L;2": 85, "L;4": 17}
 _DAMAGED = "but truncated, damaged or of a rare kind"
-# Bytes that tell what a file is; the mark of a tar archive ends at 262.
+# Bytes that identify a file; the mark of a tar archive ends at 262.
 _BEGINNING = 512
 _MOST_TEXT = 30
-# Of images that are longer, this many squares in the middle are resized.
+# Of longer images, this many squares in the middle are resized.
 _LONGEST = 16
 
 
 def preprocessed_side(image_size: int, center_crop: bool) -> int:
     """Returns the side of the stored images in pixels.
 
-    Source: reference: `floor(image_size * 256 / 224)` with the centre-crop option.
+    Source: reference: `floor(image_size * 256 / 224)` with the center-crop option.
     """
     if image_size < 1:
         raise UsageError(
@@ -50,48 +51,53 @@ def preprocessed_side(image_size: int, center_crop: bool) -> int:
 def decode(file: str | BinaryIO) -> tuple[Image.Image, str]:
     """Reads one image file.
 
-    The format is told by the content, whatever the file is called. Transparent pixels
+    The content determines the format, whatever the file is called. Transparent pixels
     are composited over black, the value that a rotation leaves in the corners; 16-bit
-    grey is scaled to 8 bits (of 16-bit colour Pillow keeps the high bytes); palette and
-    CMYK images become RGB; of an animation or of several pages the first picture is
-    taken; an orientation in the EXIF data is applied, since rotation is what the
-    networks learn.
+    gray is scaled to 8 bits (of 16-bit color Pillow keeps the high bytes); palette and
+    CMYK images become RGB; of an animation or several pages the first picture is used;
+    an EXIF orientation is applied, since rotation is what the networks learn.
 
     Returns:
-      The image in mode L or RGB, and what had to be converted ("" for nothing).
+      The image in mode L or RGB, and what was converted ("" for nothing).
 
     Raises:
-      Exception: the file is not a whole image in one of `FORMATS`, or has pixels
-        without a fixed range; the message says what it is instead.
+      Exception: the file is not a complete image in one of `FORMATS`, or its pixels
+        have no fixed range; the message says what it is instead.
     """
     with _opened(file) as image:
-        stored = _stored(image)
+        stored = _stored_mode(image)
         image.load()
-    # A TIFF has been turned by Pillow.
-    if "exif" in image.info or "Raw profile type exif" in image.info:
-        with contextlib.suppress(Exception):  # what is damaged turns nothing
-            image = ImageOps.exif_transpose(image)
-    image, conversion = _to_grey_or_rgb(image, stored)
-    return image, conversion or ("16-bit" if ";16" in stored.mode else "")
+        # Pillow has already turned a TIFF.
+        if "exif" in image.info or "Raw profile type exif" in image.info:
+            with contextlib.suppress(Exception):  # damaged EXIF data turn nothing
+                image = ImageOps.exif_transpose(image)
+        image, conversion = _to_gray_or_rgb(image, stored)
+    return image, conversion or ("16-bit" if ";16" in stored else "")
 
 
-def is_grey(file: str | BinaryIO) -> bool:
-    """Returns whether `decode` makes a grey image of a file, without decoding it.
+def is_gray(file: str | BinaryIO) -> bool:
+    """Returns whether `decode` makes a gray image of a file, without decoding it.
 
     Raises:
-      Exception: as in `decode`, as far as the header shows it.
+      Exception: as `decode`, as far as the header shows it.
     """
     with _opened(file) as image:
-        return _is_grey(image)
+        return _is_gray(image)
 
 
 @contextlib.contextmanager
 def _opened(file: str | BinaryIO) -> Iterator[Image.Image]:
-    """Opens an image file, and says of one that cannot be read what it is."""
-    _check_file(file)
+    """Opens an image file; an error says what an unreadable file is."""
+    # Opening anything else, such as a pipe, could wait forever.
+    if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
+        raise OSError("it is not a regular file")
     _silence()
     try:
-        with Image.open(file, formats=_readable()) as image:
+        # Pillow warns, file by file, of odd metadata that do not affect the pixels.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(file, formats=_readable()) as image,
+        ):
             _check_range(image)
             yield image
     except (_UnscaledError, Image.DecompressionBombError, MemoryError):
@@ -99,7 +105,7 @@ def _opened(file: str | BinaryIO) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise ValueError(f"cannot identify image file: {_what(file)}") from error
     except Exception as error:  # Pillow has no common type for damaged files
-        if getattr(error, "errno", None):  # of the disk
+        if getattr(error, "errno", None):  # an error of the disk
             raise
         found = _format(_beginning(file))
         name = FORMATS[found].name if found else "an image"
@@ -108,7 +114,7 @@ def _opened(file: str | BinaryIO) -> Iterator[Image.Image]:
 
 @functools.cache
 def _silence() -> None:
-    """Keeps what Pillow and libtiff write of a damaged TIFF off standard error.
+    """Stops Pillow and libtiff from writing about a damaged TIFF to standard error.
 
     What is wrong with it is raised as well.
     """
@@ -121,29 +127,22 @@ def _silence() -> None:
 @functools.cache
 def _readable() -> tuple[str, ...]:
     """Returns the formats that the installed Pillow has a library for."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a library that an older Pillow never has
+    with warnings.catch_warnings(action="ignore"):  # of libraries it does not know
         built = {name: features.check(each) for name, each in _LIBRARIES.items()}
     return tuple(name for name in FORMATS if built.get(name, True))
 
 
 class _UnscaledError(ValueError):
-    """An image is whole, but its pixels cannot be scaled to 8 bits."""
-
-
-def _check_file(file: str | BinaryIO) -> None:
-    """Raises an OSError where opening a file could wait for ever, as for a pipe."""
-    if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
-        raise OSError("it is not a regular file")
+    """The image is intact, but its pixels cannot be scaled to 8 bits."""
 
 
 def _check_range(image: Image.Image) -> None:
-    """Raises an error if nothing says which pixel value is white."""
+    """Raises an error if it is unknown which pixel value is white."""
     unsigned = True
     if image.format == "TIFF":
         samples = image.tag_v2.get(_SAMPLE_FORMAT, (_UNSIGNED,))
         unsigned = set(samples) == {_UNSIGNED}
-    # Pillow scales 16-bit grey of the PPM family to all of 16 bits, in mode I.
+    # Pillow scales 16-bit gray of the PPM family to all of 16 bits, in mode I.
     wide = image.mode == "I" and image.format != "PPM"
     if wide or image.mode == "F" or not unsigned:
         raise _UnscaledError(
@@ -152,42 +151,36 @@ def _check_range(image: Image.Image) -> None:
         )
 
 
-class _Stored(NamedTuple):
-    """How an image lies in its file, which Pillow forgets when it loads it.
+def _stored_mode(image: Image.Image) -> str:
+    """Returns how pixels are stored in the file, which Pillow forgets on loading.
 
-    Attributes:
-      mode: Pillow's raw mode, such as `L;2`; some other word, or "", for formats that
-        need none.
-      inverted: it is a TIFF in which 0 is white.
+    Pillow's raw mode, such as `L;2`; some other word, or "", for formats that need
+    none. " inverted" is appended for 16-bit gray in which 0 is white.
     """
-
-    mode: str
-    inverted: bool
-
-
-def _stored(image: Image.Image) -> _Stored:
     arguments = image.tile[0][-1] if image.tile else ""
     if isinstance(arguments, tuple):
         arguments = arguments[0] if arguments else ""
-    inverted = (
-        image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-    )
-    return _Stored(str(arguments), inverted)
+    mode = str(arguments)
+    # Pillow itself inverts gray of up to 8 bits.
+    if mode in ("I;16", "I;16N") and image.format == "TIFF":
+        inverted = image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        return f"{mode} inverted" if inverted else mode
+    return mode
 
 
-def _is_grey(image: Image.Image) -> bool:
+def _is_gray(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
 
 
-def _to_grey_or_rgb(image: Image.Image, stored: _Stored) -> tuple[Image.Image, str]:
+def _to_gray_or_rgb(image: Image.Image, stored: str) -> tuple[Image.Image, str]:
     """Returns the image in mode L or RGB and the name of the conversion."""
     if image.mode.startswith("I"):
         return _narrow(image, stored)
     if image.has_transparency_data:
-        _scale_transparency(image, stored.mode)
-        grey = _is_grey(image)
-        layered = image.convert("LA" if grey else "RGBA")
-        opaque = layered.convert("L" if grey else "RGB")
+        _scale_transparency(image, stored)
+        gray = _is_gray(image)
+        layered = image.convert("LA" if gray else "RGBA")
+        opaque = layered.convert("L" if gray else "RGB")
         black = Image.new(opaque.mode, opaque.size)
         return Image.composite(opaque, black, layered.getchannel("A")), "alpha"
     if image.mode in ("L", "RGB"):
@@ -197,34 +190,31 @@ def _to_grey_or_rgb(image: Image.Image, stored: _Stored) -> tuple[Image.Image, s
     return image.convert("RGB"), "palette" if image.mode == "P" else image.mode
 
 
-def _narrow(image: Image.Image, stored: _Stored) -> tuple[Image.Image, str]:
-    """Scales grey of 12 or 16 bits to 8."""
+def _narrow(image: Image.Image, stored: str) -> tuple[Image.Image, str]:
+    """Scales gray of 12 or 16 bits to 8."""
     wide = np.asarray(image).astype(np.uint32)
-    if stored.mode == "I;12":
-        pixels = (wide * 255 + 2047) // 4095
-    else:
-        pixels = (wide + 128) // 257
-    # Pillow inverts grey of up to 8 bits itself.
-    if stored.inverted and stored.mode in ("I;16", "I;16N"):
+    twelve = stored == "I;12"
+    pixels = (wide * 255 + 2047) // 4095 if twelve else (wide + 128) // 257
+    if stored.endswith(" inverted"):
         pixels = 255 - pixels
     transparent = image.info.get("transparency")
     if transparent is not None:
         pixels[wide == transparent] = 0
-    grey = Image.fromarray(pixels.astype(np.uint8))
-    return grey, "16-bit" if transparent is None else "alpha"
+    gray = Image.fromarray(pixels.astype(np.uint8))
+    return gray, "16-bit" if transparent is None else "alpha"
 
 
 def _scale_transparency(image: Image.Image, stored: str) -> None:
-    """Scales the transparent colour of a PNG as Pillow scales the pixels.
+    """Scales the transparent color of a PNG as Pillow scales the pixels.
 
-    Of colours of 16 bits only the high bytes are left, in both.
+    Of 16-bit colors Pillow keeps only the high bytes.
     """
-    colour = image.info.get("transparency")
-    if stored == "RGB;16B" and isinstance(colour, tuple):
-        image.info["transparency"] = tuple(value >> 8 for value in colour)
+    color = image.info.get("transparency")
+    if stored == "RGB;16B" and isinstance(color, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in color)
     scale = _SCALES.get(stored, 1)
-    if isinstance(colour, int) and colour <= 255 // scale:  # else Pillow has done it
-        image.info["transparency"] = colour * scale
+    if isinstance(color, int) and color <= 255 // scale:  # else Pillow has done it
+        image.info["transparency"] = color * scale
 
 
 def _beginning(file: str | BinaryIO) -> bytes:
@@ -236,7 +226,7 @@ def _beginning(file: str | BinaryIO) -> bytes:
 
 
 def _format(beginning: bytes) -> str:
-    """Returns which of `FORMATS` a file begins like; "" for none."""
+    """Returns the one of `FORMATS` that a file begins like; "" for none."""
     return next(
         (f for f, row in FORMATS.items() if re.match(row.magic, beginning, re.DOTALL)),
         "",
@@ -244,7 +234,7 @@ def _format(beginning: bytes) -> str:
 
 
 def _what(file: str | BinaryIO) -> str:
-    """Says in words what a file is that is no image to Pillow, from its first bytes."""
+    """Describes a file that Pillow cannot identify, by its first bytes."""
     beginning = _beginning(file)
     if not beginning:
         return "an empty file"
@@ -253,23 +243,19 @@ def _what(file: str | BinaryIO) -> str:
         return f"{FORMATS[found].name}, which needs a newer Pillow or one with more"
     if found:
         return f"{FORMATS[found].name}, {_DAMAGED}"
-    flags = re.DOTALL | re.IGNORECASE
     for words, pattern in _OTHERS.items():
-        if re.match(pattern, beginning, flags):
+        if re.match(pattern, beginning, re.DOTALL | re.IGNORECASE):
             return words
-    # A character may be cut in two at the end.
     text = beginning.decode(errors="ignore")
-    if len(text.encode()) > len(beginning) - 4 and _is_text(text):
+    is_text = all(letter.isprintable() or letter.isspace() for letter in text)
+    # A character of up to four bytes may be cut in two at the end.
+    if is_text and len(text.encode()) > len(beginning) - 4:
         return f"text that begins {' '.join(text.split())[:_MOST_TEXT]!r}"
     return f"of an unknown kind, beginning with 0x{beginning[:8].hex()}"
 
 
-def _is_text(text: str) -> bool:
-    return all(letter.isprintable() or letter.isspace() for letter in text)
-
-
 def square(image: Image.Image, side: int) -> np.ndarray:
-    """Resizes the shorter side to `side` and cuts the central square.
+    """Resizes the shorter side to `side` and crops the central square.
 
     Args:
       image: mode L or RGB.
@@ -279,9 +265,9 @@ def square(image: Image.Image, side: int) -> np.ndarray:
       uint8, [side, side, channels].
 
     Source: reference: torchvision's Resize (Pillow bilinear, longer side rounded down)
-    and CenterCrop (offset rounded to the nearest even integer at a half). We cut the
-    ends off an image more than 16 times as long as wide first: resized as a whole, a
-    line of pixels in a file of some bytes would fill the memory.
+    and CenterCrop (offset rounded to the nearest even integer at a half). We first cut
+    off the ends of an image more than 16 times as long as wide: resized as a whole, a
+    tiny file with one line of pixels would fill the memory.
     """
     image = _without_ends(image)
     width, height = image.size
@@ -295,7 +281,7 @@ def square(image: Image.Image, side: int) -> np.ndarray:
 
 
 def _without_ends(image: Image.Image) -> Image.Image:
-    """Returns the middle of an image that is very long, others as they are."""
+    """Returns the middle of a very long image; others unchanged."""
     width, height = image.size
     most = _LONGEST * min(width, height)
     if max(width, height) <= most:
@@ -314,10 +300,10 @@ def pack(
       examples: exactly `count` images in mode L or RGB, with labels.
       count: number of examples.
       side: side of the result in pixels.
-      name: of the data set, for the progress bar.
+      name: name of the data set, for the progress bar.
 
     Returns:
-      Images uint8, [count, side, side, channels], with one channel if all are grey and
+      Images uint8, [count, side, side, channels], with one channel if all are gray and
       three otherwise; labels int32, [count].
     """
     try:
@@ -328,28 +314,25 @@ def pack(
             "fit into memory; choose a smaller image size or data set."
         ) from error
     labels = np.empty(count, np.int32)
-    colour = False
+    has_color = False
     bar = tqdm(
         examples, name, count, unit=" images", delay=2, disable=None, leave=False
     )
-    with warnings.catch_warnings():
-        # Pillow warns, file by file, of odd metadata that do not touch the pixels.
-        warnings.simplefilter("ignore")
-        for index, (image, label) in enumerate(bar):
-            pixels = square(image, side)
-            images[index] = pixels  # a grey image is repeated in all three channels
-            labels[index] = label
-            colour |= pixels.shape[2] == 3
-    return images if colour else np.ascontiguousarray(images[..., :1]), labels
+    for index, (image, label) in enumerate(bar):
+        pixels = square(image, side)
+        images[index] = pixels  # a gray image is repeated in all three channels
+        labels[index] = label
+        has_color |= pixels.shape[2] == 3
+    return images if has_color else np.ascontiguousarray(images[..., :1]), labels
 
 
 class Format(NamedTuple):
     """A format of image files.
 
     Attributes:
-      name: in words.
-      extensions: of files in it, in lower case.
-      magic: a regular expression for how such files begin.
+      name: for messages.
+      extensions: of its files, in lower case.
+      magic: a regular expression for the first bytes.
     """
 
     name: str
@@ -357,10 +340,10 @@ class Format(NamedTuple):
     magic: bytes
 
 
-# Tried in this order, by Pillow's names. Only what Pillow decodes in this process and
-# knows by how it begins. EPS would start Ghostscript, WMF code of Windows; TGA begins
-# like anything; FITS holds measurements, in which no value is white; of a PSD with
-# layers Pillow shows what its program chose to leave there for others.
+# By Pillow's names, and tried in this order. Only formats that Pillow decodes in this
+# process and recognizes by their first bytes. EPS would start Ghostscript, WMF code of
+# Windows; TGA begins like anything; FITS holds measurements, in which no value is
+# white; of a PSD with layers Pillow sees only the preview that the program has saved.
 FORMATS = {
     "PNG": Format("PNG", (".png", ".apng"), rb"\x89PNG"),
     "JPEG": Format(
@@ -380,13 +363,13 @@ FORMATS = {
     "QOI": Format("QOI", (".qoi",), rb"qoif"),
     "DIB": Format("BMP", (), rb"[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0{3}"),
 }
-# What Pillow needs to be built with for a format.
+# Formats that Pillow must be built with a library for.
 _LIBRARIES = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
 
-# What may stand before the first element of a page. The groups are atomic: files full
-# of comments would take for ever.
+# What may precede the first element of a page. The groups are atomic: otherwise files
+# full of comments would take forever.
 _PREAMBLE = rb"(\xef\xbb\xbf)?\s*+(?><\?xml[^>]*>\s*)?+(?><!--.*?-->\s*)*+"
-# What else is found in place of an image, by how it begins.
+# Other files found in place of an image, by their first bytes.
 _OTHERS = {
     "a web page, such as a failed download leaves": (
         _PREAMBLE + rb"<(!doctype html|html|head|body|script)"

@@ -1,19 +1,20 @@
 """The 1,797 handwritten digits of 8x8 pixels that come with scikit-learn."""
 
-import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
-from duet_jax.data.source import Example, Reader, Source
+from duet_jax.data.source import Example, Source
 from duet_jax.errors import UsageError
 
 
 def find(name: str, path: str) -> Source:
     """Returns the digits; needs neither a path nor a network.
 
-    Grey levels 0 to 16 become 0 to 255. Every fifth image of each class, counted in the
-    order of scikit-learn, is a test image: stratified, and the same everywhere, which a
+    Gray levels 0 to 16 become 0 to 255. Every fifth image of each class, in the order
+    of scikit-learn, is a test image: stratified, and the same everywhere, which a
     random generator promises only within a version.
 
     Args:
@@ -33,38 +34,28 @@ def find(name: str, path: str) -> Source:
         ) from error
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    labels = digits.target
-    is_test = _rank_within_class(labels) % 5 == 4
+    is_test = np.zeros(len(pixels), bool)
+    for label in np.unique(digits.target):
+        is_test[np.flatnonzero(digits.target == label)[4::5]] = True
     order = np.argsort(is_test, kind="stable")
-    reader = _Digits(pixels[order], labels[order])
+    labels, num_test = digits.target[order], int(np.sum(is_test))
+    num_train = len(order) - num_test
+    reader = functools.partial(_read, pixels[order], labels)
     return Source(
         class_names=tuple(str(digit) for digit in digits.target_names),
-        num_train=int(np.sum(~is_test)),
-        num_test=int(np.sum(is_test)),
-        examples=lambda: reader.read(range(len(order))),
+        num_train=num_train,
+        num_test=num_test,
+        examples=lambda: reader(range(len(order))),
         location="scikit-learn",
         identity=None,
-        labels=lambda: reader.labels[: int(np.sum(~is_test))],
+        labels=lambda: labels[:num_train],
         reader=reader,
         channels=lambda: 1,
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Digits(Reader):
-    """The digits in memory; they are smaller than the code that reads others."""
-
-    pixels: np.ndarray
-    labels: np.ndarray
-
-    def __getitem__(self, index: int) -> Example:
-        return Image.fromarray(self.pixels[index]), int(self.labels[index])
-
-
-def _rank_within_class(labels: np.ndarray) -> np.ndarray:
-    """Returns how many earlier examples have the same label, for every example."""
-    ranks = np.empty_like(labels)
-    for label in np.unique(labels):
-        members = labels == label
-        ranks[members] = np.arange(np.sum(members))
-    return ranks
+def _read(
+    pixels: np.ndarray, labels: np.ndarray, rows: Sequence[int]
+) -> Iterator[Example]:
+    for row in rows:
+        yield Image.fromarray(pixels[row]), int(labels[row])

@@ -1,25 +1,19 @@
-"""Images in `<path>/{train,test}/<class>/`, at any depth."""
+"""Reads images in `<path>/{train,test}/<class>/`, at any depth."""
 
 import collections
+import contextlib
 import functools
 import logging
 import os
 import stat
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from duet_jax.data.decoding import FORMATS, decode, is_grey
-from duet_jax.data.source import (
-    MOST_READ,
-    Example,
-    Reader,
-    Source,
-    content_of,
-    digest_of,
-)
+from duet_jax.data.decoding import FORMATS, decode, is_gray
+from duet_jax.data.source import MOST_READ, Example, Source, digest_of, short_hash
 from duet_jax.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -29,12 +23,13 @@ _LAYOUT = (
     f"{', '.join(dict.fromkeys(row.name for row in FORMATS.values()))})"
 )
 _EXTENSIONS = tuple(each for row in FORMATS.values() for each in row.extensions)
-_MOST_LISTED = 5
-_MOST_NAMED = 3  # of what is left out for one reason
+_MOST_SKIPPED = 3  # names in a message for each reason to leave entries out
+_OTHER_TYPE = "of other types"
+_LISTED = "listed already, through a link"
 
 
 class _File(NamedTuple):
-    """An image file; size and time stand for its content in the identity."""
+    """An image file; in the identity, size and time stand for its content."""
 
     relative: str
     class_name: str
@@ -46,12 +41,12 @@ def find(name: str, path: str) -> Source:
     """Lists the folder; images are opened only when the examples are read.
 
     Class names are the names of the folders in a split, in alphabetical order and in
-    Unicode's normal form C, whichever way a file system writes an accent. The images of
-    a class lie below its folder, at any depth, and come depth first, by name.
-    Extensions may be in upper case. Links are followed. Left out, and said so, are
-    hidden entries, other files, images beside the class folders, and links to folders
-    that are listed already. To decode all takes a single process: Pillow's threads wait
-    for each other, and a process pool would gain seconds, once.
+    Unicode normal form C, whichever way the file system writes an accent. The images of
+    a class lie below its folder, at any depth, and are ordered depth first, by name.
+    Extensions may be in upper case. Links are followed. Hidden entries, other files,
+    images beside the class folders, and links to folders that are listed already are
+    left out, with a message. Decoding takes a single process: Pillow's threads wait for
+    each other, and a process pool would save seconds, once.
 
     Args:
       name: as in the configuration.
@@ -65,7 +60,7 @@ def find(name: str, path: str) -> Source:
     del name
     root = os.path.abspath(os.path.expanduser(path))
     _check_root(path, root)
-    train, test = (_list_split(path, root, split) for split in ("train", "test"))
+    train, test = (_Listing(path, root, s).files() for s in ("train", "test"))
     _check_depth(path, train)
     class_names = tuple(sorted({file.class_name for file in train}))
     unknown = sorted({file.class_name for file in test} - set(class_names))
@@ -75,19 +70,21 @@ def find(name: str, path: str) -> Source:
             f"{_enumerate(unknown)}; give both splits the same class folders."
         )
     files = train + test
+    images = _Images(path, root, files, class_names)
+    read_all = sum(file.size for file in files) <= MOST_READ
     return Source(
         class_names=class_names,
         num_train=len(train),
         num_test=len(test),
-        examples=lambda: _examples(path, root, files, class_names),
+        examples=images.examples,
         location=root,
         identity={"folder": os.path.realpath(root), "files": files},
-        content=content_of([(file.relative, file.size) for file in files]),
-        digests=_digests(path, root, train, test),
-        labels=lambda: _labels(train, class_names),
+        content=short_hash([(file.relative, file.size) for file in files]),
+        digests=(lambda: images.digests(len(train))) if read_all else None,
+        labels=lambda: images.labels[: len(train)],
         files=tuple(file.relative for file in files),
-        reader=_Files(path, root, files, class_names),
-        channels=lambda: _channels(path, root, files),
+        reader=images,
+        channels=images.channels,
     )
 
 
@@ -119,12 +116,12 @@ def _check_root(path: str, root: str) -> None:
 
 
 def _problem(root: str) -> str:
-    """Returns why nothing can be read below a path; "" if it may be."""
+    """Returns why a path cannot be read as a folder; "" if it can."""
     try:
         return "" if stat.S_ISDIR(os.stat(root).st_mode) else "is not a folder"
     except FileNotFoundError:
         return "does not exist"
-    except OSError as error:  # a link to itself, a folder above that may not be entered
+    except OSError as error:  # such as a link to itself, or no permission
         return f"cannot be reached ({error.strerror})"
 
 
@@ -133,8 +130,8 @@ class _Entry(NamedTuple):
 
     Attributes:
       name: its path in the split, with "/".
-      entry: what the system says of it.
-      above: paths without links of the folders that it was reached through.
+      entry: its directory entry.
+      above: the folders that it was reached through, with links resolved.
     """
 
     name: str
@@ -142,139 +139,122 @@ class _Entry(NamedTuple):
     above: tuple[str, ...]
 
 
-class _LeftOut:
-    """What a split holds besides its images: for each reason the first few, counted."""
+class _Listing:
+    """Lists the image files of one split."""
 
-    TYPE = "of other types"
-    HIDDEN = "hidden"
-    LOOSE = "not in a class folder"
-    LISTED = "listed already, through a link"
+    def __init__(self, path: str, root: str, split: str):
+        self._path = path
+        self._root = root
+        self._split = split
+        # Entries that are not used, by reason; names of folders end with "/".
+        self._left_out: dict[str, list[str]] = collections.defaultdict(list)
 
-    def __init__(self):
-        self._counts: collections.Counter[str] = collections.Counter()
-        self._names: dict[str, list[str]] = collections.defaultdict(list)
-        self._folders = False
+    def files(self) -> list[_File]:
+        """Returns the image files, by class and name."""
+        files, empty = [], []
+        for class_name, folders in self._classes().items():
+            before = len(files)
+            for name, entry, _ in self._images(folders):
+                try:
+                    info = entry.stat()
+                    size, modified_ns = info.st_size, info.st_mtime_ns
+                except OSError:  # such as a broken link: reported when it is decoded
+                    size, modified_ns = 0, 0
+                relative = f"{self._split}/{name}"
+                files.append(_File(relative, class_name, size, modified_ns))
+            if len(files) == before:
+                empty += [f"{self._split}/{folder.name}" for folder in folders]
+        if empty or not files:
+            found = f" ({self._summary()})" if self._left_out else ""
+            remedy = "remove the folder or arrange" if empty else "arrange"
+            raise UsageError(
+                f"config.dataset.path={self._path!r}: no images in "
+                f"{_enumerate(empty or [f'{self._split}/<class>/'])}{found}; {remedy} "
+                f"the images as {_LAYOUT}."
+            )
+        if self._left_out:
+            logger.info("%s/%s: %s", self._root, self._split, self._summary())
+        return files
 
-    def add(self, reason: str, name: str, *, is_folder: bool = False) -> None:
-        """Counts a file, or a folder with all it holds."""
-        self._counts[reason] += 1
-        self._folders |= is_folder
-        if self._counts[reason] <= _MOST_NAMED:
-            self._names[reason].append(f"{name}/" if is_folder else name)
-
-    def __bool__(self) -> bool:
-        return bool(self._counts)
-
-    def __str__(self) -> str:
-        total = self._counts.total()
-        kind = "file or folder" if self._folders else "file"
-        if total > 1:
-            kind = "files and folders" if self._folders else "files"
-        reasons = ", ".join(
-            f"{count} {reason} ({_enumerate(self._names[reason], count)})"
-            for reason, count in self._counts.items()
-        )
-        return f"{total} {kind} {'were' if total > 1 else 'was'} left out: {reasons}"
-
-
-def _list_split(path: str, root: str, split: str) -> list[_File]:
-    """Returns the image files of a split, by class and name."""
-    files, empty, left_out = [], [], _LeftOut()
-    for class_name, folders in _classes(path, root, split, left_out).items():
-        before = len(files)
-        for name, entry, _ in _images(path, folders, left_out):
-            try:
-                info = entry.stat()
-                size, modified_ns = info.st_size, info.st_mtime_ns
-            except OSError:  # such as a broken link: reported with the damaged images
-                size, modified_ns = 0, 0
-            files.append(_File(f"{split}/{name}", class_name, size, modified_ns))
-        if len(files) == before:
-            empty += [f"{split}/{folder.name}" for folder in folders]
-    if empty or not files:
-        found = f" ({left_out})" if left_out else ""
-        remedy = "remove the folder or arrange" if empty else "arrange"
-        raise UsageError(
-            f"config.dataset.path={path!r}: no images in "
-            f"{_enumerate(empty or [f'{split}/<class>/'])}{found}; {remedy} the images "
-            f"as {_LAYOUT}."
-        )
-    if left_out:
-        logger.info("%s/%s: %s", root, split, left_out)
-    return files
-
-
-def _classes(
-    path: str, root: str, split: str, left_out: _LeftOut
-) -> dict[str, list[_Entry]]:
-    """Returns the folders of each class, which are several if written differently."""
-    place = os.path.join(root, split)
-    above = (os.path.realpath(root), os.path.realpath(place))
-    folders = collections.defaultdict(list)
-    for each in _visible(path, place, "", above, left_out):
-        if not _is_folder(each.entry):
-            is_image = each.name.lower().endswith(_EXTENSIONS)
-            left_out.add(left_out.LOOSE if is_image else left_out.TYPE, each.name)
-        elif _leads_back(each):
-            left_out.add(left_out.LISTED, each.name, is_folder=True)
-        else:
-            _check_name(path, split, each.name)
-            folders[unicodedata.normalize("NFC", each.name)].append(each)
-    return dict(sorted(folders.items()))
-
-
-def _images(
-    path: str, folders: Sequence[_Entry], left_out: _LeftOut
-) -> Iterator[_Entry]:
-    """Yields the image files below the folders of a class, depth first, by name."""
-    listed, waiting = set(), list(reversed(folders))
-    while waiting:
-        each = waiting.pop()
-        if not _is_folder(each.entry):
-            if each.name.lower().endswith(_EXTENSIONS):
-                yield each
+    def _classes(self) -> dict[str, list[_Entry]]:
+        """Returns the folders of each class; several if their names differ in form."""
+        place = os.path.join(self._root, self._split)
+        above = (os.path.realpath(self._root), os.path.realpath(place))
+        folders = collections.defaultdict(list)
+        for each in self._visible(place, "", above):
+            if not _is_folder(each.entry):
+                is_image = each.name.lower().endswith(_EXTENSIONS)
+                reason = "not in a class folder" if is_image else _OTHER_TYPE
+                self._left_out[reason].append(each.name)
+            elif _leads_back(each):
+                self._left_out[_LISTED].append(f"{each.name}/")
             else:
-                left_out.add(left_out.TYPE, each.name)
-            continue
-        real = _real(each)
-        if real in listed or _leads_back(each):
-            left_out.add(left_out.LISTED, each.name, is_folder=True)
-            continue
-        listed.add(real)
-        above = (*each.above, real)
-        held = _visible(path, each.entry.path, f"{each.name}/", above, left_out)
-        waiting += reversed(held)
+                _check_name(self._path, self._split, each.name)
+                folders[unicodedata.normalize("NFC", each.name)].append(each)
+        return dict(sorted(folders.items()))
 
+    def _images(self, folders: Sequence[_Entry]) -> Iterator[_Entry]:
+        """Yields the image files below the folders of a class, depth first, by name."""
+        listed, waiting = set(), list(reversed(folders))
+        while waiting:
+            each = waiting.pop()
+            if not _is_folder(each.entry):
+                if each.name.lower().endswith(_EXTENSIONS):
+                    yield each
+                else:
+                    self._left_out[_OTHER_TYPE].append(each.name)
+                continue
+            real = _real(each)
+            if real in listed or _leads_back(each):
+                self._left_out[_LISTED].append(f"{each.name}/")
+                continue
+            listed.add(real)
+            above = (*each.above, real)
+            waiting += reversed(self._visible(each.entry.path, f"{each.name}/", above))
 
-def _visible(
-    path: str, folder: str, prefix: str, above: tuple[str, ...], left_out: _LeftOut
-) -> list[_Entry]:
-    """Returns what a folder holds, by name, without hidden entries."""
-    visible = []
-    for entry in _entries(path, folder):
-        if entry.name.startswith("."):
-            is_folder = entry.is_dir(follow_symlinks=False)
-            left_out.add(left_out.HIDDEN, prefix + entry.name, is_folder=is_folder)
+    def _visible(
+        self, folder: str, prefix: str, above: tuple[str, ...]
+    ) -> list[_Entry]:
+        """Returns the entries of a folder, by name, without hidden ones."""
+        visible = []
+        for entry in _entries(self._path, folder):
+            if entry.name.startswith("."):
+                slash = "/" if entry.is_dir(follow_symlinks=False) else ""
+                self._left_out["hidden"].append(f"{prefix}{entry.name}{slash}")
+            else:
+                visible.append(_Entry(prefix + entry.name, entry, above))
+        return visible
+
+    def _summary(self) -> str:
+        """Returns what is left out, as in "1 file was left out: 1 hidden (.x)"."""
+        names = [name for listed in self._left_out.values() for name in listed]
+        has_folder = any(name.endswith("/") for name in names)
+        if len(names) == 1:
+            kind = "file or folder was" if has_folder else "file was"
         else:
-            visible.append(_Entry(prefix + entry.name, entry, above))
-    return visible
+            kind = "files and folders were" if has_folder else "files were"
+        reasons = ", ".join(
+            f"{len(listed)} {reason} ({_enumerate(listed, _MOST_SKIPPED)})"
+            for reason, listed in self._left_out.items()
+        )
+        return f"{len(names)} {kind} left out: {reasons}"
 
 
 def _real(folder: _Entry) -> str:
-    """Returns the path of a folder without links; asks the system only at a link."""
+    """Returns the path of a folder with links resolved; fast if it is no link."""
     if folder.entry.is_symlink():
         return os.path.realpath(folder.entry.path)
     return os.path.join(folder.above[-1], folder.entry.name)
 
 
 def _leads_back(folder: _Entry) -> bool:
-    """Returns whether a folder holds one that it was reached through, or is it."""
+    """Returns whether a folder is or contains one that it was reached through."""
     start = os.path.join(_real(folder), "")
     return any(os.path.join(each, "").startswith(start) for each in folder.above)
 
 
 def _check_depth(path: str, files: Sequence[_File]) -> None:
-    """Raises a UsageError if the classes lie in a folder that is the only class."""
+    """Raises a UsageError if the only class seems to hold the folders of classes."""
     if len({file.class_name for file in files}) > 1:
         return
     parts = [file.relative.split("/") for file in files]
@@ -288,7 +268,7 @@ def _check_depth(path: str, files: Sequence[_File]) -> None:
 
 
 def _check_name(path: str, split: str, name: str) -> None:
-    """Raises a UsageError for a class name that no result could hold."""
+    """Raises a UsageError for a class name that cannot be written as UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -299,7 +279,7 @@ def _check_name(path: str, split: str, name: str) -> None:
 
 
 def _entries(path: str, folder: str) -> list[os.DirEntry]:
-    """Returns what a folder holds, in alphabetical order."""
+    """Returns the entries of a folder, in alphabetical order."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -317,132 +297,116 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _labels(files: Sequence[_File], class_names: Sequence[str]) -> np.ndarray:
-    """Returns the class of each file, int32, [files]."""
-    labels = {name: label for label, name in enumerate(class_names)}
-    return np.array([labels[file.class_name] for file in files], np.int32)
+class _Images:
+    """The images of both splits; called with numbers, it is the `Reader` of them.
 
+    Every worker has a copy, which takes about 50 bytes per image.
 
-def _digests(
-    path: str, root: str, *splits: Sequence[_File]
-) -> Callable[[], tuple[str, ...]] | None:
-    """Returns what reads the files of the splits, unless they are too large for it."""
-    if sum(file.size for files in splits for file in files) > MOST_READ:
-        return None
-
-    def read() -> tuple[str, ...]:
-        return tuple(
-            digest_of(
-                (file.relative, functools.partial(_opened, path, root, file.relative))
-                for file in files
-            )
-            for files in splits
-        )
-
-    return read
-
-
-def _opened(path: str, root: str, relative: str) -> BinaryIO:
-    """Opens a file to read it; does not wait where it is a pipe."""
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NONBLOCK)
-
-    try:
-        return open(os.path.join(root, relative), "rb", opener=opener)
-    except OSError as error:
-        raise _damaged(path, relative, error) from error
-
-
-def _examples(
-    path: str, root: str, files: Sequence[_File], class_names: Sequence[str]
-) -> Iterator[Example]:
-    """Yields the images; reports all damaged ones together, at the end."""
-    labels = {name: label for label, name in enumerate(class_names)}
-    conversions = collections.Counter()
-    damaged, reason = [], ""
-    for file in files:
-        try:
-            image, conversion = decode(os.path.join(root, file.relative))
-        except Exception as error:  # Pillow has no common type for damaged files
-            reason = reason or _reason(error)
-            damaged.append(file.relative)
-            continue
-        conversions[conversion] += 1
-        yield image, labels[file.class_name]
-    if damaged:
-        raise UsageError(
-            f"config.dataset.path={path!r}: {len(damaged)} of {len(files)} images "
-            f"cannot be read: {_enumerate(damaged)}; replace or delete them "
-            f"(the first: {reason})."
-        )
-    del conversions[""]
-    if conversions:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in conversions.most_common())
-        logger.info(
-            "%s: %d of %d images were converted to 8-bit grey or RGB (%s)",
-            root,
-            conversions.total(),
-            len(files),
-            kinds,
-        )
-
-
-class _Files(Reader):
-    """Opens the images by number; 50 bytes for each, since every worker has a copy."""
+    Attributes:
+      labels: class of each image, int32, [images].
+    """
 
     def __init__(
         self, path: str, root: str, files: Sequence[_File], class_names: Sequence[str]
     ):
         names = [os.fsencode(file.relative) for file in files]
+        labels = {name: label for label, name in enumerate(class_names)}
+        self.labels = np.array([labels[file.class_name] for file in files], np.int32)
         self._path = path
         self._root = root
         self._names = b"".join(names)
         self._starts = np.cumsum([0, *map(len, names)])
-        self._labels = _labels(files, class_names)
 
-    def __getitem__(self, index: int) -> Example:
-        start, stop = self._starts[index], self._starts[index + 1]
-        relative = os.fsdecode(self._names[start:stop])
+    def __call__(self, rows: Sequence[int]) -> Iterator[Example]:
+        """Yields the images `rows`; raises a UsageError at a damaged one."""
+        for row in rows:
+            with self._named_errors(row):
+                image, _ = decode(self._file(row))
+            yield image, int(self.labels[row])
+
+    def examples(self) -> Iterator[Example]:
+        """Yields all images; reports all damaged ones together, at the end."""
+        conversions = collections.Counter()
+        damaged, reason = [], ""
+        for row, label in enumerate(self.labels):
+            try:
+                image, conversion = decode(self._file(row))
+            except Exception as error:  # Pillow has no common type for damaged files
+                reason = reason or _reason(error)
+                damaged.append(self._relative(row))
+                continue
+            conversions[conversion] += 1
+            yield image, int(label)
+        if damaged:
+            raise UsageError(
+                f"config.dataset.path={self._path!r}: {len(damaged)} of "
+                f"{len(self.labels)} images cannot be read: {_enumerate(damaged)}; "
+                f"replace or delete them (the first: {reason})."
+            )
+        del conversions[""]
+        if conversions:
+            logger.info(
+                "%s: %d of %d images were converted to 8-bit gray or RGB (%s)",
+                self._root,
+                conversions.total(),
+                len(self.labels),
+                ", ".join(f"{n} {kind}" for kind, n in conversions.most_common()),
+            )
+
+    def channels(self) -> int:
+        """Returns 3 at the first image with color, by the headers; 1 if none has it."""
+        for row in range(len(self.labels)):
+            with self._named_errors(row):
+                if not is_gray(self._file(row)):
+                    return 3
+        return 1
+
+    def digests(self, num_train: int) -> tuple[str, ...]:
+        """Reads all files; see `Source.digests`."""
+        count = len(self.labels)
+        return tuple(
+            digest_of(
+                (self._relative(r), functools.partial(self._open, r)) for r in rows
+            )
+            for rows in (range(num_train), range(num_train, count))
+        )
+
+    def _relative(self, row: int) -> str:
+        return os.fsdecode(self._names[self._starts[row] : self._starts[row + 1]])
+
+    def _file(self, row: int) -> str:
+        return os.path.join(self._root, self._relative(row))
+
+    def _open(self, row: int) -> BinaryIO:
+        """Opens a file for reading; does not wait if it is a pipe."""
+        with self._named_errors(row):
+            return open(
+                self._file(row),
+                "rb",
+                opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK),
+            )
+
+    @contextlib.contextmanager
+    def _named_errors(self, row: int) -> Iterator[None]:
+        """Turns any error into a UsageError that names the file."""
         try:
-            image, _ = decode(os.path.join(self._root, relative))
+            yield
         except Exception as error:  # Pillow has no common type for damaged files
-            raise _damaged(self._path, relative, error) from error
-        return image, int(self._labels[index])
-
-
-def _channels(path: str, root: str, files: Sequence[_File]) -> int:
-    """Returns 3 at the first image with colour, from the headers; 1 if none has any."""
-    for file in files:
-        try:
-            grey = is_grey(os.path.join(root, file.relative))
-        except Exception as error:  # Pillow has no common type for damaged files
-            raise _damaged(path, file.relative, error) from error
-        if not grey:
-            return 3
-    return 1
-
-
-def _damaged(path: str, relative: str, error: Exception) -> UsageError:
-    return UsageError(
-        f"config.dataset.path={path!r}: {_enumerate([relative])} cannot be read "
-        f"({_reason(error)}); replace or delete it."
-    )
+            raise UsageError(
+                f"config.dataset.path={self._path!r}: "
+                f"{_enumerate([self._relative(row)])} cannot be read "
+                f"({_reason(error)}); replace or delete it."
+            ) from error
 
 
 def _reason(error: Exception) -> str:
     return " ".join((str(error) or repr(error)).split())
 
 
-def _enumerate(names: Sequence[str], count: int = 0) -> str:
-    """Returns the first names, quoted where they need it, and how many more.
-
-    Args:
-      names: all of them, or the first of `count`.
-      count: if there are more than the names.
-    """
+def _enumerate(names: Sequence[str], most: int = 5) -> str:
+    """Lists the first names, quoted if necessary, and says how many more there are."""
     listed = ", ".join(
-        name if name.isprintable() else repr(name) for name in names[:_MOST_LISTED]
+        name if name.isprintable() else repr(name) for name in names[:most]
     )
-    more = max(count, len(names)) - min(len(names), _MOST_LISTED)
+    more = len(names) - most
     return f"{listed} and {more} more" if more > 0 else listed

@@ -1,7 +1,7 @@
-"""Which examples are in which batch: arithmetic that every process repeats alone.
+"""Determines which examples are in which batch, in every process alike.
 
-Nothing here needs the images or JAX. A batch is known from its number, so that a run
-can go on from any batch, and any process can make its columns of it.
+Nothing here needs the images or JAX. The number of a batch determines its examples, so
+that a run can continue at any batch, and any process can make its columns of it.
 """
 
 import dataclasses
@@ -9,22 +9,22 @@ import functools
 
 import numpy as np
 
-# In the place of a seed: no training has this one.
-_OF_EVALUATION = 2**32
+# Used in place of a seed; no training can have it.
+_EVALUATION = 2**32
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """Returns the permutation of the training examples in one epoch.
 
-    The ranks of the raw numbers of Philox, a counter-based generator with the key
-    (seed, epoch). NumPy promises that the raw stream of a bit generator never changes;
-    it does not promise that of `Generator.permutation`. Of equal numbers (a chance of
+    It sorts the raw numbers of Philox, a counter-based generator with the key (seed,
+    epoch). NumPy promises that the raw stream of a bit generator never changes; it does
+    not promise that of `Generator.permutation`. Of equal numbers (a chance of
     num_examples^2 / 2^65) the earlier example comes first.
 
     Args:
-      seed: from 0 to 2^32 - 1 in a training.
+      seed: from 0 to 2^32 - 1 in training.
       epoch: counted from 0.
-      num_examples: number of examples.
+      num_examples: number of training examples.
 
     Returns:
       int32, [num_examples].
@@ -34,7 +34,7 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     return np.argsort(numbers, kind="stable").astype(np.int32)
 
 
-# Of evaluation and of two epochs: batches made in advance lie in the next one.
+# For the evaluation and two epochs: prefetched batches may be of the next epoch.
 @functools.lru_cache(maxsize=3)
 def _kept_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     order = epoch_order(seed, epoch, num_examples)
@@ -43,29 +43,25 @@ def _kept_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def evaluation_order(num_examples: int) -> np.ndarray:
-    """Returns the order in which test examples make batches, the same in every run.
+    """Returns the order of the test examples: int32, [num_examples]; read-only.
 
-    What is measured in batches, such as a contrastive loss, would otherwise depend on
-    the order of the source: in one that is sorted by class a batch holds one class.
-
-    Returns:
-      int32, [num_examples], a permutation; read-only.
+    It is the same in every run. Losses that compare the images of a batch would
+    otherwise depend on the order of the source, which may be sorted by class.
     """
-    return _kept_order(_OF_EVALUATION, 0, num_examples)
+    return _kept_order(_EVALUATION, 0, num_examples)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRows:
-    """The training examples of each batch; every epoch in another order.
+    """The training examples of each batch; every epoch has its own order.
 
     Attributes:
-      seed: of the order, from 0 to 2^32 - 1.
+      seed: seed of the order, from 0 to 2^32 - 1.
       num_examples: number of training examples.
-      steps_per_epoch: batches of an epoch. What remains of the order after them is left
-        out of that epoch; `steps_per_epoch * batch_size` is at most `num_examples`.
-      batch_size: of the whole batch, over all processes.
-      columns: first and one past the last position of the batch that this process
-        feeds.
+      steps_per_epoch: batches in an epoch. The rest of the order is not used in that
+        epoch; `steps_per_epoch * batch_size` is at most `num_examples`.
+      batch_size: size of the whole batch, over all processes.
+      columns: first and one past the last position in the batch of this process.
     """
 
     seed: int
@@ -75,19 +71,15 @@ class TrainingRows:
     columns: tuple[int, int]
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """Returns whole batches: int32, [steps_per_epoch, batch_size], read-only."""
+        """Returns whole batches: int32, [steps_per_epoch, batch_size]; read-only."""
         order = _kept_order(self.seed, epoch, self.num_examples)
         used = order[: self.steps_per_epoch * self.batch_size]
         return used.reshape(self.steps_per_epoch, self.batch_size)
 
     def rows(self, step: int) -> np.ndarray:
-        """Returns the examples of this process in one batch.
+        """Returns this process's examples of batch `step`: int32, [columns]; read-only.
 
-        Args:
-          step: number of the batch, counted from 0 over the whole run.
-
-        Returns:
-          int32, [columns], in the numbering of the source; read-only.
+        Batches are counted from 0 over the whole run.
         """
         epoch, batch = divmod(step, self.steps_per_epoch)
         return self.epoch(epoch)[batch, slice(*self.columns)]
@@ -98,11 +90,10 @@ class EvaluationRows:
     """The test examples of each batch, in `evaluation_order`.
 
     Attributes:
-      num_train: number of training examples, which come first in the source.
+      num_train: number of training examples, which come before the test examples.
       num_test: number of test examples.
-      batch_size: of the whole batch, over all processes.
-      columns: first and one past the last position of the batch that this process
-        feeds.
+      batch_size: size of the whole batch, over all processes.
+      columns: first and one past the last position in the batch of this process.
     """
 
     num_train: int
@@ -111,14 +102,9 @@ class EvaluationRows:
     columns: tuple[int, int]
 
     def rows(self, batch: int) -> np.ndarray:
-        """Returns the examples of this process in one batch.
+        """Returns this process's examples of batch number `batch`: int32, [columns].
 
-        Args:
-          batch: its number, counted from 0.
-
-        Returns:
-          int32, [columns], in the numbering of the source. Past the end the last
-          example is repeated; whoever counts masks it.
+        The last batch is padded with the last example, to be masked.
         """
         positions = batch * self.batch_size + np.arange(*self.columns)
         positions = np.minimum(positions, self.num_test - 1)

@@ -1,8 +1,8 @@
-"""Batches of a data set that is never in memory as a whole.
+"""Streams batches of a data set that is never in memory as a whole.
 
-Worker processes read, decode and cut the images of the next few batches. Which examples
-those are is known from the number of the batch (`data/order.py`), so that the batches
-do not depend on the number of workers, and any of them can be the first.
+Worker processes read, decode and crop the images of the next few batches. The number of
+a batch determines its examples (`data/order.py`): batches do not depend on the number
+of workers, and a run can start at any of them.
 """
 
 import contextlib
@@ -14,196 +14,134 @@ import shutil
 import signal
 import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from multiprocessing import resource_tracker
-from typing import NamedTuple, Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
 from duet_jax.data.decoding import square
-from duet_jax.data.source import FoundDataset, Reader, without_labels
+from duet_jax.data.order import EvaluationRows, TrainingRows
+from duet_jax.data.source import Reader, without_labels
 from duet_jax.errors import TrainingError, UsageError
 from duet_jax.types import DatasetFacts, Split
 
 _SHARED_MEMORY = "/dev/shm"
-# Parts of as many batches are in shared memory at once: one being written, one that
-# waits for room, and one in the queue of a worker; one fetched, and one being joined.
+# An upper bound of the batches in shared memory. The parts of a worker are: one being
+# written, one waiting for room in its queue, one in the queue, one fetched by the main
+# process, and one being joined to a batch.
 _MOST_WAITING = 6
 _LONGEST_FREEING = 5.0  # seconds
-# Until workers are killed; on their own they end with the part they are making.
+# Seconds until workers are killed. They normally exit after their current part.
 _LONGEST_CLOSING = 10.0
-# After a SIGTERM, of a worker that the main process has not ended.
+# Seconds that a worker outlives a SIGTERM, unless the main process ends it.
 _LONGEST_WORK = 30.0
 
 
-class Rows(Protocol):
-    """Says which examples a batch holds: `TrainingRows`, `EvaluationRows`."""
-
-    def rows(self, step: int, /) -> np.ndarray:
-        """Returns the examples of a batch: int32, [batch]."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Examples:
-    """The examples of a set, decoded when they are asked for; training images first.
+class StreamedDataset:
+    """A labeled image set whose images are decoded on access; training images first.
 
     Attributes:
-      name: of the data set, for messages.
-      location: where it is, for messages.
-      num_classes: labels are smaller.
-      reader: random access to the images.
-      side: of the squares that are cut from them, in pixels.
-      channels: 1 for grey, or 3, where grey images are repeated.
-    """
-
-    name: str
-    location: str
-    num_classes: int
-    reader: Reader
-    side: int
-    channels: int
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        """Returns one image, uint8, [side, side, channels], and its label."""
-        images, labels = self.read([index])
-        return images[0], int(labels[0])
-
-    def nbytes(self, count: int) -> int:
-        """Returns the size of `count` images in bytes."""
-        return count * self.side**2 * self.channels
-
-    def read(self, rows: Sequence[int]) -> Split:
-        """Returns some examples in the order of `rows`.
-
-        Raises:
-          UsageError: an image is damaged, in colour in a grey set, or has no label.
-        """
-        images = np.empty((len(rows), self.side, self.side, self.channels), np.uint8)
-        labels = np.empty(len(rows), np.int32)
-        with warnings.catch_warnings():
-            # Pillow warns, file by file, of odd metadata that do not touch the pixels.
-            warnings.simplefilter("ignore")
-            for index, (image, label) in enumerate(self.reader.read(rows)):
-                pixels = square(image, self.side)
-                if pixels.shape[2] > self.channels:
-                    raise self._coloured(rows[index])
-                images[index] = pixels  # a grey image is repeated in all channels
-                labels[index] = label
-        if len(rows) and not 0 <= labels.min() <= labels.max() < self.num_classes:
-            raise without_labels(self.name, self.location)
-        return Split(images, labels)
-
-    def _coloured(self, row: int) -> UsageError:
-        return UsageError(
-            f"config.dataset.name={self.name!r}: example {row} of {self.location} has "
-            "colour, but the set was found grey; start again if its files have "
-            "changed, or set config.dataset.placement=device."
-        )
-
-
-class StreamedDataset(NamedTuple):
-    """A labelled image set that is read while it is used.
-
-    Attributes:
-      facts: what is known of it without its images.
-      examples: the images and labels, of both splits, training images first.
+      facts: what is known without the images.
+      location: where the data come from, for messages.
+      reader: random access to the examples of the source.
+      used: number in the source of each example, int [examples]; None for all.
     """
 
     facts: DatasetFacts
-    examples: Examples
+    location: str
+    reader: Reader
+    used: np.ndarray | None = None
 
+    streamed = True
 
-def stream(found: FoundDataset) -> StreamedDataset:
-    """Returns a data set to take batches of; decodes nothing.
+    def read(self, rows: np.ndarray) -> Split:
+        """Returns the examples `rows`, int [count], in that order.
 
-    Raises:
-      UsageError: the examples can only be read in order, or a header is damaged.
-    """
-    source = found.source
-    if source.reader is None:
-        raise UsageError(
-            f"config.dataset.name={found.name!r} cannot be streamed: {source.location} "
-            "is not in a format with random access; prepare it again with "
-            "file_format='array_record', or set config.dataset.placement=device."
+        Raises:
+          UsageError: an image is damaged, has color in a gray set, or has no label.
+        """
+        side, channels = self.facts.side, self.facts.channels
+        images = np.empty((len(rows), side, side, channels), np.uint8)
+        labels = np.empty(len(rows), np.int32)
+        numbers = rows if self.used is None else self.used[rows]
+        for index, (image, label) in enumerate(self.reader(numbers.tolist())):
+            pixels = square(image, side)
+            if pixels.shape[2] > channels:
+                raise self._colored(rows[index])
+            images[index] = pixels  # a gray image is repeated in all channels
+            labels[index] = label
+        classes = self.facts.num_classes
+        if len(rows) and not 0 <= labels.min() <= labels.max() < classes:
+            raise without_labels(self.facts.name, self.location)
+        return Split(images, labels)
+
+    def _colored(self, row: int) -> UsageError:
+        return UsageError(
+            f"config.dataset.name={self.facts.name!r}: example {row} of "
+            f"{self.location} has color, but the set was found gray; rerun if its "
+            "files have changed, or set config.dataset.placement=device."
         )
-    examples = Examples(
-        found.name,
-        source.location,
-        len(source.class_names),
-        found.reader,
-        found.side,
-        found.channels,
-    )
-    return StreamedDataset(found.facts, examples)
-
-
-def batches(
-    examples: Examples, rows: Rows, *, start: int, stop: int, workers: int
-) -> "Batches":
-    """Starts to make batches.
-
-    Workers are new processes, which import the script that runs: it needs the usual
-    `if __name__ == "__main__"`.
-
-    Args:
-      examples: the data set.
-      rows: which examples are in a batch.
-      start: number of the first batch.
-      stop: one past the number of the last one.
-      workers: processes that decode; 0 decodes in this one.
-
-    Returns:
-      An iterator over the batches, to be closed, or used in `with`: images uint8,
-      [batch, side, side, channels], and labels int32, [batch]. It raises a UsageError
-      at a damaged image, a TrainingError when a worker is killed.
-
-    Raises:
-      UsageError: shared memory is too small for the batches that wait to be used.
-    """
-    if workers:
-        _check_shared_memory(examples.nbytes(len(rows.rows(start))), workers)
-        _start_quiet_tracker()
-    if not flags.FLAGS.is_parsed():  # as in a notebook; Grain asks for flags of its own
-        flags.FLAGS.mark_as_parsed()
-    parts, in_workers = max(1, workers), workers > 0
-    numbers = range(start, max(start, stop))
-    pipelines = [
-        _pipeline(_Part(examples, rows, numbers, part, parts), in_worker=in_workers)
-        for part in range(parts)
-        if numbers
-    ]
-    return Batches(pipelines, len(numbers), in_workers=in_workers)
 
 
 class Batches(Iterator[Split]):
-    """Batches that are made in advance, in order, until they are closed.
+    """Prefetched batches, in order; to be closed, or used in `with`.
 
-    Every worker makes its part of each batch. What waits to be used is thereby some
-    batches in all, rather than some for each worker. The last batch and an error end
-    the workers like `close`.
+    Images are uint8, [batch, side, side, channels], and labels int32, [batch]. A
+    damaged image raises a UsageError, a worker that was killed a TrainingError; an
+    error and the last batch close the iterator. Every worker decodes its part of each
+    batch: memory then holds a few batches in all, rather than a few for each worker.
     """
 
     def __init__(
-        self, pipelines: Sequence[grain.IterDataset], count: int, *, in_workers: bool
+        self,
+        dataset: StreamedDataset,
+        rows: TrainingRows | EvaluationRows,
+        *,
+        start: int,
+        stop: int,
+        workers: int,
     ):
-        """Starts the workers.
+        """Starts to prefetch.
+
+        Workers are spawned processes, which import the main script: it needs the usual
+        `if __name__ == "__main__"`.
 
         Args:
-          pipelines: each gives one part of every batch.
-          count: number of batches.
-          in_workers: each is a process of its own.
+          dataset: provides the images.
+          rows: which examples are in which batch.
+          start: number of the first batch.
+          stop: one past the number of the last batch.
+          workers: number of processes that decode; 0 decodes in this process.
+
+        Raises:
+          UsageError: shared memory is too small for the prefetched batches.
         """
-        self._in_workers = in_workers
-        self._remaining = count
-        self._parts = [iter(pipeline) for pipeline in pipelines]
+        if workers:
+            facts = dataset.facts
+            image_bytes = facts.side**2 * facts.channels
+            _check_shared_memory(len(rows.rows(start)) * image_bytes, workers)
+            _start_quiet_tracker()
+        if not flags.FLAGS.is_parsed():  # as in a notebook; Grain defines flags
+            flags.FLAGS.mark_as_parsed()
+        self._in_workers = workers > 0
         self._workers: list[multiprocessing.Process] = []
+        self._parts: list[grain.DatasetIterator] = []
+        if start < stop:
+            numbers = range(start, stop)
+            self._parts = [
+                iter(_pipeline(dataset, rows, numbers, part, workers))
+                for part in range(max(1, workers))
+            ]
+        self._start()
+
+    def _start(self) -> None:
         others = multiprocessing.active_children()
         try:
             for part in self._parts:
-                part.get_state()  # Grain makes what is to be started
+                part.get_state()  # Grain creates what is to be started
             with _interrupts_blocked():
                 for part in self._parts:
                     part.start_prefetch()
@@ -214,23 +152,22 @@ class Batches(Iterator[Split]):
             raise
 
     def __next__(self) -> Split:
+        if not self._parts:
+            raise StopIteration
         try:
-            if not self._remaining:
-                raise StopIteration
             parts = [next(part) for part in self._parts]
-            self._remaining -= 1
             return Split(*map(np.concatenate, zip(*parts, strict=True)))
         except UsageError as error:
-            # Not the worker's own, of which the traceback leads through Grain and keeps
-            # shared memory.
+            # A new exception: the traceback of the worker's leads through Grain and
+            # would keep shared memory alive.
             failure = UsageError(str(error))
         except RuntimeError as error:
-            if "exit code" not in str(error):  # Grain's words for a worker that died
+            if "exit code" not in str(error):  # Grain's message for a dead worker
                 self.close()
                 raise
             failure = TrainingError(
-                f"a process that reads images has ended ({' '.join(str(error).split())}"
-                "), perhaps for want of memory; set config.dataset.workers to fewer."
+                f"a process that reads images has died ({' '.join(str(error).split())}"
+                "), perhaps for lack of memory; set config.dataset.workers to fewer."
             )
         except BaseException:
             self.close()
@@ -245,91 +182,80 @@ class Batches(Iterator[Split]):
         self.close()
 
     def close(self) -> None:
-        """Ends the workers, which takes each as long as the part it is making."""
-        # None is kept: Grain's would be closed again, too late, when the program ends.
-        parts, self._parts, self._remaining = self._parts, [], 0
-        self._close(parts)
-        if parts and self._in_workers:
-            parts.clear()
-            _free_shared_memory()
-
-    def _close(self, parts: Sequence[grain.DatasetIterator]) -> None:
-        """Closes the parts side by side, and kills workers that do not end."""
+        """Ends the workers, which finish the parts they are at; kills hanging ones."""
+        # Drops Grain's iterators: they would otherwise be closed again at exit, when it
+        # is too late.
+        parts, self._parts = self._parts, []
+        if not parts:
+            return
         closing = [threading.Thread(target=each.close, daemon=True) for each in parts]
+        parts.clear()
         for thread in closing:
             thread.start()
         deadline = time.monotonic() + _LONGEST_CLOSING
         for thread in closing:
             thread.join(max(0, deadline - time.monotonic()))
-        # An interrupt that hits the main thread within a queue of Grain's can leave a
-        # thread of Grain's waiting for ever.
+        # An interrupt that hits the main thread within a queue of Grain's can leave one
+        # of Grain's threads waiting forever.
         if any(thread.is_alive() for thread in closing):
             for worker in self._workers:
                 worker.kill()
+        if self._in_workers:
+            _free_shared_memory()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Part:
-    """One part of every batch, by number: a data source, as Grain calls it."""
+def _pipeline(
+    dataset: StreamedDataset,
+    rows: TrainingRows | EvaluationRows,
+    batches: range,
+    part: int,
+    workers: int,
+) -> grain.IterDataset:
+    """Returns one part of every batch, read by a process of its own if `workers`."""
 
-    examples: Examples
-    rows: Rows
-    batches: range
-    part: int
-    parts: int
+    def read(batch: int) -> tuple[np.ndarray, np.ndarray]:
+        parts = np.array_split(rows.rows(batch), max(1, workers))
+        return tuple(dataset.read(parts[part]))
 
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = self.rows.rows(self.batches[index])
-        return tuple(self.examples.read(np.array_split(rows, self.parts)[self.part]))
-
-
-def _pipeline(part: _Part, *, in_worker: bool) -> grain.IterDataset:
-    """Returns what makes one part of every batch, in a process of its own or here."""
-    # One after the other; by default Grain would read 500 in advance.
-    one_by_one = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    dataset = grain.MapDataset.source(part).to_iter_dataset(one_by_one)
-    if not in_worker:
-        return dataset
+    # Sequential; by default Grain would read 500 elements ahead.
+    sequential = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    numbers = grain.MapDataset.range(batches.start, batches.stop)
+    pipeline = numbers.map(read).to_iter_dataset(sequential)
+    if not workers:
+        return pipeline
     options = grain.MultiprocessingOptions(num_workers=1, per_worker_buffer_size=1)
-    return dataset.mp_prefetch(options, worker_init_fn=_end_with_parent)
+    return pipeline.mp_prefetch(options, worker_init_fn=_end_with_parent)
 
 
 def _end_with_parent(index: int, count: int) -> None:
-    """Has this worker end when the main process does, even if that is killed.
+    """Makes this worker exit when the main process does, even if that is killed.
 
-    And not before: a scheduler sends SIGTERM to every process, but the main one needs
-    images until it has saved its work. It ends its workers itself.
+    But not before: a scheduler sends SIGTERM to every process, and the main process
+    needs images until it has saved the run. Then it ends its workers itself.
     """
     del index, count
-    signal.signal(signal.SIGTERM, lambda *_: _end_later())
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    parent = multiprocessing.parent_process()
+
+    def exit_later(*_: object) -> None:
+        timer = threading.Timer(_LONGEST_WORK, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
 
     def watch() -> None:
-        parent.join()
+        multiprocessing.parent_process().join()
         os._exit(1)
 
+    signal.signal(signal.SIGTERM, exit_later)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _end_later() -> None:
-    """Ends this worker if nobody does so in time."""
-    timer = threading.Timer(_LONGEST_WORK, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
 
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Keeps Ctrl-C from the threads and processes that are started meanwhile.
+    """Blocks Ctrl-C in the threads and processes that are started inside.
 
-    A terminal interrupts every process; only the main one should say so, and it ends
-    the others. SIGTERM waits until a worker knows what to do at it. Python itself
-    unblocks when it starts the tracker of shared memory, which is therefore to have
-    happened before.
+    A terminal interrupts every process; only the main one should report it, and end the
+    others. SIGTERM waits until a worker has installed its handler. Python unblocks both
+    when it starts the resource tracker, which must therefore be running already.
     """
     both = [signal.SIGINT, signal.SIGTERM]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, both)
@@ -340,10 +266,10 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _start_quiet_tracker() -> None:
-    """Starts the process that frees shared memory at exit, if it is not there yet.
+    """Starts the process that frees shared memory at exit, if it does not run yet.
 
-    A worker that is told to stop may hold a part that it has not handed over. The
-    tracker frees it, as it should, and is not to warn of it.
+    A worker that is stopped may hold a part that it has not handed over. The tracker
+    frees it, as it should, and must not warn of it.
     """
     name, quiet = "PYTHONWARNINGS", "ignore:resource_tracker:UserWarning"
     before = os.environ.get(name)
@@ -357,10 +283,10 @@ def _start_quiet_tracker() -> None:
 
 
 def _free_shared_memory() -> None:
-    """Waits until what Grain has dropped is freed; at exit it would count as leaked.
+    """Waits until dropped arrays of Grain are freed; at exit they would count as leaks.
 
-    Grain's last exceptions hold themselves, and through their frames the last arrays.
-    A thread frees those one after the other: when the latest is gone, all are.
+    Grain's last exceptions are in reference cycles, and their frames hold the last
+    arrays. A thread frees these in order: when the latest is gone, all are.
     """
     gc.collect()
     latest = grain.multiprocessing.SharedMemoryArray((1,), np.uint8)
@@ -373,14 +299,9 @@ def _free_shared_memory() -> None:
 
 
 def _check_shared_memory(batch: int, workers: int) -> None:
-    """Raises a UsageError unless there is room for the batches that wait.
-
-    Args:
-      batch: size of a batch in bytes.
-      workers: number of processes.
-    """
+    """Raises a UsageError unless batches of `batch` bytes can be prefetched."""
     if not os.path.isdir(_SHARED_MEMORY):
-        return  # not Linux, where it has no limit of its own
+        return  # not Linux: shared memory has no limit of its own
     free, needed = shutil.disk_usage(_SHARED_MEMORY).free, _MOST_WAITING * batch
     if free < needed:
         raise UsageError(

@@ -1,8 +1,8 @@
 """Image classification sets of TensorFlow Datasets (TFDS), read without TensorFlow.
 
-TFDS calls a set prepared once it is downloaded and rewritten in TFDS's own files. Files
-in ArrayRecord format, which this module prepares, and in TFRecord format, the default
-of `tfds.load`, are read; only preparing a set needs TensorFlow.
+TFDS calls a data set prepared once it is downloaded and rewritten in TFDS's own files.
+Both of their formats are read: ArrayRecord, which this module prepares, and TFRecord,
+the default of `tfds.load`. Only preparing a data set needs TensorFlow.
 """
 
 import contextlib
@@ -16,19 +16,12 @@ import queue
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from duet_jax.data.decoding import decode, is_grey
-from duet_jax.data.source import (
-    MOST_READ,
-    Example,
-    Reader,
-    Source,
-    content_of,
-    digest_of,
-)
+from duet_jax.data.decoding import decode, is_gray
+from duet_jax.data.source import MOST_READ, Example, Source, digest_of, short_hash
 from duet_jax.errors import UsageError, suggestion
 
 logger = logging.getLogger(__name__)
@@ -43,9 +36,9 @@ _MOST_PROBES = 4
 
 
 def find(name: str, path: str) -> Source:
-    """Finds a data set in TFDS's directory, and prepares it there if it must.
+    """Finds a data set in TFDS's directory, and prepares it there if necessary.
 
-    The test split is `test`, or `validation` where there is no `test` or its labels are
+    The test split is `test`, or `validation` if there is no `test` or its labels are
     withheld (ImageNet).
 
     Args:
@@ -55,32 +48,44 @@ def find(name: str, path: str) -> Source:
         `~/tensorflow_datasets`) when empty.
 
     Raises:
-      UsageError: unknown name, no image classification set, data that are neither
-        there nor to be had; from `examples` and `reader`, damaged files.
+      UsageError: unknown name, no image classification set, or the data are neither
+        there nor can be prepared; from `examples` and `reader`, damaged files.
     """
     with _quiet():
         builder = _builder(name, path)
-        image_key, label_key = _keys(name, builder)
+        records = _Records(name, builder)
         if not builder.is_prepared():
             _prepare(name, builder)
-        splits = _splits(name, builder, image_key, label_key)
-        info = builder.info
+        records.choose_splits()
+        info, splits = builder.info, records.splits
+        files = {
+            split: [(f.name, f.stat()) for f in info.splits[split].filepaths]
+            for split in splits
+        }
+        sizes = [(file, s.length) for split in splits for file, s in files[split]]
+        num_train, num_test = (info.splits[split].num_examples for split in splits)
         return Source(
-            class_names=tuple(map(str, info.features[label_key].names)),
-            num_train=info.splits[splits[0]].num_examples,
-            num_test=info.splits[splits[1]].num_examples,
-            examples=lambda: _examples(name, builder, splits, image_key, label_key),
+            class_names=tuple(map(str, info.features[records.label_key].names)),
+            num_train=num_train,
+            num_test=num_test,
+            examples=records.examples,
             location=f"{builder.data_path} ({' and '.join(splits)})",
             identity={
                 "tfds": info.full_name,
                 "path": str(builder.data_path),
                 "format": info.file_format.value,
-                "splits": {split: _fingerprint(info.splits[split]) for split in splits},
+                "splits": {
+                    split: [
+                        info.splits[split].num_examples,
+                        *((file, s.length, s.mtime) for file, s in files[split]),
+                    ]
+                    for split in splits
+                },
             },
-            content=_content(info, splits),
-            digests=_digests(name, info, splits),
-            reader=_reader(name, builder, splits, image_key, label_key),
-            channels=lambda: _channels(name, builder, splits, image_key),
+            content=short_hash([info.full_name, sizes]),
+            digests=None if sum(s for _, s in sizes) > MOST_READ else records.digests,
+            reader=records if records.format == "array_record" else None,
+            channels=records.channels,
         )
 
 
@@ -89,7 +94,7 @@ def is_prepared(name: str, path: str) -> bool:
 
     Args:
       name: as in `find`.
-      path: likewise.
+      path: as in `find`.
 
     Raises:
       UsageError: TFDS does not know it.
@@ -99,7 +104,7 @@ def is_prepared(name: str, path: str) -> bool:
 
 
 def _builder(name: str, path: str) -> Any:
-    """Returns TFDS's builder, which knows a data set, prepared or not."""
+    """Returns TFDS's builder, which describes a data set, prepared or not."""
     try:
         # Imported here because it takes a second that other sources need not spend.
         import tensorflow_datasets as tfds
@@ -161,206 +166,172 @@ def _keys(name: str, builder: Any) -> tuple[str, str]:
     return keys[0], keys[1]
 
 
-def _splits(name: str, builder: Any, image_key: str, label_key: str) -> tuple[str, str]:
-    """Returns the names of the training split and of the labelled test split."""
-    available = builder.info.splits
-    for test in ("test", "validation"):
-        if "train" in available and test in available:
-            examples = _examples(name, builder, [test], image_key, label_key)
-            if next(examples, (None, 0))[1] >= 0:  # withheld labels are -1
-                return "train", test
-    raise UsageError(
-        f"config.dataset.name={name!r} needs a split train and a labelled split test "
-        f"or validation; it has {', '.join(available)}; choose another data set."
-    )
+class _Records:
+    """The examples of a data set; called with numbers, it is the `Reader` of it.
 
+    It is pickled without the builder: each process opens the directory itself.
 
-def _fingerprint(split: Any) -> list:
-    """Returns what changes when the files of a split are written again."""
-    stats = [(file.name, file.stat()) for file in split.filepaths]
-    return [split.num_examples, *((name, s.length, s.mtime) for name, s in stats)]
-
-
-def _content(info: Any, splits: Sequence[str]) -> str:
-    """Returns what changes when other examples are prepared, not when they move."""
-    files = [
-        (file.name, file.stat().length)
-        for split in splits
-        for file in info.splits[split].filepaths
-    ]
-    return content_of([info.full_name, files])
-
-
-def _digests(
-    name: str, info: Any, splits: Sequence[str]
-) -> Callable[[], tuple[str, str]] | None:
-    """Returns what reads the files of the splits, unless they are too large for it."""
-    files = {split: info.splits[split].filepaths for split in splits}
-    if sum(f.stat().length for split in splits for f in files[split]) > MOST_READ:
-        return None
-
-    def read() -> tuple[str, str]:
-        with _damage_told(name, info.data_dir):
-            first, second = (
-                digest_of((f.name, functools.partial(f.open, "rb")) for f in files[s])
-                for s in splits
-            )
-            return first, second
-
-    return read
-
-
-def _examples(
-    name: str, builder: Any, splits: Sequence[str], image_key: str, label_key: str
-) -> Iterator[Example]:
-    """Yields the examples of the splits, decoded by Pillow."""
-    with _damage_told(name, builder.data_path):
-        for split in splits:
-            found, expected = 0, builder.info.splits[split].num_examples
-            for example in _read(builder, split, image_key):
-                image, _ = decode(io.BytesIO(example[image_key]))
-                yield image, int(example[label_key])
-                found += 1
-            if found != expected:
-                raise ValueError(f"{found} of {expected} {split} examples found")
-
-
-@contextlib.contextmanager
-def _damage_told(name: str, directory: os.PathLike | str) -> Iterator[None]:
-    """Turns whatever is raised while examples are read into a UsageError."""
-    try:
-        yield
-    except Exception as error:  # from array_record, protobuf, TFDS or Pillow
-        raise UsageError(
-            f"config.dataset.name={name!r} cannot be read from {directory}: "
-            f"{_one_line(error)}; delete that directory and prepare it again."
-        ) from error
-
-
-def _channels(name: str, builder: Any, splits: Sequence[str], image_key: str) -> int:
-    """Returns 3 at the first image with colour, from the headers; 1 if none has any.
-
-    A set that is declared grey is taken at its word.
-    """
-    if builder.info.features[image_key].shape[-1] == 1:
-        return 1
-    with _damage_told(name, builder.data_path):
-        for split in splits:
-            for example in _read(builder, split, image_key):
-                if not is_grey(io.BytesIO(example[image_key])):
-                    return 3
-    return 1
-
-
-def _read(builder: Any, split: str, image_key: str) -> Iterator[dict[str, Any]]:
-    """Yields the examples of a split; images still encoded, in bytes."""
-    file_format = builder.info.file_format.value
-    if file_format == "array_record":
-        records = _array_records(builder, split, image_key)
-        yield from _in_chunks(records, range(len(records)))
-    elif file_format == "tfrecord":
-        decoders = _decoders(image_key)
-        for file in builder.info.splits[split].filepaths:
-            with file.open("rb") as stream:
-                for record in _tfrecords(stream):
-                    yield builder.info.features.deserialize_example_np(
-                        record, decoders=decoders
-                    )
-    else:
-        raise ValueError(f"the format {file_format} is not array_record or tfrecord")
-
-
-def _decoders(image_key: str) -> dict[str, Any]:
-    """Returns what keeps TFDS from decoding images.
-
-    Pillow does, so that all sources treat grey, alpha and depth alike.
-    """
-    import tensorflow_datasets as tfds
-
-    return {image_key: tfds.decode.SkipDecoding()}
-
-
-def _array_records(builder: Any, split: str, image_key: str) -> Any:
-    """Returns the examples of a split, to be read by number."""
-    return builder.as_data_source(split, decoders=_decoders(image_key))
-
-
-def _in_chunks(records: Any, positions: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Yields the examples at some positions; one by one they would take longer."""
-    for start in range(0, len(positions), _CHUNK):
-        yield from records.__getitems__(positions[start : start + _CHUNK])
-
-
-def _reader(
-    name: str, builder: Any, splits: tuple[str, str], image_key: str, label_key: str
-) -> Reader | None:
-    """Returns random access to the examples, which only ArrayRecord has."""
-    if builder.info.file_format.value != "array_record":
-        return None
-    num_train = builder.info.splits[splits[0]].num_examples
-    return _Records(
-        name, str(builder.data_path), splits, num_train, image_key, label_key
-    )
-
-
-class _Records(Reader):
-    """Reads a directory of ArrayRecord files, which each process opens itself.
-
-    The directory alone says what is in it, so that no builder has to be pickled.
+    Attributes:
+      splits: names of the training and of the test split.
+      label_key: name of the label in an example.
     """
 
-    def __init__(
-        self,
-        name: str,
-        directory: str,
-        splits: tuple[str, str],
-        num_train: int,
-        image_key: str,
-        label_key: str,
-    ):
+    def __init__(self, name: str, builder: Any):
+        """Raises a UsageError unless it is an image classification set."""
+        self.splits = ()
+        self._image_key, self.label_key = _keys(name, builder)
         self._name = name
-        self._directory = directory
-        self._splits = splits
-        self._num_train = num_train
-        self._image_key = image_key
-        self._label_key = label_key
+        self._directory = str(builder.data_path)
+        self._builder = builder
         self._opened: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": {}}
+        return {**self.__dict__, "_builder": None, "_opened": {}}
 
-    def __getitem__(self, index: int) -> Example:
-        return next(self.read([index]))
-
-    def read(self, rows: Sequence[int]) -> Iterator[Example]:
-        """Yields several examples; their records are read together."""
-        with _damage_told(self._name, self._directory):
-            for is_test, group in itertools.groupby(
-                map(int, rows), lambda row: row >= self._num_train
-            ):
-                positions = [row - is_test * self._num_train for row in group]
-                records = self._open(self._splits[is_test])
-                for example in _in_chunks(records, positions):
-                    image, _ = decode(io.BytesIO(example[self._image_key]))
-                    yield image, int(example[self._label_key])
-
-    def _open(self, split: str) -> Any:
-        if split not in self._opened:
+    @property
+    def builder(self) -> Any:
+        """TFDS's builder."""
+        if self._builder is None:
             import tensorflow_datasets as tfds
 
             with _quiet():
-                builder = tfds.builder_from_directory(self._directory)
-                records = _array_records(builder, split, self._image_key)
-            self._opened[split] = records
-        return self._opened[split]
+                self._builder = tfds.builder_from_directory(self._directory)
+        return self._builder
+
+    @property
+    def format(self) -> str:
+        """TFDS's name of the file format."""
+        return self.builder.info.file_format.value
+
+    def choose_splits(self) -> None:
+        """Sets `splits` to the training split and a labeled test split."""
+        available = self.builder.info.splits
+        for test in ("test", "validation"):
+            if "train" in available and test in available:
+                _, label = next(self._examples([test]), (None, 0))
+                if label >= 0:  # withheld labels are -1
+                    self.splits = ("train", test)
+                    return
+        raise UsageError(
+            f"config.dataset.name={self._name!r} needs a split train and a labeled "
+            f"split test or validation; it has {', '.join(available)}; choose another "
+            "data set."
+        )
+
+    def examples(self) -> Iterator[Example]:
+        """Yields the examples of both splits, decoded by Pillow."""
+        return self._examples(self.splits)
+
+    def _examples(self, splits: Sequence[str]) -> Iterator[Example]:
+        with self._named_errors():
+            for split in splits:
+                found, expected = 0, self._count(split)
+                for example in self._encoded(split):
+                    yield self._decoded(example)
+                    found += 1
+                if found != expected:
+                    raise ValueError(f"{found} of {expected} {split} examples found")
+
+    def __call__(self, rows: Sequence[int]) -> Iterator[Example]:
+        """Yields the examples `rows`; reads neighbors of the same split together."""
+        train, test = self.splits
+        with self._named_errors():
+            num_train = self._count(train)
+            for is_test, group in itertools.groupby(rows, lambda r: r >= num_train):
+                positions = [row - is_test * num_train for row in group]
+                split = test if is_test else train
+                if split not in self._opened:
+                    self._opened[split] = self._open(split)
+                examples = _in_chunks(self._opened[split], positions)
+                yield from map(self._decoded, examples)
+
+    def channels(self) -> int:
+        """Returns 3 at the first image with color, by the headers; 1 if there is none.
+
+        A data set that is declared gray is not checked.
+        """
+        if self.builder.info.features[self._image_key].shape[-1] == 1:
+            return 1
+        with self._named_errors():
+            for split in self.splits:
+                for example in self._encoded(split):
+                    if not is_gray(io.BytesIO(example[self._image_key])):
+                        return 3
+        return 1
+
+    def digests(self) -> tuple[str, ...]:
+        """Reads the files of both splits; see `Source.digests`."""
+        with self._named_errors():
+            return tuple(
+                digest_of((f.name, functools.partial(f.open, "rb")) for f in files)
+                for files in map(self._files, self.splits)
+            )
+
+    def _count(self, split: str) -> int:
+        return self.builder.info.splits[split].num_examples
+
+    def _files(self, split: str) -> Sequence[Any]:
+        return self.builder.info.splits[split].filepaths
+
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Turns any error of reading the files into a UsageError."""
+        try:
+            yield
+        except Exception as error:  # from array_record, protobuf, TFDS or Pillow
+            raise UsageError(
+                f"config.dataset.name={self._name!r} cannot be read from "
+                f"{self._directory}: {_one_line(error)}; delete that directory and "
+                "prepare it again."
+            ) from error
+
+    def _decoded(self, example: dict[str, Any]) -> Example:
+        image, _ = decode(io.BytesIO(example[self._image_key]))
+        return image, int(example[self.label_key])
+
+    def _encoded(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yields the examples of a split; images still encoded, in bytes."""
+        if self.format == "array_record":
+            records = self._open(split)
+            yield from _in_chunks(records, range(len(records)))
+        elif self.format == "tfrecord":
+            decoders, features = self._decoders(), self.builder.info.features
+            for file in self._files(split):
+                with file.open("rb") as stream:
+                    for record in _tfrecords(stream):
+                        yield features.deserialize_example_np(record, decoders=decoders)
+        else:
+            raise ValueError(
+                f"the format {self.format} is not array_record or tfrecord"
+            )
+
+    def _open(self, split: str) -> Any:
+        """Returns random access to the encoded examples of an ArrayRecord split."""
+        with _quiet():
+            return self.builder.as_data_source(split, decoders=self._decoders())
+
+    def _decoders(self) -> dict[str, Any]:
+        """Stops TFDS from decoding images.
+
+        Pillow decodes them, so that all sources treat gray, alpha and depth alike.
+        """
+        import tensorflow_datasets as tfds
+
+        return {self._image_key: tfds.decode.SkipDecoding()}
+
+
+def _in_chunks(records: Any, positions: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yields the examples at some positions; one by one is slower."""
+    for start in range(0, len(positions), _CHUNK):
+        yield from records.__getitems__(positions[start : start + _CHUNK])
 
 
 def _tfrecords(stream: io.BufferedIOBase) -> Iterator[bytes]:
     """Yields the records of a TFRecord file.
 
-    Each is its length (8 bytes, little-endian), a checksum (4), the payload and another
-    checksum (4). The checksums are not verified: the number of examples is, and PNG and
-    JPEG data find most damage by themselves.
+    A record is its length (8 bytes, little-endian), a checksum (4), the payload and
+    another checksum (4). The checksums are not verified: the number of examples is, and
+    decoding PNG and JPEG data finds most damage.
     """
     while header := stream.read(12):
         (length,) = struct.unpack("<Q4x", header)
@@ -383,7 +354,7 @@ def _prepare(name: str, builder: Any) -> None:
         f"t.builder({name!r}, file_format='array_record').download_and_prepare()\""
     )
     manual = bool(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)
-    # TFDS itself would try again for minutes.
+    # TFDS itself would retry for minutes.
     if not manual and not _reachable(builder.url_infos):
         raise UsageError(f"{missing}cannot be downloaded: no network; {remedy}")
     if importlib.util.find_spec("tensorflow") is None:
@@ -405,39 +376,37 @@ def _prepare(name: str, builder: Any) -> None:
 def _reachable(urls: Iterable[str]) -> bool:
     """Returns whether any of the servers answers within seconds, with any status.
 
-    The questions are asked in threads that are left behind, since a name look-up can
-    hang for as long as it likes; through `requests`, which knows of proxies.
+    Asks in threads that are left behind, since a name lookup can hang indefinitely, and
+    through `requests`, which supports proxies.
     """
     import requests
 
     by_host = {urlsplit(url).netloc: url for url in urls if url.startswith("http")}
-    questions = list(by_host.values())[:_MOST_PROBES] or [
-        "https://storage.googleapis.com"  # where TFDS keeps what has no address
+    probed = list(by_host.values())[:_MOST_PROBES] or [
+        "https://storage.googleapis.com"  # where TFDS keeps data without a URL
     ]
     answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
     def ask(url: str) -> None:
-        answered = False
-        with contextlib.suppress(Exception):
-            requests.head(url, timeout=_PROBE_SECONDS)
-            answered = True
-        answers.put(answered)
-
-    for url in questions:
-        threading.Thread(target=ask, args=(url,), daemon=True).start()
-    deadline = time.monotonic() + 2 * _PROBE_SECONDS  # to connect, and to be answered
-    for _ in questions:
         try:
-            if answers.get(timeout=max(0, deadline - time.monotonic())):
-                return True
-        except queue.Empty:
-            return False
+            requests.head(url, timeout=_PROBE_SECONDS)
+            answers.put(True)
+        except Exception:  # whatever a network can do
+            answers.put(False)
+
+    for url in probed:
+        threading.Thread(target=ask, args=(url,), daemon=True).start()
+    deadline = time.monotonic() + 2 * _PROBE_SECONDS  # to connect, and to answer
+    with contextlib.suppress(queue.Empty):
+        return any(
+            answers.get(timeout=max(0, deadline - time.monotonic())) for _ in probed
+        )
     return False
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS's warnings back, which it gives through absl's logger."""
+    """Suppresses TFDS's warnings, which go through absl's logger."""
 
     def is_error(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR
@@ -452,6 +421,6 @@ def _quiet() -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if len(text) > 240:  # TFDS puts the cause last, behind a page on what it was doing
+    if len(text) > 240:  # TFDS puts the cause last, after a page of context
         text = f"... {text[-236:].partition(' ')[2]}"
     return f"{type(error).__name__}: {text}"

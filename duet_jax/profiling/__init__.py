@@ -88,7 +88,7 @@ def benchmark(
             "memory; use --images=real, or leave it out."
         )
     dataset = open_dataset(config) if images == "real" else noise(config)
-    plan = make_plan(config, dataset.facts, streamed=not isinstance(dataset, Dataset))
+    plan = make_plan(config, dataset.facts, streamed=dataset.streamed)
     with _compilation_cache_of_its_own():
         results = {
             **_circumstances(config, plan, images),

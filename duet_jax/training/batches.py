@@ -1,97 +1,105 @@
-"""How the batches of a run reach its compiled functions.
+"""Feeds the batches of a run to its compiled functions.
 
 Either all images lie on the devices and a call is told which ones are next, or they
-stay outside and a call is given the images of its batches. Both make the same batches.
+stay on the host and a call is given the images of its batches. The batches are the
+same.
 """
 
+import abc
 import functools
 import time
 from collections.abc import Iterator
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from duet_jax.data import (
-    StreamedDataset,
-    batches,
-    decode_dataset,
-    find_dataset,
-    stream,
-)
-from duet_jax.data.order import EvaluationRows, TrainingRows, evaluation_order
+from duet_jax.data import Batches, StreamedDataset, find_dataset
+from duet_jax.data.order import EvaluationRows, TrainingRows
 from duet_jax.errors import UsageError
 from duet_jax.runtime import devices, mesh, processes
 from duet_jax.training.plan import Plan
-from duet_jax.types import Array, Dataset, Split
+from duet_jax.types import Array, Dataset, DatasetFacts, Split
 
-# dataset.placement=auto: images may fill this part of a device's memory.
+# dataset.placement=auto: images may fill one part in this many of a device's memory.
 _DATA_SHARE = 4
 
-# What a compiled call is given of the data, besides state and key.
+# The data arguments of a compiled call, which follow state and key.
 Arguments = tuple[Array, ...]
 
 
-class Feed(Protocol):
+class Feed(abc.ABC):
     """The batches of a run.
 
     Attributes:
-      num_train: training images.
-      num_test: test images; what follows them in the last batch is padding.
-      train_shapes: the arguments of every training call, as shapes.
-      test_shapes: the arguments of every call of the evaluation, as shapes.
-      waited: seconds that `training` has waited for images so far; None where they are
-        on the devices.
+      num_train: number of training images.
+      num_test: number of test images; the last one is repeated to fill its batch.
+      train_shapes: shapes of the arguments of a training call.
+      test_shapes: shapes of the arguments of an evaluation call.
+      waited: seconds that `training` has waited for images so far; None if they are on
+        the devices.
     """
 
-    num_train: int
-    num_test: int
     train_shapes: Arguments
     test_shapes: Arguments
-    waited: float | None
+    waited: float | None = None
 
+    def __init__(self, plan: Plan, facts: DatasetFacts):
+        self.num_train, self.num_test = facts.num_train, facts.num_test
+        self._plan = plan
+        size = plan.batch_size
+        self._rows = TrainingRows(
+            plan.seed,
+            self.num_train,
+            plan.steps_per_epoch,
+            size,
+            mesh.local_rows(size),
+        )
+        self._test_batches = plan.test_batches(self.num_test)
+
+    @abc.abstractmethod
     def pick_train(self, step: Array, *arguments: Array) -> Split:
         """Returns the batch of update `step`; to be compiled."""
 
+    @abc.abstractmethod
     def pick_test(self, batch: Array, *arguments: Array) -> Split:
-        """Returns test batch number `batch`, in `evaluation_order`; likewise."""
+        """Returns test batch number `batch`, in `evaluation_order`; to be compiled."""
 
+    @abc.abstractmethod
     def training(self, start: int) -> Iterator[Arguments]:
         """Yields the arguments of each training call, from update `start` on."""
 
+    @abc.abstractmethod
     def testing(self) -> Iterator[Arguments]:
-        """Yields the arguments of the evaluation, test batch by test batch."""
+        """Yields the arguments of the evaluation call of each test batch."""
 
+    @abc.abstractmethod
     def first_images(self) -> np.ndarray:
         """Returns the images of the run's first batch, uint8, on the host."""
 
 
-class ResidentFeed:
+class ResidentFeed(Feed):
     """All images are on every device, as uint8; a batch is gathered there."""
-
-    waited = None
 
     def __init__(self, plan: Plan, dataset: Dataset):
         """Copies both splits of `dataset` to the devices."""
-        self._plan = plan
-        self._rows = _training_rows(plan, len(dataset.train.labels))
+        super().__init__(plan, dataset.facts)
         self._host = dataset.train
-        self.num_train = len(dataset.train.labels)
-        self.num_test = len(dataset.test.labels)
-        order = evaluation_order(self.num_test)
+        size = plan.test_batch_size
+        rows = EvaluationRows(0, self.num_test, size, (0, size))
+        order = np.concatenate([rows.rows(i) for i in range(self._test_batches)])
         test = Split(*(part[order] for part in dataset.test))
-        padded = _padded(test, plan.test_batch_size)
         self._train = mesh.replicate(dataset.train, plan.mesh)
-        self._test = mesh.replicate(padded, plan.mesh)
-        order = jax.ShapeDtypeStruct(
+        self._test = mesh.replicate(test, plan.mesh)
+        epoch = jax.ShapeDtypeStruct(
             (plan.steps_per_epoch, plan.batch_size),
             np.int32,
             sharding=mesh.sharded(plan.mesh, axis=1),
         )
-        self.train_shapes = (*_as_shapes(self._train), order)
-        self.test_shapes = _as_shapes(self._test)
+        everywhere = mesh.replicated(plan.mesh)
+        self.train_shapes = (*mesh.shapes(self._train, everywhere), epoch)
+        self.test_shapes = mesh.shapes(self._test, everywhere)
 
     def pick_train(
         self, step: Array, images: Array, labels: Array, order: Array
@@ -120,7 +128,7 @@ class ResidentFeed:
 
     def testing(self) -> Iterator[Arguments]:
         """Yields images and labels, the same for every batch."""
-        for _ in range(self._plan.test_batches(self.num_test)):
+        for _ in range(self._test_batches):
             yield self._test
 
     def first_images(self) -> np.ndarray:
@@ -128,36 +136,34 @@ class ResidentFeed:
         return self._host.images[self._rows.epoch(0)[0]]
 
 
-class StreamedFeed:
+class StreamedFeed(Feed):
     """Worker processes read the images; a call is given those of its batches."""
 
     def __init__(self, plan: Plan, dataset: StreamedDataset, workers: int):
         """Reads nothing yet.
 
         Args:
-          plan: of the run.
-          dataset: reads single images.
-          workers: processes that read and decode.
+          plan: the plan of the run.
+          dataset: provides the images.
+          workers: number of processes that read and decode; 0 reads in this process.
         """
-        self._plan = plan
+        super().__init__(plan, dataset.facts)
+        self.waited = 0.0
         self._dataset = dataset
         self._workers = workers
-        self.num_train = dataset.facts.num_train
-        self.num_test = dataset.facts.num_test
-        self.waited = 0.0
-        side, channels = dataset.facts.side, dataset.facts.channels
+        self.train_shapes = self._shapes(plan.steps_per_call, plan.batch_size)
+        self.test_shapes = self._shapes(plan.test_batch_size)
 
-        def shapes(*axes: int) -> Arguments:
-            sharding = mesh.sharded(plan.mesh, axis=len(axes) - 1)
-            return (
-                jax.ShapeDtypeStruct(
-                    (*axes, side, side, channels), np.uint8, sharding=sharding
-                ),
-                jax.ShapeDtypeStruct(axes, np.int32, sharding=sharding),
-            )
-
-        self.train_shapes = shapes(plan.steps_per_call, plan.batch_size)
-        self.test_shapes = shapes(plan.test_batch_size)
+    def _shapes(self, *axes: int) -> Arguments:
+        facts = self._dataset.facts
+        shape = (*axes, facts.side, facts.side, facts.channels)
+        return mesh.shapes(
+            Split(
+                jax.ShapeDtypeStruct(shape, np.uint8),
+                jax.ShapeDtypeStruct(axes, np.int32),
+            ),
+            mesh.sharded(self._plan.mesh, axis=len(axes) - 1),
+        )
 
     def pick_train(self, step: Array, images: Array, labels: Array) -> Split:
         """Takes one of the call's batches, [steps in the call, batch, ...]."""
@@ -165,70 +171,54 @@ class StreamedFeed:
         return Split(images[index], labels[index])
 
     def pick_test(self, batch: Array, images: Array, labels: Array) -> Split:
-        """Takes the one batch that is there."""
+        """Returns the only batch of the call."""
         del batch
         return Split(images, labels)
 
     def training(self, start: int) -> Iterator[Arguments]:
         """Yields the images and labels of each call.
 
-        They are put on the devices while these are at the call before.
+        They are copied to the devices while these compute the call before.
         """
         plan = self._plan
-        rows = _training_rows(plan, self._dataset.facts.num_train)
-        stream = batches(
-            self._dataset.examples,
-            rows,
-            start=start,
-            stop=plan.total_steps,
-            workers=self._workers,
-        )
-        try:
-            for _ in range(start, plan.total_steps, plan.steps_per_call):
-                yield mesh.shard_batch(self._chunk(stream), plan.mesh, axis=1)
-        finally:
-            stream.close()
-
-    def _chunk(self, stream: Iterator[Split]) -> Split:
-        """Waits for the batches of one call: [steps, rows of this process, ...]."""
-        clock = time.monotonic()
-        parts = [next(stream) for _ in range(self._plan.steps_per_call)]
-        self.waited += time.monotonic() - clock
-        return Split(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
+        calls = range(start, plan.total_steps, plan.steps_per_call)
+        with self._batches(self._rows, start, plan.total_steps) as stream:
+            for _ in calls:
+                clock = time.monotonic()
+                steps = [next(stream) for _ in range(plan.steps_per_call)]
+                self.waited += time.monotonic() - clock
+                stacked = Split(*map(np.stack, zip(*steps, strict=True)))
+                yield mesh.shard_batch(stacked, plan.mesh, axis=1)
 
     def testing(self) -> Iterator[Arguments]:
         """Yields the images and labels of each test batch."""
-        plan, facts = self._plan, self._dataset.facts
-        size = plan.test_batch_size
+        size = self._plan.test_batch_size
         rows = EvaluationRows(
-            facts.num_train, facts.num_test, size, mesh.local_rows(size)
+            self.num_train, self.num_test, size, mesh.local_rows(size)
         )
-        stream = batches(
-            self._dataset.examples,
-            rows,
-            start=0,
-            stop=plan.test_batches(facts.num_test),
-            workers=self._workers,
+        with self._batches(rows, 0, self._test_batches) as stream:
+            for batch in stream:
+                yield mesh.shard_batch(batch, self._plan.mesh)
+
+    def _batches(
+        self, rows: TrainingRows | EvaluationRows, start: int, stop: int
+    ) -> Batches:
+        return Batches(
+            self._dataset, rows, start=start, stop=stop, workers=self._workers
         )
-        try:
-            yield from map(functools.partial(mesh.shard_batch, mesh=plan.mesh), stream)
-        finally:
-            stream.close()
 
     def first_images(self) -> np.ndarray:
         """Returns the images of the run's first batch, uint8, on the host."""
-        rows = _training_rows(self._plan, self._dataset.facts.num_train)
-        examples = self._dataset.examples
-        return np.stack([examples[int(row)][0] for row in rows.epoch(0)[0]])
+        return self._dataset.read(self._rows.epoch(0)[0]).images
 
 
 def open_dataset(config: ml_collections.ConfigDict) -> Dataset | StreamedDataset:
-    """Returns the images: decoded, or a reader where they stay outside the devices.
+    """Returns the images: decoded, or streamed if they do not go on the devices.
 
     Raises:
-      UsageError: the data are missing or damaged, or cannot be read as asked for.
+      UsageError: the data are missing or damaged, or cannot be read as configured.
     """
-    # One answer for all: they run one program.
+    # All processes run one program, so they must decide alike.
     limit = processes.broadcast(devices.memory()) // _DATA_SHARE
     # The first process downloads, prepares and decodes; the others find the files.
     return processes.main_process_first(
@@ -239,60 +229,39 @@ def open_dataset(config: ml_collections.ConfigDict) -> Dataset | StreamedDataset
 def _open_dataset(
     config: ml_collections.ConfigDict, limit: int
 ) -> Dataset | StreamedDataset:
+    settings = config.dataset
     found = find_dataset(
-        config.dataset.name,
-        path=config.dataset.path,
-        image_size=config.dataset.image_size,
-        center_crop=config.dataset.center_crop,
-        num_classes=config.dataset.num_classes or None,
-        train_fraction=config.dataset.train_fraction,
-        cache_dir=config.dataset.cache_dir,
+        settings.name,
+        path=settings.path,
+        image_size=settings.image_size,
+        center_crop=settings.center_crop,
+        num_classes=settings.num_classes,
+        train_fraction=settings.train_fraction,
+        cache_dir=settings.cache_dir,
     )
-    placement = config.dataset.placement
+    placement = settings.placement
     if placement == "auto":
         placement = "device" if found.fits(limit) else "host"
     if placement == "device":
-        return decode_dataset(found)
+        return found.decode()
     if config.knn.every:
         raise UsageError(
             f"config.knn.every={config.knn.every} needs all images in memory, where "
-            f"config.dataset.placement={config.dataset.placement} does not put them "
+            f"config.dataset.placement={settings.placement} does not put them "
             f"({found.source.location}); set config.knn.every=0 or "
             "config.dataset.placement=device."
         )
-    return stream(found)
+    return found.stream()
 
 
 def make_feed(
     config: ml_collections.ConfigDict, plan: Plan, dataset: Dataset | StreamedDataset
 ) -> Feed:
-    """Returns what hands the batches of `dataset` to the compiled functions."""
-    if isinstance(dataset, StreamedDataset):
-        wanted = config.dataset.workers
-        first, last = mesh.local_rows(plan.batch_size)
-        # One that had no image of a batch to read would only take memory.
-        workers = min(devices.count_cores() if wanted < 0 else wanted, last - first)
-        return StreamedFeed(plan, dataset, workers)
-    return ResidentFeed(plan, dataset)
-
-
-def _training_rows(plan: Plan, num_examples: int) -> TrainingRows:
-    return TrainingRows(
-        plan.seed,
-        num_examples,
-        plan.steps_per_epoch,
-        plan.batch_size,
-        mesh.local_rows(plan.batch_size),
-    )
-
-
-def _as_shapes(split: Split) -> Arguments:
-    return tuple(
-        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in split
-    )
-
-
-def _padded(split: Split, batch_size: int) -> Split:
-    """Returns a split with zeros at its end that make it whole batches."""
-    missing = -len(split.labels) % batch_size
-    return Split(*(np.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)) for x in split))
+    """Returns the feed of the images from `open_dataset`."""
+    if not dataset.streamed:
+        return ResidentFeed(plan, dataset)
+    wanted = config.dataset.workers
+    first, last = mesh.local_rows(plan.batch_size)
+    # A worker without an image of each batch to read would only take memory.
+    workers = min(devices.count_cores() if wanted < 0 else wanted, last - first)
+    return StreamedFeed(plan, dataset, workers)

@@ -69,8 +69,7 @@ def train(
         devices.enable_compilation_cache(config.compilation_cache)
         dataset = open_dataset(config)
         workdir.check_dataset(dataset.facts, directory)
-        streamed = isinstance(dataset, StreamedDataset)
-        plan = make_plan(config, dataset.facts, streamed=streamed)
+        plan = make_plan(config, dataset.facts, streamed=dataset.streamed)
         try:
             with _claimed(config, directory):
                 _go_on(config, directory, dataset, plan, interruption)
@@ -111,7 +110,7 @@ def _go_on(
             dataset.facts,
             directory,
             start,
-            streamed=isinstance(dataset, StreamedDataset),
+            streamed=dataset.streamed,
         )
         if start >= plan.total_steps:
             draw_curves(directory, plan, loggers.Writers([]), start)

@@ -26,7 +26,7 @@ from configs import base, smoke
 from duet_jax import cli
 from duet_jax.config import checks
 from duet_jax.data import cache, find_dataset, load_dataset
-from duet_jax.data.decoding import decode, is_grey, square
+from duet_jax.data.decoding import decode, is_gray, square
 from duet_jax.errors import UsageError
 from duet_jax.loggers import JsonLines, read_rows
 from duet_jax.loggers.wandb_access import read_credentials
@@ -361,7 +361,7 @@ def test_images(content, side):
             return
         pixels = square(image, side)
         assert pixels.dtype == np.uint8
-        assert pixels.shape == (side, side, 1 if is_grey(io.BytesIO(content)) else 3)
+        assert pixels.shape == (side, side, 1 if is_gray(io.BytesIO(content)) else 3)
 
 
 NODES = st.sampled_from(
@@ -453,10 +453,11 @@ def test_caches(cached, name, edits):
         shutil.copytree(entry, directory / "entry")
         path = directory / "entry" / f"{name}.npy"
         path.write_bytes(edited(path.read_bytes(), edits))
-        found = cache.load(directory / "entry", "folder", source, 8)
+        found = cache.load(directory / "entry", source, 8)
     if found is not None:
-        assert found.train.images.shape == (2, 8, 8, 3)
-        assert set(found.train.labels) | set(found.test.labels) <= {0, 1}
+        train, test = found
+        assert train.images.shape == (2, 8, 8, 3)
+        assert set(train.labels) | set(test.labels) <= {0, 1}
 
 
 @pytest.mark.parametrize("length", [0, 3, 10**6, 10**15])
@@ -465,4 +466,4 @@ def test_a_cache_of_another_length(cached, length, tmp_path):
     shutil.copytree(entry, tmp_path / "entry")
     head = b"\x93NUMPY\1\0v\0" + (HEAD % length).ljust(117).encode() + b"\n"
     (tmp_path / "entry" / "train_images.npy").write_bytes(head + bytes(100))
-    assert cache.load(tmp_path / "entry", "folder", source, 8) is None
+    assert cache.load(tmp_path / "entry", source, 8) is None

@@ -261,7 +261,7 @@ def test_what_is_converted(tmp_path):
         "train: 2 files and folders were left out: 1 of other types (cat/notes.txt), "
         "1 listed already, through a link (cat/round/)"
     ) in told
-    assert "images: 10 of 31 images were converted to 8-bit grey or RGB" in told
+    assert "images: 10 of 31 images were converted to 8-bit gray or RGB" in told
     for kind in ("3 alpha", "3 16-bit", "2 palette", "2 CMYK"):
         assert kind in told
     assert snapshot(images) == before

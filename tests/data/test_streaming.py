@@ -19,21 +19,19 @@ from prepared import Shapes, as_tfrecord, noise, png, prepare, save
 
 from duet_jax import data
 from duet_jax.data import (
+    Batches,
     EvaluationRows,
+    StreamedDataset,
     TrainingRows,
-    batches,
-    decode_dataset,
     epoch_order,
     find_dataset,
     load_dataset,
-    stream,
     stream_dataset,
     streaming,
 )
 from duet_jax.data.order import evaluation_order
-from duet_jax.data.source import Reader
-from duet_jax.data.streaming import Examples
 from duet_jax.errors import TrainingError, UsageError
+from duet_jax.types import DatasetFacts
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -158,7 +156,7 @@ def test_batches_are_those_of_the_decoded_set(sources, source, options, workers)
     assert streamed.facts == whole.facts
     rows = training_rows(whole.facts, 5)
     stop = 2 * rows.steps_per_epoch + 1  # the third epoch begins
-    with batches(streamed.examples, rows, start=1, stop=stop, workers=workers) as made:
+    with Batches(streamed, rows, start=1, stop=stop, workers=workers) as made:
         made = list(made)
     assert len(made) == stop - 1
     for step, batch in enumerate(made, start=1):
@@ -169,13 +167,13 @@ def test_batches_are_those_of_the_decoded_set(sources, source, options, workers)
 
 
 def test_a_later_start_gives_the_tail(sources):
-    facts, examples = stream_dataset(**sources["tfds"], image_size=8)
-    rows = training_rows(facts, 2)
-    with batches(examples, rows, start=0, stop=30, workers=0) as made:
+    dataset = stream_dataset(**sources["tfds"], image_size=8)
+    rows = training_rows(dataset.facts, 2)
+    with Batches(dataset, rows, start=0, stop=30, workers=0) as made:
         whole = list(made)
     # With three workers one has nothing to do.
     for start, workers in ((17, 3), (29, 0), (30, 2), (31, 0)):
-        with batches(examples, rows, start=start, stop=30, workers=workers) as made:
+        with Batches(dataset, rows, start=start, stop=30, workers=workers) as made:
             tail = list(made)
         assert len(tail) == max(0, 30 - start)
         for batch, expected in zip(tail, whole[start:], strict=True):
@@ -186,10 +184,11 @@ def test_a_later_start_gives_the_tail(sources):
 @pytest.mark.parametrize("source", ["folder", "digits", "tfds"])
 def test_test_images_in_their_order_with_the_last_repeated(sources, source):
     options = sources[source] | {"image_size": 8}
-    whole, (facts, examples) = load_dataset(**options), stream_dataset(**options)
+    whole, streamed = load_dataset(**options), stream_dataset(**options)
+    facts = streamed.facts
     rows = EvaluationRows(facts.num_train, facts.num_test, 4, (0, 4))
     stop = -(-facts.num_test // 4)
-    with batches(examples, rows, start=0, stop=stop, workers=0) as made:
+    with Batches(streamed, rows, start=0, stop=stop, workers=0) as made:
         images, labels = map(np.concatenate, zip(*made, strict=True))
     positions = np.minimum(np.arange(4 * stop), facts.num_test - 1)
     positions = evaluation_order(facts.num_test)[positions]
@@ -201,24 +200,24 @@ def test_test_images_in_their_order_with_the_last_repeated(sources, source):
 @pytest.mark.parametrize("source", ["folder", "digits", "tfds"])
 def test_any_example_by_number(sources, source, fraction):
     options = sources[source] | {"image_size": 8, "train_fraction": fraction}
-    whole, (facts, examples) = load_dataset(**options), stream_dataset(**options)
-    examples = pickle.loads(pickle.dumps(examples))
-    assert facts == whole.facts
-    image, label = examples[facts.num_train - 1]
-    np.testing.assert_array_equal(image, whole.train.images[-1])
-    assert label == whole.train.labels[-1]
+    whole, streamed = load_dataset(**options), stream_dataset(**options)
+    streamed = pickle.loads(pickle.dumps(streamed))
+    assert streamed.facts == whole.facts
+    count = len(whole.train.labels)
     # out of order, and from one split to the other and back
-    images, labels = examples.read([facts.num_train + 2, 1, facts.num_train, 0])
-    np.testing.assert_array_equal(images[::2], whole.test.images[[2, 0]])
-    np.testing.assert_array_equal(labels[1::2], whole.train.labels[[1, 0]])
+    rows = np.array([count + 2, 1, count, 0, count - 1])
+    images, labels = streamed.read(rows)
+    np.testing.assert_array_equal(images[:4:2], whole.test.images[[2, 0]])
+    np.testing.assert_array_equal(images[[1, 3, 4]], whole.train.images[[1, 0, -1]])
+    np.testing.assert_array_equal(labels[[1, 3, 4]], whole.train.labels[[1, 0, -1]])
 
 
 # --- workers
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe(Reader):
-    """Tells by the label what is wrong in its process, and by a file that it is read.
+class Probe:
+    """A reader: labels say what is wrong in its process, and a file that it is read.
 
     Attributes:
       log: gets one byte for every example.
@@ -226,7 +225,10 @@ class Probe(Reader):
 
     log: str
 
-    def __getitem__(self, index: int):
+    def __call__(self, rows):
+        return map(self._read, rows)
+
+    def _read(self, index: int):
         from jax._src import xla_bridge
 
         with open(self.log, "ab", buffering=0) as log:
@@ -241,16 +243,17 @@ class Probe(Reader):
         )
 
 
-def probe(log: pathlib.Path) -> Examples:
+def probe(log: pathlib.Path, side: int = 4, channels: int = 1) -> StreamedDataset:
     log.write_bytes(b"")
-    return Examples("probe", "memory", 8, Probe(str(log)), side=4, channels=1)
+    facts = DatasetFacts("probe", side, channels, tuple("01234567"), 10_000, 0)
+    return StreamedDataset(facts, "memory", Probe(str(log)))
 
 
 def test_workers_do_no_more_than_they_must(tmp_path):
     """No accelerator, no TensorFlow, no interrupt, and few batches in advance."""
-    examples = probe(tmp_path / "log")
+    dataset = probe(tmp_path / "log")
     rows = TrainingRows(0, 10_000, 1000, 10, (0, 10))
-    with batches(examples, rows, start=0, stop=10**6, workers=2) as made:
+    with Batches(dataset, rows, start=0, stop=10**6, workers=2) as made:
         for _ in range(3):
             np.testing.assert_array_equal(next(made).labels, np.zeros(10))
         size, before = None, time.monotonic()
@@ -264,9 +267,9 @@ def test_workers_do_no_more_than_they_must(tmp_path):
 def test_workers_end_when_they_are_closed(tmp_path):
     """Also without a batch taken, twice, and by an error of the loop."""
     threads = threading.active_count()
-    examples = probe(tmp_path / "log")
+    dataset = probe(tmp_path / "log")
     rows = TrainingRows(0, 100, 10, 10, (0, 10))
-    made = batches(examples, rows, start=0, stop=10**6, workers=2)
+    made = Batches(dataset, rows, start=0, stop=10**6, workers=2)
     next(made)
     workers = [child.pid for child in multiprocessing.active_children()]
     assert len(workers) == 2
@@ -277,7 +280,7 @@ def test_workers_end_when_they_are_closed(tmp_path):
         next(made)
     with (
         pytest.raises(KeyboardInterrupt),
-        batches(examples, rows, start=0, stop=10**6, workers=1),
+        Batches(dataset, rows, start=0, stop=10**6, workers=1),
     ):
         raise KeyboardInterrupt
     assert multiprocessing.active_children() == []
@@ -287,11 +290,11 @@ def test_workers_end_when_they_are_closed(tmp_path):
 
 def test_a_worker_that_is_killed_ends_the_training(tmp_path):
     rows = TrainingRows(0, 100, 10, 10, (0, 10))
-    with batches(probe(tmp_path / "log"), rows, start=0, stop=10**6, workers=1) as made:
+    with Batches(probe(tmp_path / "log"), rows, start=0, stop=10**6, workers=1) as made:
         next(made)
         (worker,) = multiprocessing.active_children()
         os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(TrainingError, match=r"has ended .*workers to fewer"):
+        with pytest.raises(TrainingError, match=r"has died .*workers to fewer"):
             list(made)
     assert multiprocessing.active_children() == []
 
@@ -299,27 +302,28 @@ def test_a_worker_that_is_killed_ends_the_training(tmp_path):
 PROGRAM = """
 import dataclasses, multiprocessing, signal, time
 import jax
-from duet_jax.data import TrainingRows, batches, stream_dataset
+from duet_jax.data import Batches, TrainingRows, stream_dataset
 from duet_jax.data.source import Reader
 
 @dataclasses.dataclass(frozen=True)
-class Slow(Reader):
+class Slow:
     fast: Reader
 
-    def __getitem__(self, index):
-        time.sleep(0.2)
-        return self.fast[index]
+    def __call__(self, rows):
+        for example in self.fast(rows):
+            time.sleep(0.2)
+            yield example
 
 if __name__ == "__main__":
     # As on a terminal; a program that is started in the background ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.numpy.zeros(3).block_until_ready()
-    facts, examples = stream_dataset("digits", image_size=8)
+    dataset = stream_dataset("digits", image_size=8)
     # The interrupt is to find the program waiting for a batch: Python drops one that
     # comes while an object is freed, as each batch is.
-    examples = dataclasses.replace(examples, reader=Slow(examples.reader))
-    rows = TrainingRows(0, facts.num_train, 100, 10, (0, 10))
-    with batches(examples, rows, start=0, stop=10**9, workers=2) as made:
+    dataset = dataclasses.replace(dataset, reader=Slow(dataset.reader))
+    rows = TrainingRows(0, dataset.facts.num_train, 100, 10, (0, 10))
+    with Batches(dataset, rows, start=0, stop=10**9, workers=2) as made:
         while len(multiprocessing.active_children()) < 2:
             time.sleep(0.01)
         WHEN
@@ -378,14 +382,14 @@ def alive(pid: str) -> bool:
 
 def test_too_little_shared_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(streaming.shutil, "disk_usage", lambda path: _Free(64 * 2**20))
-    examples = dataclasses.replace(probe(tmp_path / "log"), side=64, channels=3)
+    dataset = probe(tmp_path / "log", side=64, channels=3)
     rows = TrainingRows(0, 10_000, 2, 1024, (0, 1024))
-    message = usage_error(batches, examples, rows, start=0, stop=2, workers=4)
+    message = usage_error(Batches, dataset, rows, start=0, stop=2, workers=4)
     assert (
         "workers=4: batches of 12 MiB need 72 MiB of shared memory, and /dev/shm has "
         "64 MiB free; enlarge it"
     ) in message
-    batches(examples, rows, start=0, stop=2, workers=0).close()
+    Batches(dataset, rows, start=0, stop=2, workers=0).close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -403,8 +407,7 @@ def test_a_set_is_listed_once_to_be_measured_and_used(folder, monkeypatch):
         raise AssertionError("listed again")
 
     monkeypatch.setattr(data.folder, "_entries", list_again)
-    assert found.nbytes == 21 * 8 * 8 * 3
-    whole, streamed = decode_dataset(found), stream(found)
+    whole, streamed = found.decode(), found.stream()
     assert whole.facts == streamed.facts == found.facts
 
 
@@ -466,12 +469,11 @@ def test_a_size_is_compared_without_a_look_where_that_can_be():
     found = find_dataset("digits", image_size=8)
     blind = dataclasses.replace(found, source=found.source._replace(channels=look))
     pixels = 1797 * 8 * 8
-    assert found.nbytes == pixels
     assert blind.fits(3 * pixels)
     assert not blind.fits(pixels - 1)
     assert found.fits(pixels)
     unknown = dataclasses.replace(found, source=found.source._replace(channels=None))
-    assert unknown.nbytes == pixels
+    assert unknown.channels == 1
 
 
 def test_a_large_folder_is_cheap_to_send(tmp_path):
@@ -479,7 +481,7 @@ def test_a_large_folder_is_cheap_to_send(tmp_path):
         data.folder._File(f"train/class{i % 1000}/image_{i:08}.jpeg", "a", 1, 1)
         for i in range(10_000)
     ]
-    reader = data.folder._Files("", "/", files, ("a",))
+    reader = data.folder._Images("", "/", files, ("a",))
     assert len(pickle.dumps(reader)) < 60 * len(files)
 
 
@@ -494,9 +496,9 @@ def test_a_damaged_image_is_named_in_one_line(tmp_path, workers):
                 save(tmp_path / split / name / f"{i}.png", noise((8, 8, 3), i))
     whole = png(noise((8, 8, 3)))
     (tmp_path / "train/dog/3.png").write_bytes(whole[:-60])
-    facts, examples = stream_dataset("folder", path=str(tmp_path), image_size=8)
-    rows = training_rows(facts, 5)
-    with batches(examples, rows, start=0, stop=4, workers=workers) as made:
+    dataset = stream_dataset("folder", path=str(tmp_path), image_size=8)
+    rows = training_rows(dataset.facts, 5)
+    with Batches(dataset, rows, start=0, stop=4, workers=workers) as made:
         message = usage_error(list, made)
         assert multiprocessing.active_children() == []
         assert list(made) == []
@@ -517,18 +519,18 @@ def test_a_damaged_header_is_named(tmp_path):
 
 def test_a_damaged_array_record_is_told(tmp_path):
     prepare(tmp_path, SPLITS={"train": 3, "test": 2})
-    _, examples = stream_dataset("shapes", path=str(tmp_path), image_size=8)
+    dataset = stream_dataset("shapes", path=str(tmp_path), image_size=8)
     file = tmp_path / "shapes/1.0.0/shapes-train.array_record-00000-of-00001"
     file.write_bytes(file.read_bytes()[:-100])
-    message = usage_error(examples.read, [0])
+    message = usage_error(dataset.read, np.arange(1))
     assert f"cannot be read from {tmp_path}/shapes/1.0.0: " in message
 
 
 def test_tfrecord_has_no_random_access(prepared, tmp_path):
     tfrecord = as_tfrecord(prepared, tmp_path / "tfrecord")
     found = find_dataset("shapes", path=str(tfrecord), image_size=8)
-    assert found.nbytes == 45 * 8 * 8 * 3
-    assert usage_error(stream, found) == (
+    assert found.channels == 3
+    assert usage_error(found.stream) == (
         "config.dataset.name='shapes' cannot be streamed: "
         f"{tfrecord}/shapes/1.0.0 (train and test) is not in a format with random "
         "access; prepare it again with file_format='array_record', or set "
@@ -538,19 +540,19 @@ def test_tfrecord_has_no_random_access(prepared, tmp_path):
 
 def test_withheld_labels_are_told(tmp_path):
     prepare(tmp_path, SPLITS={"train": 2, "test": 2}, LABELLED=("test",))
-    _, examples = stream_dataset("shapes", path=str(tmp_path), image_size=8)
-    assert "has images without a valid label" in usage_error(examples.read, [0])
-    examples.read([2, 3])
+    dataset = stream_dataset("shapes", path=str(tmp_path), image_size=8)
+    assert "has images without a valid label" in usage_error(dataset.read, np.arange(1))
+    dataset.read(np.array([2, 3]))
 
 
 def test_colour_in_a_grey_set_is_told(tmp_path):
     for split in ("train", "test"):
         for name in ("cat", "dog"):
             save(tmp_path / split / name / "0.png", noise((8, 8), 0))
-    _, examples = stream_dataset("folder", path=str(tmp_path), image_size=8)
+    dataset = stream_dataset("folder", path=str(tmp_path), image_size=8)
     save(tmp_path / "train/dog/0.png", noise((8, 8, 3)))
-    message = usage_error(examples.read, [0, 1])
-    assert f"example 1 of {tmp_path} has colour, but the set was found grey" in message
+    message = usage_error(dataset.read, np.arange(2))
+    assert f"example 1 of {tmp_path} has color, but the set was found gray" in message
 
 
 @pytest.mark.parametrize(

@@ -486,8 +486,8 @@ MUTATIONS: list[Mutation] = [
         "data/cache.py",
         (
             "a cache of another size",
-            "_key([_FORMAT, name, side, source.class_names",
-            "_key([_FORMAT, name, source.class_names",
+            "short_hash([_FORMAT, name, side, source.class_names",
+            "short_hash([_FORMAT, name, source.class_names",
         ),
         (
             "a damaged cache is taken",
