@@ -1,8 +1,8 @@
 """Multi-output ridge regression on frozen features, in float64 on the host.
 
-Minimises, on standardised features, the squared error summed over outputs and averaged
+Minimizes, on standardized features, the squared error summed over outputs and averaged
 over examples, plus l2 times the squared norm of the weights; the intercept is not
-penalised. This is scikit-learn's `Ridge` with alpha = l2 n on the same features.
+penalized. This is scikit-learn's `Ridge` with alpha = l2 n on the same features.
 """
 
 from collections.abc import Sequence
@@ -14,33 +14,33 @@ from duet_jax.errors import UsageError
 from duet_jax.probes import inputs
 
 STRENGTHS = tuple(float(10.0**-exponent) for exponent in np.arange(-2, 6.5, 0.5))
-"""Weights of the penalty that are tried, from the strongest to the weakest."""
+"""L2 strengths to choose from, from the strongest to the weakest."""
 
 
 class RidgeFit(NamedTuple):
     """A fitted regression of raw features.
 
     Attributes:
-      standardisation: of the examples it was fitted on.
-      kernel: on standardised features, float64 [d, k].
+      standardization: of the examples it was fitted on.
+      kernel: on standardized features, float64 [d, k].
       intercept: float64 [k].
-      l2: weight of the penalty.
-      held_out: mean R^2 on the held-out tenth by strength, 1 at best; empty when
-        `fit` was given the strength.
+      l2: strength of the penalty.
+      held_out: mean R^2 on the held-out tenth by strength, 1 at best; empty without a
+        selection.
     """
 
-    standardisation: inputs.Standardisation
+    standardization: inputs.Standardization
     kernel: np.ndarray
     intercept: np.ndarray
     l2: float
     held_out: dict[float, float]
 
     def predict(self, features) -> np.ndarray:
-        """Predictions, float64 [n, k], for raw `features` [n, d]."""
+        """Returns predictions, float64 [n, k], for raw `features` [n, d]."""
         features = inputs.matrix(features)
         predictions = np.empty((len(features), len(self.intercept)))
         for rows in _blocks(len(features)):
-            block = _standardised(self.standardisation, features[rows])
+            block = _standardized(self.standardization, features[rows])
             predictions[rows] = block @ self.kernel + self.intercept[None, :]
         return predictions
 
@@ -49,16 +49,16 @@ class _Normal(NamedTuple):
     """The normal equations in the eigenvectors of the second moment.
 
     Attributes:
-      standardisation: of the features.
-      shift: mean of the standardised features, [d]. It is not quite 0, because the
-        mean that was subtracted is a float32.
+      standardization: of the features.
+      shift: mean of the standardized features, [d]. It is not quite 0, because the
+        mean that was subtracted is rounded to float32.
       mean: of the targets, [k].
       basis: eigenvectors, [d, d].
       eigenvalues: [d], not negative.
-      moments: mean products of features, in that basis, and centred targets, [d, k].
+      moments: mean products of features, in that basis, and centered targets, [d, k].
     """
 
-    standardisation: inputs.Standardisation
+    standardization: inputs.Standardization
     shift: np.ndarray
     mean: np.ndarray
     basis: np.ndarray
@@ -68,26 +68,26 @@ class _Normal(NamedTuple):
     def solution(self, l2: float) -> RidgeFit:
         kernel = self.basis @ (self.moments / (self.eigenvalues + l2)[:, None])
         intercept = self.mean - self.shift @ kernel
-        return RidgeFit(self.standardisation, kernel, intercept, l2, {})
+        return RidgeFit(self.standardization, kernel, intercept, l2, {})
 
 
 def _blocks(n: int) -> list[slice]:
     return [slice(first, first + inputs.BLOCK) for first in range(0, n, inputs.BLOCK)]
 
 
-def _standardised(standard: inputs.Standardisation, block: np.ndarray) -> np.ndarray:
+def _standardized(standard: inputs.Standardization, block: np.ndarray) -> np.ndarray:
     return standard.apply(block.astype(np.float64))
 
 
 def _normal_equations(features: np.ndarray, targets: np.ndarray) -> _Normal:
     n, d = features.shape
-    standard = inputs.standardisation(features)
+    standard = inputs.standardization(features)
     mean = np.mean(targets, axis=0)
     shift = np.zeros(d)
     second_moment = np.zeros((d, d))
     moments = np.zeros((d, targets.shape[1]))
     for rows in _blocks(n):
-        block = _standardised(standard, features[rows])
+        block = _standardized(standard, features[rows])
         shift += np.sum(block, axis=0) / n
         second_moment += block.T @ block / n
         moments += block.T @ (targets[rows] - mean[None, :]) / n
@@ -118,12 +118,12 @@ def _check(strengths: Sequence[float]) -> None:
 
 
 def fit(features, targets, *, l2: float) -> RidgeFit:
-    """Ridge regression at a given strength.
+    """Fits ridge regression at a given strength.
 
     Args:
       features: raw, [n, d], finite.
       targets: [n, k], finite.
-      l2: weight of the penalty, positive.
+      l2: strength of the penalty, positive.
 
     Raises:
       UsageError: shapes, values or the strength are out of range.
@@ -135,15 +135,15 @@ def fit(features, targets, *, l2: float) -> RidgeFit:
 def fit_with_selection(
     features, targets, *, strengths: Sequence[float] = STRENGTHS
 ) -> RidgeFit:
-    """Ridge regression whose strength is chosen on a tenth of the examples.
+    """Fits ridge regression with a strength chosen on a tenth of the examples.
 
     One eigendecomposition of nine tenths serves all strengths. The one with the best
-    R^2 on every tenth example, averaged over the outputs that vary there, is selected,
-    of equals the strongest, and fitted on everything. Nothing in it is random.
+    R^2 on every tenth example, averaged over the outputs that vary there, among equals
+    the strongest, is selected and fitted on everything. Deterministic.
 
     Args:
-      features: raw, [n, d], finite. Each fit standardises by the examples it is fitted
-        on; a constant feature counts for nothing.
+      features: raw, [n, d], finite. Each fit standardizes by the examples it is fitted
+        on; constant features are ignored.
       targets: [n, k], finite.
       strengths: candidates for `l2`, positive.
 
@@ -154,27 +154,24 @@ def fit_with_selection(
     features, targets = _examples(features, targets)
     held_out = inputs.held_out_tenth(np.zeros(len(targets), int))
     normal = _normal_equations(features[~held_out], targets[~held_out])
-    accuracies = {
-        l2: r_squared(
-            normal.solution(l2).predict(features[held_out]), targets[held_out]
-        )
-        for l2 in sorted(strengths, reverse=True)
-    }
-    best = max(accuracies, key=lambda l2: (accuracies[l2], l2))
-    chosen = fit(features, targets, l2=best)
-    return chosen._replace(held_out=accuracies)
+    scores = {}
+    for l2 in sorted(strengths, reverse=True):
+        predictions = normal.solution(l2).predict(features[held_out])
+        scores[l2] = r_squared(predictions, targets[held_out])
+    best = max(scores, key=lambda l2: (scores[l2], l2))
+    return fit(features, targets, l2=best)._replace(held_out=scores)
 
 
 def r_squared(predictions: np.ndarray, targets: np.ndarray) -> float:
-    """Share of the variance that is explained, averaged over outputs.
+    """Returns the explained share of the variance, averaged over outputs.
 
     Args:
       predictions: [n, k].
       targets: [n, k].
 
     Returns:
-      1 at best; 0 for the mean of the targets; negative for less. Outputs that do not
-      vary are left out, and 0 if none does.
+      1 at best, 0 for the mean of the targets. Outputs that do not vary are left out;
+      0 if none varies.
     """
     errors = np.sum((predictions - targets) ** 2, axis=0)
     spread = np.sum((targets - np.mean(targets, axis=0)[None, :]) ** 2, axis=0)
