@@ -62,12 +62,6 @@ class Evaluation:
     """
 
     def __init__(self, run: Run, evaluators: Mapping[str, Evaluator]):
-        """Reads nothing yet.
-
-        Args:
-          run: the restored run.
-          evaluators: EVALUATORS.
-        """
         self.run = run
         self.directory = run.directory / "eval"
         self._evaluators = evaluators
@@ -185,16 +179,9 @@ class Evaluation:
 def read_dataset(
     run: Run, name: str, path: str, train_fraction: float = 1.0
 ) -> Dataset:
-    """Returns a data set in the image size of a run.
+    """Returns a data set in the image size of `run`; a UsageError if it is unreadable.
 
-    Args:
-      run: the run.
-      name: as `dataset.name`.
-      path: as `dataset.path`.
-      train_fraction: as `dataset.train_fraction`.
-
-    Raises:
-      UsageError: it cannot be read.
+    The other arguments are as in the section `dataset` of the configuration.
     """
     settings = run.config.dataset
     return load_dataset(

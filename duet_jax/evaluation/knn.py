@@ -31,7 +31,7 @@ def measure(evaluation: Evaluation) -> Result:
                 k=k,
                 temperature=settings.temperature,
             )
-            found[name] = classification(votes, dataset.test.labels).as_dict()
+            found[name] = classification(votes, dataset.test.labels)._asdict()
     rows = tuple(
         (name, percent(scores["top1"]), percent(scores["top5"]))
         for name, scores in found.items()

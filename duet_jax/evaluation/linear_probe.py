@@ -16,12 +16,7 @@ _MOST_CLASSES_LISTED = 20
 
 
 def measure(evaluation: Evaluation, protocol: str = "lbfgs") -> Result:
-    """Fits linear classifiers to the training split and scores them on the test split.
-
-    Args:
-      evaluation: of a run.
-      protocol: a key of PROTOCOLS.
-    """
+    """Fits linear classifiers to the training split, scores them on the test split."""
     return PROTOCOLS[protocol](evaluation)
 
 
@@ -52,7 +47,7 @@ def _lbfgs(evaluation: Evaluation) -> Result:
     if len(class_names) <= _MOST_CLASSES_LISTED:
         tables.append(_by_class(found, class_names))
     confusion = figures.build_confusion(
-        np.array(found["full"]["confusion"]),
+        found["full"]["confusion"],
         class_names,
         title="linear probe on the full representation",
     )
@@ -94,7 +89,7 @@ def fit(
             train[name], dataset.train.labels, num_classes=len(dataset.class_names)
         )
         scores = classification(solution.logits(test[name]), dataset.test.labels)
-        found[name] = scores.as_dict() | {
+        found[name] = scores._asdict() | {
             "l2": solution.l2,
             "held_out": {f"{l2:g}": top1 for l2, top1 in solution.held_out.items()},
             "converged": solution.converged,

@@ -1,5 +1,6 @@
 """The result of an evaluator: values, tables and figures."""
 
+import math
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -41,7 +42,7 @@ class Result(NamedTuple):
     """What an evaluator returns.
 
     Attributes:
-      values: numbers for the .json file: nested dicts and lists of plain types.
+      values: numbers for the .json file: nested dicts; see `store.plain`.
       tables: the same numbers for people.
       figures: by name; `roc` becomes `eval/<mode>_roc.png`.
     """
@@ -52,5 +53,6 @@ class Result(NamedTuple):
 
 
 def percent(fraction: float | None) -> str:
-    """Returns a fraction as a percentage with one decimal; "-" for None."""
-    return "-" if fraction is None else f"{100 * fraction:.1f}"
+    """Returns a fraction as a percentage with one decimal; "-" for None and nan."""
+    missing = fraction is None or math.isnan(fraction)
+    return "-" if missing else f"{100 * fraction:.1f}"

@@ -49,37 +49,38 @@ def measure(evaluation: Evaluation, datasets: str) -> Result:
 
 def check(datasets: str | None = None) -> None:
     """Raises a UsageError if no data set is named, or a folder without its path."""
-    names = _names(datasets or "")
-    if not names:
+    sources = _parse(datasets or "")
+    if not sources:
         raise UsageError(
             "--mode=transfer needs --datasets, such as "
             "--datasets=mnist,digits,folder:<path>."
         )
-    for name in names:
-        kind, _, path = name.partition(":")
+    for name, (kind, path) in sources.items():
         if kind == "folder" and not path:
             raise UsageError(f"--datasets={name} names no folder; write folder:<path>.")
         if kind == "folder":
-            files.local(path.strip(), "--datasets: folder")
+            files.local(path, "--datasets: folder")
 
 
 def images(dataset: Mapping[str, Any], options: Mapping[str, str]) -> Sources:
     """Returns the data sets in `--datasets`; see `Evaluator.images`."""
     # The run's `dataset.path` is TFDS's data directory only if its data are from TFDS.
     directory = "" if dataset["name"] in SOURCES else dataset["path"]
+    return {
+        name: source if source[0] == "folder" else (name, directory)
+        for name, source in _parse(options["datasets"]).items()
+    }
+
+
+def _parse(datasets: str) -> dict[str, tuple[str, str]]:
+    """Splits at commas that are not escaped: name -> kind and path, for folders."""
     sources = {}
-    for name in _names(options["datasets"]):
-        kind, _, path = name.partition(":")
-        folder = kind == "folder"
-        sources[name] = ("folder", path.strip()) if folder else (name, directory)
+    for part in re.split(r"(?<!\\),", datasets):
+        name = part.strip().replace(r"\,", ",")
+        if name:
+            kind, _, path = name.partition(":")
+            sources[name] = kind, path.strip()
     return sources
-
-
-def _names(datasets: str) -> list[str]:
-    """Splits at commas that are not escaped; each name once."""
-    parts = re.split(r"(?<!\\),", datasets)
-    names = [part.strip().replace(r"\,", ",") for part in parts]
-    return [*dict.fromkeys(filter(None, names))]
 
 
 def _read(evaluation: Evaluation, name: str, source: str, path: str) -> Dataset:

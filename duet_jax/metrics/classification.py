@@ -26,16 +26,6 @@ class ClassificationScores(NamedTuple):
     confusion: np.ndarray
     examples: int
 
-    def as_dict(self) -> dict:
-        """Returns the same in JSON types; None for a class without examples."""
-        return {
-            "top1": self.top1,
-            "top5": self.top5,
-            "per_class": [None if np.isnan(a) else float(a) for a in self.per_class],
-            "confusion": self.confusion.tolist(),
-            "examples": self.examples,
-        }
-
 
 def classification(scores, labels) -> ClassificationScores:
     """Returns the accuracies and the confusion matrix of a classifier.

@@ -33,7 +33,8 @@ STRENGTHS = tuple(float(10.0**-exponent) for exponent in np.arange(0, 5.5, 0.5))
 TOLERANCE = 1e-5
 MAX_EVALUATIONS = 500
 
-_PRECISION = jax.lax.Precision.HIGHEST
+_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 _LBFGS = optax.scale_by_lbfgs(memory_size=10)
 _ARMIJO = 1e-4
 # Rounding of the objective in float32, see `_accepts`: relative, and absolute because
@@ -139,8 +140,7 @@ def _logits(
     standardization: inputs.Standardization, linear: Linear, features: Array
 ) -> Array:
     z = standardization.apply(features)
-    product = jnp.matmul(z, linear.kernel, precision=_PRECISION)
-    return product + linear.bias[None, :]
+    return _matmul(z, linear.kernel) + linear.bias[None, :]
 
 
 def cross_entropy(linear: Linear, blocks: _Blocks) -> tuple[Array, Linear]:
@@ -160,16 +160,14 @@ def cross_entropy(linear: Linear, blocks: _Blocks) -> tuple[Array, Linear]:
 
     def add(total, block):
         features, labels, weights = block
-        logits = jnp.einsum(
-            "nd,sdc->nsc", features, linear.kernel, precision=_PRECISION
-        )
+        logits = _einsum("nd,sdc->nsc", features, linear.kernel)
         log_p = jax.nn.log_softmax(logits + linear.bias[None, :, :], axis=2)
         truth = jax.nn.one_hot(labels, num_classes)[:, None, :]
         weights = weights[:, None, None]
         error = (jnp.exp(log_p) - truth) * weights
         # Not a product with `truth`: an improbable class may have logarithm -inf.
         chosen = jnp.where(truth > 0, log_p * weights, 0)
-        kernel = jnp.einsum("nd,nsc->sdc", features, error, precision=_PRECISION)
+        kernel = _einsum("nd,nsc->sdc", features, error)
         part = (-jnp.sum(chosen, axis=(0, 2)), Linear(kernel, jnp.sum(error, axis=0)))
         return jax.tree.map(jnp.add, total, part), None
 
@@ -191,25 +189,17 @@ class _Coordinates(NamedTuple):
     bias_scale: Array
 
     def linear(self, point: Linear) -> Linear:
-        kernel = jnp.einsum(
-            "de,sec->sdc",
-            self.basis,
-            self.scales[:, :, None] * point.kernel,
-            precision=_PRECISION,
-        )
+        scaled = self.scales[:, :, None] * point.kernel
+        kernel = _einsum("de,sec->sdc", self.basis, scaled)
         return Linear(kernel, self.bias_scale * point.bias)
 
     def gradient(self, gradient: Linear) -> Linear:
         """Converts a gradient with respect to the weights to one of the point."""
-        kernel = jnp.einsum(
-            "de,sdc->sec", self.basis, gradient.kernel, precision=_PRECISION
-        )
+        kernel = _einsum("de,sdc->sec", self.basis, gradient.kernel)
         return Linear(self.scales[:, :, None] * kernel, self.bias_scale * gradient.bias)
 
     def point(self, linear: Linear) -> Linear:
-        kernel = jnp.einsum(
-            "de,sdc->sec", self.basis, linear.kernel, precision=_PRECISION
-        )
+        kernel = _einsum("de,sdc->sec", self.basis, linear.kernel)
         return Linear(kernel / self.scales[:, :, None], linear.bias / self.bias_scale)
 
 
@@ -354,8 +344,7 @@ def _blocks(
 def _second_moment(blocks: _Blocks) -> Array:
     def add(total, block):
         weighted = block.features * block.weights[:, None]
-        product = jnp.matmul(weighted.T, block.features, precision=_PRECISION)
-        return total + product, None
+        return total + _matmul(weighted.T, block.features), None
 
     d = blocks.features.shape[-1]
     return jax.lax.scan(add, jnp.zeros((d, d)), blocks)[0]
@@ -457,7 +446,7 @@ def _start(
     varies = standard.scale > 0
     ratio = np.where(varies, old.scale / np.where(varies, standard.scale, 1), 0)
     shift = ((standard.mean - old.mean) * old.scale).astype(np.float32)
-    bias = bias + jnp.matmul(shift, kernel, precision=_PRECISION)
+    bias = bias + _matmul(shift, kernel)
     linear = Linear(ratio.astype(np.float32)[:, None] * kernel, bias)
     return jax.tree.map(lambda x: jnp.repeat(x[None], fits, axis=0), linear)
 

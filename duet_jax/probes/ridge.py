@@ -5,7 +5,7 @@ over examples, plus l2 times the squared norm of the weights; the intercept is n
 penalized. This is scikit-learn's `Ridge` with alpha = l2 n on the same features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,63 +39,57 @@ class RidgeFit(NamedTuple):
         """Returns predictions, float64 [n, k], for raw `features` [n, d]."""
         features = inputs.matrix(features)
         predictions = np.empty((len(features), len(self.intercept)))
-        for rows in _blocks(len(features)):
-            block = _standardized(self.standardization, features[rows])
+        for rows, block in _standardized(self.standardization, features):
             predictions[rows] = block @ self.kernel + self.intercept[None, :]
         return predictions
 
 
-class _Normal(NamedTuple):
-    """The normal equations in the eigenvectors of the second moment.
+def fit(features, targets, *, l2: Sequence[float]) -> tuple[RidgeFit, ...]:
+    """Fits ridge regression at every strength in `l2`.
 
-    Attributes:
-      standardization: of the features.
-      shift: mean of the standardized features, [d]. It is not quite 0, because the
-        mean that was subtracted is rounded to float32.
-      mean: of the targets, [k].
-      basis: eigenvectors, [d, d].
-      eigenvalues: [d], not negative.
-      moments: mean products of features, in that basis, and centered targets, [d, k].
+    Args:
+      features: raw, [n, d], finite.
+      targets: [n, k], finite.
+      l2: strengths of the penalty, positive. One eigendecomposition serves all.
+
+    Returns:
+      One fit per strength, in their order.
+
+    Raises:
+      UsageError: shapes, values or strengths are out of range.
     """
-
-    standardization: inputs.Standardization
-    shift: np.ndarray
-    mean: np.ndarray
-    basis: np.ndarray
-    eigenvalues: np.ndarray
-    moments: np.ndarray
-
-    def solution(self, l2: float) -> RidgeFit:
-        kernel = self.basis @ (self.moments / (self.eigenvalues + l2)[:, None])
-        intercept = self.mean - self.shift @ kernel
-        return RidgeFit(self.standardization, kernel, intercept, l2, {})
-
-
-def _blocks(n: int) -> list[slice]:
-    return [slice(first, first + inputs.BLOCK) for first in range(0, n, inputs.BLOCK)]
-
-
-def _standardized(standard: inputs.Standardization, block: np.ndarray) -> np.ndarray:
-    return standard.apply(block.astype(np.float64))
-
-
-def _normal_equations(features: np.ndarray, targets: np.ndarray) -> _Normal:
+    if not l2 or min(l2) <= 0:
+        raise UsageError(f"l2={tuple(l2)} must be positive; use 0.001, say.")
+    features, targets = _examples(features, targets)
     n, d = features.shape
     standard = inputs.standardization(features)
-    mean = np.mean(targets, axis=0)
+    # Not quite 0, because the mean that was subtracted is rounded to float32.
     shift = np.zeros(d)
+    mean = np.mean(targets, axis=0)
     second_moment = np.zeros((d, d))
     moments = np.zeros((d, targets.shape[1]))
-    for rows in _blocks(n):
-        block = _standardized(standard, features[rows])
+    for rows, block in _standardized(standard, features):
         shift += np.sum(block, axis=0) / n
         second_moment += block.T @ block / n
         moments += block.T @ (targets[rows] - mean[None, :]) / n
     second_moment -= shift[:, None] * shift[None, :]
     eigenvalues, basis = np.linalg.eigh(second_moment)
-    return _Normal(
-        standard, shift, mean, basis, np.maximum(eigenvalues, 0), basis.T @ moments
-    )
+    eigenvalues, moments = np.maximum(eigenvalues, 0), basis.T @ moments
+    fits = []
+    for strength in l2:
+        kernel = basis @ (moments / (eigenvalues + strength)[:, None])
+        intercept = mean - shift @ kernel
+        fits.append(RidgeFit(standard, kernel, intercept, strength, {}))
+    return tuple(fits)
+
+
+def _standardized(
+    standard: inputs.Standardization, features: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields slices of rows and their standardized features in float64."""
+    for first in range(0, len(features), inputs.BLOCK):
+        rows = slice(first, first + inputs.BLOCK)
+        yield rows, standard.apply(features[rows].astype(np.float64))
 
 
 def _examples(features, targets) -> tuple[np.ndarray, np.ndarray]:
@@ -112,34 +106,14 @@ def _examples(features, targets) -> tuple[np.ndarray, np.ndarray]:
     return features, targets
 
 
-def _check(strengths: Sequence[float]) -> None:
-    if not strengths or min(strengths) <= 0:
-        raise UsageError(f"l2={tuple(strengths)} must be positive; use 0.001, say.")
-
-
-def fit(features, targets, *, l2: float) -> RidgeFit:
-    """Fits ridge regression at a given strength.
-
-    Args:
-      features: raw, [n, d], finite.
-      targets: [n, k], finite.
-      l2: strength of the penalty, positive.
-
-    Raises:
-      UsageError: shapes, values or the strength are out of range.
-    """
-    _check([l2])
-    return _normal_equations(*_examples(features, targets)).solution(l2)
-
-
 def fit_with_selection(
     features, targets, *, strengths: Sequence[float] = STRENGTHS
 ) -> RidgeFit:
     """Fits ridge regression with a strength chosen on a tenth of the examples.
 
-    One eigendecomposition of nine tenths serves all strengths. The one with the best
-    R^2 on every tenth example, averaged over the outputs that vary there, among equals
-    the strongest, is selected and fitted on everything. Deterministic.
+    All strengths are fitted on nine tenths. The one with the best R^2 on every tenth
+    example, averaged over the outputs that vary there, among equals the strongest, is
+    selected and fitted on everything. Deterministic.
 
     Args:
       features: raw, [n, d], finite. Each fit standardizes by the examples it is fitted
@@ -150,16 +124,16 @@ def fit_with_selection(
     Raises:
       UsageError: shapes, values or strengths are out of range, or one example only.
     """
-    _check(strengths)
     features, targets = _examples(features, targets)
     held_out = inputs.held_out_tenth(np.zeros(len(targets), int))
-    normal = _normal_equations(features[~held_out], targets[~held_out])
+    ordered = sorted(strengths, reverse=True)
     scores = {}
-    for l2 in sorted(strengths, reverse=True):
-        predictions = normal.solution(l2).predict(features[held_out])
-        scores[l2] = r_squared(predictions, targets[held_out])
+    for candidate in fit(features[~held_out], targets[~held_out], l2=ordered):
+        predictions = candidate.predict(features[held_out])
+        scores[candidate.l2] = r_squared(predictions, targets[held_out])
     best = max(scores, key=lambda l2: (scores[l2], l2))
-    return fit(features, targets, l2=best)._replace(held_out=scores)
+    (chosen,) = fit(features, targets, l2=[best])
+    return chosen._replace(held_out=scores)
 
 
 def r_squared(predictions: np.ndarray, targets: np.ndarray) -> float:

@@ -410,7 +410,7 @@ def regression(n, d=7, k=2, noise=0.5):
 @pytest.mark.parametrize(("n", "d"), [(50, 7), (20, 40), (inputs.BLOCK + 7, 3)])
 def test_ridge_equals_scikit_learn(n, d):
     x, targets = regression(n, d)
-    fit = ridge.fit(x, targets, l2=1e-2)
+    (fit,) = ridge.fit(x, targets, l2=[1e-2])
     z = x.astype(np.float64)
     mean, std = z.mean(0), z.std(0)
     theirs = Ridge(alpha=1e-2 * n).fit((z - mean[None]) / std[None], targets)
@@ -423,7 +423,7 @@ def test_ridge_equals_scikit_learn(n, d):
 
 def test_ridge_is_a_minimum():
     x, targets = regression(50)
-    fit = ridge.fit(x, targets, l2=0.1)
+    (fit,) = ridge.fit(x, targets, l2=[0.1])
     z = fit.standardization.apply(x.astype(np.float64))
     residual = fit.predict(x) - targets
     np.testing.assert_allclose(z.T @ residual / 50 + 0.1 * fit.kernel, 0, atol=1e-11)
@@ -435,16 +435,15 @@ def test_ridge_selects_on_the_held_out_tenth_and_refits():
     strengths = (1e-4, 1.0, 1e4)
     fit = ridge.fit_with_selection(x, targets, strengths=strengths)
     held_out = np.arange(80) % 10 == 9
+    candidates = ridge.fit(x[~held_out], targets[~held_out], l2=strengths)
     expected = {
-        l2: ridge.r_squared(
-            ridge.fit(x[~held_out], targets[~held_out], l2=l2).predict(x[held_out]),
-            targets[held_out],
-        )
-        for l2 in strengths
+        each.l2: ridge.r_squared(each.predict(x[held_out]), targets[held_out])
+        for each in candidates
     }
     assert fit.held_out == expected
     assert fit.l2 == max(expected, key=expected.get) == 1.0
-    np.testing.assert_array_equal(fit.kernel, ridge.fit(x, targets, l2=1.0).kernel)
+    (whole,) = ridge.fit(x, targets, l2=[1.0])
+    np.testing.assert_array_equal(fit.kernel, whole.kernel)
 
 
 def test_ridge_predicts_what_is_linear_and_no_more():
@@ -478,11 +477,11 @@ def test_r_squared_in_closed_form():
 def test_ridge_errors():
     x, targets = regression(20)
     with pytest.raises(UsageError, match=r"targets=\(20,\) do not fit"):
-        ridge.fit(x, targets[:, 0], l2=1.0)
+        ridge.fit(x, targets[:, 0], l2=[1.0])
     with pytest.raises(UsageError, match="hold NaN"):
-        ridge.fit(x, targets * np.nan, l2=1.0)
+        ridge.fit(x, targets * np.nan, l2=[1.0])
     with pytest.raises(UsageError, match=r"l2=\(-1.0,\) must be positive"):
-        ridge.fit(x, targets, l2=-1.0)
+        ridge.fit(x, targets, l2=[-1.0])
     with pytest.raises(UsageError, match="no class with two examples"):
         ridge.fit_with_selection(x[:1], targets[:1])
 
@@ -603,14 +602,7 @@ def test_scores_in_closed_form():
     assert result.top5 == 1  # three classes
     np.testing.assert_array_equal(result.per_class, [0.5, 0.5, np.nan])
     np.testing.assert_array_equal(result.confusion, [[1, 0, 1], [1, 1, 0], [0, 0, 0]])
-    assert result.as_dict() == {
-        "top1": 0.5,
-        "top5": 1.0,
-        "per_class": [0.5, 0.5, None],
-        "confusion": [[1, 0, 1], [1, 1, 0], [0, 0, 0]],
-        "examples": 4,
-    }
-    assert type(result.as_dict()["confusion"][0][0]) is int
+    assert result.examples == 4
 
 
 @pytest.mark.parametrize("num_classes", [2, 5, 6, 9])

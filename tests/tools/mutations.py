@@ -291,7 +291,7 @@ MUTATIONS: list[Mutation] = [
     *_rows(
         "probes",
         "probes/ridge.py",
-        ("no intercept", "self.mean - self.shift @ kernel", "self.mean"),
+        ("no intercept", "mean - shift @ kernel", "mean"),
         ("the worst strength", "best = max(scores", "best = min(scores"),
     ),
     *_rows(
