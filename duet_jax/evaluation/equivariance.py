@@ -44,20 +44,15 @@ _SHIFTED_IMAGES = 2000
 _TURNED_STEPS = 12
 # A structure value counts as drawn if one of so many draws comes so near to it.
 _DRAWS, _REACHED = 4096, 0.01
-# Bins of features without bins, if the number of features is divisible by it: the
-# default of `duet.num_bins`.
+# Features without bins are read as if they had as many bins as the greatest common
+# divisor of their number and this one, the default of `duet.num_bins`.
 _CONTROL_BINS = 8
 # Predictions of the transformed representation; see `measures.shift_errors`.
 _COMPARED = ("shifted", "unshifted", "random")
 
 
 class Views(NamedTuple):
-    """Transformed images of a split.
-
-    Attributes:
-      values: structure values that were drawn, [n].
-      representations: of the views, each [n, dimensions].
-    """
+    """Transformed images: drawn structure values, [n], and their representations."""
 
     values: np.ndarray
     representations: Representations
@@ -91,8 +86,7 @@ class Code(NamedTuple):
     @property
     def limits(self) -> tuple[float, float]:
         """The parameters at the structure values 0 and 1, the smaller one first."""
-        low, high = sorted(self.parameter((0.0, 1.0)).tolist())
-        return low, high
+        return tuple(sorted(self.parameter((0.0, 1.0)).tolist()))
 
     @property
     def axis(self) -> dict[str, Any]:
@@ -213,7 +207,9 @@ def _measure_one(
     if _is_learned(method, code):
         scores, pictures = _measure_marginal(evaluation, code, test)
         found |= scores
-    bins = _bins(method, test.representations["full"].shape[1])
+    bins = math.gcd(test.representations["full"].shape[1], _CONTROL_BINS)
+    if isinstance(method, Structured):
+        bins = method.num_bins
     if code.circular and bins > 1 and len(test.values) > 1:
         with evaluation.timed("shifts"):
             found["shift"] = _shifts(evaluation, code, bins)
@@ -233,12 +229,6 @@ def _measure_one(
 def _is_learned(method: Method, code: Code) -> bool:
     """Returns True if the features hold the structure of this very augmentation."""
     return isinstance(method, Structured) and method.learned == code.name
-
-
-def _bins(method: Method, num_features: int) -> int:
-    if isinstance(method, Structured):
-        return method.num_bins
-    return math.gcd(num_features, _CONTROL_BINS)
 
 
 # (a) and (b): the structure marginal.
