@@ -1,4 +1,4 @@
-"""The pytrees that pass between modules."""
+"""Types that are shared by the packages."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,12 +8,12 @@ import numpy as np
 
 Array = jax.Array
 
-# The axis of the mesh of devices, along which a batch is split.
+# The axis of the device mesh along which a batch is split.
 BATCH_AXIS = "data"
 
 
 class Split(NamedTuple):
-    """One split of a labelled image set, whole and in memory.
+    """One split of a labeled image set, in memory.
 
     Attributes:
       images: uint8, [examples, side, side, channels]; channels is 1 or 3.
@@ -24,30 +24,30 @@ class Split(NamedTuple):
     labels: np.ndarray | Array
 
 
-# Which images a set holds, wherever they lie: `content` and `digests` of its facts.
+# Identifies the images of a data set, wherever they lie: its `content` and `digests`.
 Identity = tuple[str, ...]
 
 
 def same_images(one: Identity, other: Identity) -> bool:
-    """Returns whether two sets hold the same images, as far as is known of both."""
+    """Returns True if two sets hold the same images, as far as both are known."""
     known = min(len(one), len(other))
     return one[:known] == other[:known]
 
 
 class DatasetFacts(NamedTuple):
-    """What is known of an image set without its images.
+    """Describes an image set without holding its images.
 
     Attributes:
-      name: how messages call it.
-      side: of the stored square images in pixels.
-      channels: 1 for grey images, 3 for RGB.
+      name: its name in messages.
+      side: of the stored square images, in pixels.
+      channels: 1 for grayscale images, 3 for RGB.
       class_names: one name per label.
-      num_train: training images.
-      num_test: test images.
-      content: changes with the names and sizes of their files; "" where they are
-        always the same.
-      digests: of the training and of the test images: change with their files' names
-        and bytes. Empty where they are always the same, or too many to be read for it.
+      num_train: number of training images.
+      num_test: number of test images.
+      content: a hash of the names and sizes of the image files; "" for a set that never
+        changes.
+      digests: hashes of the names and bytes of the training and of the test files;
+        empty for a set that never changes, or that is too large to be read for this.
     """
 
     name: str
@@ -66,22 +66,22 @@ class DatasetFacts(NamedTuple):
 
     @property
     def identity(self) -> Identity:
-        """Which images they are."""
+        """Identifies the images; see `same_images`."""
         return self.content, *self.digests
 
 
 class Dataset(NamedTuple):
-    """A labelled image set, decoded and resized.
+    """A labeled image set, decoded and resized.
 
     Attributes:
-      name: how messages call it.
+      name: its name in messages.
       train: the split the networks are trained on.
       test: the split they are evaluated on.
       class_names: one name per label.
-      files: where the images of both splits came from, training images first, relative
-        to the folder of the set; empty where they are not files of their own.
+      files: paths of the images, those of the training split first, relative to the
+        folder of the set; empty if the images are not single files.
       content: as in `DatasetFacts`.
-      digests: likewise.
+      digests: as in `DatasetFacts`.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Dataset(NamedTuple):
 
     @property
     def facts(self) -> DatasetFacts:
-        """What remains to be known without the images."""
+        """The description without the images."""
         return DatasetFacts(
             self.name,
             self.side,
@@ -115,7 +115,7 @@ class Dataset(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """1 for grey images, 3 for RGB."""
+        """1 for grayscale images, 3 for RGB."""
         return self.train.images.shape[3]
 
 
@@ -123,9 +123,9 @@ class View(NamedTuple):
     """One augmented view of a batch.
 
     Attributes:
-      images: [batch, side, side, channels], normalised to [-0.5, 0.5].
-      structure: for every code of the stack that has one, the structure value of
-        the parameter that was actually drawn, [batch], in [0, 1].
+      images: [batch, side, side, channels], normalized to [-0.5, 0.5].
+      structure: for every code of the stack that has one, the structure value of the
+        parameter that was drawn, [batch], in [0, 1].
     """
 
     images: Array
@@ -133,15 +133,15 @@ class View(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything that training changes; arrays only.
+    """The state that training updates; arrays only.
 
     Attributes:
       step: int32 scalar, the number of updates made.
       params: nested dict of float32 parameters.
       batch_stats: nested dict of float32 running statistics.
-      opt_state: the optimiser's state.
-      sound: bool scalar; False after an update of this run was not finite under
-        on_nonfinite=stop: nothing changes the state any more.
+      opt_state: the optimizer's state.
+      sound: bool scalar; False once an update was not finite under on_nonfinite=stop.
+        The state no longer changes then.
     """
 
     step: Array

@@ -1,6 +1,6 @@
-"""Offline evaluators: one module and one `EVALUATORS` entry each.
+"""Evaluators of checkpoints: one module and one `EVALUATORS` entry each.
 
-Read `base.py` first; `evaluate.py` restores the run, `store.py` keeps the results.
+Start with `base.py`; `evaluate.py` restores the run, `store.py` writes the results.
 """
 
 from duet_jax.evaluation import (
@@ -16,7 +16,7 @@ from duet_jax.evaluation.result import Result, Table
 
 __all__ = ["EVALUATORS", "Evaluation", "Evaluator", "Result", "Table"]
 
-# By the name that --mode takes.
+# Names are those of --mode.
 EVALUATORS: dict[str, Evaluator] = {
     "linear_probe": Evaluator(
         linear_probe.measure,

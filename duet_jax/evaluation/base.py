@@ -1,14 +1,13 @@
-"""What an evaluator is, and what it is given.
+"""The evaluator interface, and the `Evaluation` that evaluators receive.
 
 An evaluator measures a restored encoder. It sees images only through the encoder and
-never asks which method trained it: what a method adds, such as a structure, it offers
-through `methods.base`.
+does not depend on the training method: what a method adds, such as a structure, is
+available through `methods.base`.
 """
 
 import contextlib
 import functools
 import logging
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -26,95 +25,57 @@ from duet_jax.types import Dataset, DatasetFacts, Identity, Split, same_images
 
 _log = logging.getLogger(__name__)
 
-# Name, in the run's configuration, of each section's field, such as "knn.k".
-Fields = tuple[str, ...]
-
-
 # Name in a result -> name and path of a data set, as in the section `dataset`.
 Sources = Mapping[str, tuple[str, str]]
 
 
-def own_images(dataset: Mapping[str, Any], options: Mapping[str, str]) -> Sources:
-    """Returns the data set of the run itself.
-
-    Args:
-      dataset: section of the run's configuration.
-      options: flags of the evaluator.
-    """
-    del options
+def _own_images(dataset: Mapping[str, Any], options: Mapping[str, str]) -> Sources:
+    """Returns the data set of the run itself; see `Evaluator.images`."""
     return {dataset["name"]: (dataset["name"], dataset["path"])}
 
 
 class Evaluator(NamedTuple):
-    """A way to look at a run; a row of EVALUATORS.
+    """One kind of evaluation; an entry of EVALUATORS.
 
     Attributes:
-      measure: (Evaluation, options by flag) -> Result.
-      check: (options by flag) -> None, or a UsageError for what is wrong with them
-        whatever the run; it can be asked before there is one.
-      flags: of the command line that it takes.
-      fields: of the configuration that its result depends on.
-      images: (section `dataset`, options by flag) -> the data sets that it measures on.
+      measure: (Evaluation, **options) -> Result.
+      check: (**options) -> None; raises a UsageError for options that are wrong for
+        any run. It is called before `measure`, and before anything is trained.
+      flags: the command line flags it takes as options.
+      fields: configuration fields that its result depends on, such as "knn.k".
+      images: (section `dataset`, options) -> the data sets it measures on.
     """
 
     measure: Callable[..., Result]
     check: Callable[..., None] = lambda: None
     flags: tuple[str, ...] = ()
-    fields: Fields = ()
-    images: Callable[[Mapping[str, Any], Mapping[str, str]], Sources] = own_images
+    fields: tuple[str, ...] = ()
+    images: Callable[[Mapping[str, Any], Mapping[str, str]], Sources] = _own_images
 
 
 class Evaluation:
     """A run under evaluation, with its data and their representations.
 
     Attributes:
-      run: restored.
-      directory: `eval/` of its work directory.
-      seconds: what the parts of the work have taken.
+      run: the restored run.
+      directory: `eval/` of its work directory, which holds the results.
     """
 
-    def __init__(
-        self, run: Run, directory: pathlib.Path, evaluators: Mapping[str, Evaluator]
-    ):
-        """Reads nothing yet.
-
-        Args:
-          run: restored.
-          directory: receives the results.
-          evaluators: by name, those that others may build on.
-        """
+    def __init__(self, run: Run, evaluators: Mapping[str, Evaluator]):
         self.run = run
-        self.directory = directory
-        self.seconds: dict[str, float] = {}
+        self.directory = run.directory / "eval"
         self._evaluators = evaluators
         self._features: dict[str, Representations] = {}
+        self._seconds: dict[str, float] = {}
 
     @functools.cached_property
     def dataset(self) -> Dataset:
-        """The data set of the training.
-
-        Raises:
-          UsageError: it cannot be read, or is another one.
-        """
-        dataset = load(self.run)
+        """The data set of the training; a UsageError if it is missing or another."""
+        own = self.run.config.dataset
+        dataset = read_dataset(self.run, own.name, own.path, own.train_fraction)
         check_dataset(self.run, dataset)
-        _warn_of_others(self.run.facts, dataset.facts)
+        _warn_if_changed(self.run.facts, dataset.facts)
         return dataset
-
-    def identities(self, sources: Sources) -> dict[str, Identity | None]:
-        """Returns which images some data sets hold, by the names in `sources`.
-
-        Raises:
-          UsageError: one of them is gone, or cannot be read.
-        """
-        settings = self.run.config.dataset
-        own = settings.name, settings.path
-        return {
-            key: self.dataset.facts.identity
-            if (name, path) == own
-            else identify(name, path=path, cache_dir=settings.cache_dir)
-            for key, (name, path) in sources.items()
-        }
 
     def split(self, name: str) -> Split:
         """Returns the split `train` or `test`."""
@@ -128,26 +89,34 @@ class Evaluation:
                 self._features[split] = self.run(images)
         return self._features[split]
 
-    def stored(
-        self, name: str, parts: Sequence[str] = (), **options: str
-    ) -> dict[str, Any]:
-        """Returns what `eval/<name>.json` holds.
+    def evaluate(self, name: str, options: Mapping[str, str]) -> dict[str, Any]:
+        """Runs an evaluator, stores its result and returns the stored content."""
+        evaluator = self._evaluators[name]
+        evaluator.check(**options)
+        outer, self._seconds = self._seconds, {}
+        start = time.perf_counter()
+        result = evaluator.measure(self, **options)
+        seconds = self._seconds | {"total": time.perf_counter() - start}
+        self._seconds = outer
+        # A transfer does not read the run's own data set.
+        facts = self.dataset.facts if "dataset" in vars(self) else self.run.facts
+        about = {
+            "mode": name,
+            "options": options,
+            **self._origin(name, options),
+            "method": self.run.config.method,
+            "dataset": facts._asdict(),
+            "seconds": seconds,
+            "device": devices.describe(),
+        }
+        stem = workdir.result_name(name, options)
+        return store.write(self.directory, stem, about, result)
 
-        It is measured first, with `options`, where it is of another checkpoint, of
-        other settings or other images, or has not all `parts` among its results.
-        """
-        found = self.valid(name)
-        if found is not None and found["results"].keys() >= set(parts):
-            _log.info("%-12s taken from %s", name, self.directory / f"{name}.json")
-            return found
-        _log.info("%-12s measuring ...", name)
-        return self.perform(name, options)
+    def load_valid(self, stem: str) -> dict[str, Any] | None:
+        """Returns the stored result `eval/<stem>.json` if it is still valid.
 
-    def valid(self, stem: str) -> dict[str, Any] | None:
-        """Returns what `eval/<stem>.json` holds, if that still holds.
-
-        None where it is of another checkpoint, of other settings or other images, or is
-        no result at all.
+        None if it is for another checkpoint, other settings or other images, or if the
+        file holds no result.
         """
         found = store.read(self.directory, stem)
         if found is None or found["mode"] not in self._evaluators:
@@ -155,103 +124,85 @@ class Evaluation:
         try:
             origin = store.plain(self._origin(found["mode"], found["options"]))
         except UsageError as error:
-            _log.info("%-12s as stored does not count: %s", stem, error)
+            _log.info("%-12s stored result is not used: %s", stem, error)
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         others = [key for key, value in origin.items() if found.get(key) != value]
         if others:
-            _log.info("%-12s as stored is of other %s", stem, " and ".join(others))
+            _log.info("%-12s stored result is for other %s", stem, " and ".join(others))
             return None
         return found
 
-    def perform(self, name: str, options: Mapping[str, str]) -> dict[str, Any]:
-        """Runs an evaluator, writes its files and returns what its .json holds."""
-        start = time.perf_counter()
-        with self.own_seconds() as parts:
-            result = self._evaluators[name].measure(self, **options)
-        seconds = {**parts, "total": time.perf_counter() - start}
-        about = {
-            "mode": name,
-            "options": options,
-            **self._origin(name, options),
-            "method": self.run.config.method,
-            "dataset": self.facts._asdict(),
-            "seconds": seconds,
-            "device": devices.describe(),
-        }
-        stem = workdir.result_name(name, options)
-        return store.write(self.directory, stem, about, result)
+    def load_or_evaluate(
+        self, name: str, parts: Sequence[str] = (), **options: str
+    ) -> dict[str, Any]:
+        """Returns the stored result if it is valid and has all `parts`.
+
+        Otherwise runs the evaluator with `options`, as `evaluate` does.
+        """
+        found = self.load_valid(name)
+        if found is not None and found["results"].keys() >= set(parts):
+            _log.info("%-12s taken from %s", name, self.directory / f"{name}.json")
+            return found
+        _log.info("%-12s measuring ...", name)
+        return self.evaluate(name, options)
 
     def _origin(self, name: str, options: Mapping[str, str]) -> dict[str, Any]:
-        """What a result is of: weights, fields of the configuration, images."""
-        run, evaluator = self.run, self._evaluators[name]
-        known = dict(fields(run.config))
+        """Returns what a result depends on; it is valid while this stays the same."""
+        evaluator = self._evaluators[name]
+        values = dict(fields(self.run.config))
+        sources = evaluator.images(self.run.config.dataset, options)
         return {
-            "step": run.step,
-            "weights": run.fingerprint,
-            "settings": {field: known[field] for field in evaluator.fields},
-            "images": self.identities(evaluator.images(run.config.dataset, options)),
+            "step": self.run.step,
+            "weights": self.run.fingerprint,
+            "settings": {field: values[field] for field in evaluator.fields},
+            "images": {key: self._identity(*source) for key, source in sources.items()},
         }
 
-    @property
-    def facts(self) -> DatasetFacts:
-        """What was measured on, or where that was not looked at, trained on."""
-        return self.dataset.facts if "dataset" in vars(self) else self.run.facts
-
-    @contextlib.contextmanager
-    def own_seconds(self) -> Iterator[dict[str, float]]:
-        """Counts the seconds of what is done inside by themselves."""
-        outer, self.seconds = self.seconds, {}
-        try:
-            yield self.seconds
-        finally:
-            self.seconds = outer
+    def _identity(self, name: str, path: str) -> Identity | None:
+        """Returns which images a data set holds; see `data.identify`."""
+        own = self.run.config.dataset
+        if (name, path) == (own.name, own.path):
+            return self.dataset.facts.identity
+        return identify(name, path=path, cache_dir=own.cache_dir)
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Adds what is done inside to the seconds of `part`."""
+        """Adds the seconds spent inside to those of `part`."""
         start = time.perf_counter()
         yield
         spent = time.perf_counter() - start
-        self.seconds[part] = self.seconds.get(part, 0.0) + spent
+        self._seconds[part] = self._seconds.get(part, 0.0) + spent
 
 
-def load(run: Run, name: str | None = None, path: str | None = None) -> Dataset:
-    """Returns a data set in the size of the run's images.
+def read_dataset(
+    run: Run, name: str, path: str, train_fraction: float = 1.0
+) -> Dataset:
+    """Returns a data set in the image size of `run`; a UsageError if it is unreadable.
 
-    Args:
-      run: says the size, and which set where it is not given.
-      name: as `dataset.name`; None for the run's own, with its share of the training
-        images.
-      path: as `dataset.path`; None for the run's own.
-
-    Raises:
-      UsageError: it cannot be read.
+    The other arguments are as in the section `dataset` of the configuration.
     """
     settings = run.config.dataset
     return load_dataset(
-        settings.name if name is None else name,
-        path=settings.path if path is None else path,
+        name,
+        path=path,
         image_size=settings.image_size,
         center_crop=settings.center_crop,
         cache_dir=settings.cache_dir,
-        train_fraction=settings.train_fraction if name is None else 1.0,
+        train_fraction=train_fraction,
     )
 
 
-def _warn_of_others(trained: DatasetFacts, found: DatasetFacts) -> None:
-    """Says where the images are not those of the training."""
+def _warn_if_changed(trained: DatasetFacts, found: DatasetFacts) -> None:
+    """Warns if the images are not those of the training."""
     if same_images(trained.identity, found.identity):
         return
-    what = "images"
-    if len(trained.digests) == len(found.digests) == 2:
-        pairs = zip(("training", "test"), trained.digests, found.digests, strict=True)
-        names = [split for split, before, now in pairs if before != now]
-        what = f"{' and '.join(names)} images"
+    digests = zip(("training", "test"), trained.digests, found.digests, strict=False)
+    changed = [split for split, before, now in digests if before != now]
     _log.warning(
-        "the %s of %s are not those that were there at the training; the results are "
-        "of what is there now",
-        what,
+        "the %s of %s have changed since the training; the results are for the current "
+        "images",
+        f"{' and '.join(changed)} images".lstrip(),
         found.name,
     )

@@ -1,8 +1,4 @@
-"""Evaluation: from a work directory to what its checkpoint is worth.
-
-Restores the encoder, lets evaluators measure it, and leaves each result in `eval/` of
-the work directory: `<name>.json`, its pictures, and a table on the terminal.
-"""
+"""Evaluates a checkpoint: restores the encoder, runs evaluators, prints the results."""
 
 import logging
 import pathlib
@@ -25,18 +21,18 @@ def evaluate(
     step: int | str | None = None,
     **options: str,
 ) -> None:
-    """Measures the run in `directory` and stores and prints the results.
+    """Evaluates the run in `directory`; stores and prints the results.
 
     Args:
-      names: keys of EVALUATORS, in order. They share the restored encoder and the
-        representations it gives.
+      names: keys of EVALUATORS, in order. They share the restored encoder and its
+        representations.
       config: of the run, from `config.checks.check`.
       directory: the run's work directory; receives eval/<name>.json and pictures.
       step: of the checkpoint: a number, "newest" (None) or "best".
       **options: flags of the evaluators; each is given its own.
 
     Raises:
-      UsageError: anything the user can put right; nothing has been overwritten then.
+      UsageError: anything the user can fix; nothing has been overwritten then.
     """
     workdir.check_writable(directory / "eval", "--workdir")
     devices.select(config.device)
@@ -45,12 +41,11 @@ def evaluate(
     run = trained_run.restore(config, directory, step)
     _log.info("devices      %s", devices.describe())
     _log.info("checkpoint   step %d of %s, %s", run.step, directory, config.method)
-    evaluation = Evaluation(run, directory / "eval", EVALUATORS)
+    evaluation = Evaluation(run, EVALUATORS)
     for name in names:
         own = {k: v for k, v in options.items() if k in EVALUATORS[name].flags}
-        found = evaluation.perform(name, own)
+        found = evaluation.evaluate(name, own)
         for table in found["tables"]:
-            print(Table(**table).as_text())
-            print()
+            print(Table(**table).as_text(), end="\n\n")
         stem = workdir.result_name(name, own)
-        _log.info("results in   %s", directory / "eval" / f"{stem}.json")
+        _log.info("results in   %s", evaluation.directory / f"{stem}.json")

@@ -1,4 +1,4 @@
-"""Representations of both splits in one `.npz` file."""
+"""Writes the representations of both splits to one `.npz` file."""
 
 import contextlib
 import pathlib
@@ -18,12 +18,12 @@ from duet_jax.runtime import files
 def measure(evaluation: Evaluation, out: str | None = None) -> Result:
     """Writes the representations of all images, un-augmented.
 
-    Arrays, for <split> in train, test: `<split>_full` float32 [n, features] and, for
+    Arrays for <split> in train, test: `<split>_full` float32 [n, features] and, for
     DUET, `<split>_content` [n, features / bins] and `<split>_structure` [n, bins];
-    `<split>_labels` int32 [n]; `<split>_indices` int64 [n], the place in the split (of
-    those images that are used: see `dataset.train_fraction`), or
-    `<split>_paths`, relative to `dataset.path`, for a folder; `class_names`. No array
-    holds objects: `np.load(file)` needs no pickle.
+    `<split>_labels` int32 [n]; `<split>_indices` int64 [n], the position in the split
+    (among the images that are used: see `dataset.train_fraction`), or for a folder
+    `<split>_paths`, relative to `dataset.path`; `class_names`. No array holds objects:
+    `np.load(file)` needs no pickle.
 
     Args:
       evaluation: of a run.
@@ -32,11 +32,11 @@ def measure(evaluation: Evaluation, out: str | None = None) -> Result:
     Raises:
       UsageError: the file cannot be written.
     """
-    path = _file(out) if out is not None else evaluation.directory / "features.npz"
+    path = evaluation.directory / "features.npz" if out is None else _file(out)
     if path.suffix != ".npz":
         path = path.with_name(f"{path.name}.npz")  # as numpy.savez does
     workdir.check_writable(path.parent, "--out", path.name)
-    evaluation.dataset  # noqa: B018  whatever is wrong with it comes before any file
+    evaluation.dataset  # noqa: B018  errors in the data come before any file
     with workdir.writing(path, "--out"):
         forms = _write(evaluation, path)
     rows = tuple(forms.items())
@@ -45,7 +45,7 @@ def measure(evaluation: Evaluation, out: str | None = None) -> Result:
 
 
 def check(out: str | None = None) -> None:
-    """Raises a UsageError for what cannot be a file's name."""
+    """Raises a UsageError if `out` cannot be a file name."""
     if out is not None:
         _file(out)
 
@@ -60,15 +60,16 @@ def _file(out: str) -> pathlib.Path:
 
 
 def _write(evaluation: Evaluation, path: pathlib.Path) -> dict[str, str]:
-    """Writes the file; returns the form of every array in it."""
+    """Writes the file; returns the shape and type of every array in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Array by array in files of their own, since a zip file takes one at a time. Beside
-    # the result: what is large enough for it is large enough for them.
+    # A zip file takes one array at a time, so each is first written to its own file.
+    # These lie beside the result: its disk has room for them.
     with files.scratch(path) as parts:
         forms = {}
         for split in ("train", "test"):
             forms |= _encode(evaluation, split, parts)
-            forms |= _describe(evaluation, split, parts)
+            for name, array in _describe(evaluation, split).items():
+                forms[name] = _save(parts, name, array)
         class_names = np.array(evaluation.dataset.class_names)
         forms["class_names"] = _save(parts, "class_names", class_names)
         _pack(parts, path)
@@ -79,42 +80,38 @@ def _encode(evaluation: Evaluation, split: str, parts: pathlib.Path) -> dict[str
     """Streams the representations of a split to files, one batch in memory."""
     images = evaluation.split(split).images
     forms: dict[str, str] = {}
+    opened: dict[str, BinaryIO] = {}
     with contextlib.ExitStack() as stack, evaluation.timed("encoding"):
-        opened: dict[str, BinaryIO] = {}
         for batch in evaluation.run.encoder.batches(images):
             for name, rows in batch.items():
                 key = f"{split}_{name}"
-                if name not in opened:
+                if key not in opened:
                     shape = (len(images), *rows.shape[1:])
-                    file = (parts / f"{key}.npy").open("wb")
-                    opened[name] = stack.enter_context(file)
-                    _begin(file, shape, rows.dtype)
-                    forms[key] = _form(shape, rows.dtype)
-                opened[name].write(np.ascontiguousarray(rows).data)
+                    file = stack.enter_context((parts / f"{key}.npy").open("wb"))
+                    opened[key] = file
+                    forms[key] = _begin(file, shape, rows.dtype)
+                opened[key].write(np.ascontiguousarray(rows).data)
     return forms
 
 
-def _begin(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Writes the head of a .npy file whose rows follow."""
-    # Not a memory map: there a full disk ends the process instead of being an error.
+def _begin(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """Writes the header of a .npy file whose rows follow."""
+    # Not a memory map: there a full disk kills the process instead of raising an error.
     descr = np.lib.format.dtype_to_descr(dtype)
-    head = {"descr": descr, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, head)
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return _form(shape, dtype)
 
 
-def _describe(
-    evaluation: Evaluation, split: str, parts: pathlib.Path
-) -> dict[str, str]:
-    """Saves whose representations they are: labels, and paths or indices."""
-    labels = evaluation.split(split).labels
-    found = {f"{split}_labels": _save(parts, f"{split}_labels", labels)}
-    paths = evaluation.dataset.files
-    if paths:
-        first = len(evaluation.dataset.train.labels) if split == "test" else 0
-        own = np.array(paths[first : first + len(labels)])
-        return found | {f"{split}_paths": _save(parts, f"{split}_paths", own)}
-    indices = np.arange(len(labels))
-    return found | {f"{split}_indices": _save(parts, f"{split}_indices", indices)}
+def _describe(evaluation: Evaluation, split: str) -> dict[str, np.ndarray]:
+    """Returns the labels of a split, and the paths or indices of its images."""
+    dataset, labels = evaluation.dataset, evaluation.split(split).labels
+    found = {f"{split}_labels": labels}
+    if dataset.files:
+        first = 0 if split == "train" else len(dataset.train.labels)
+        paths = dataset.files[first : first + len(labels)]
+        return found | {f"{split}_paths": np.array(paths)}
+    return found | {f"{split}_indices": np.arange(len(labels))}
 
 
 def _save(parts: pathlib.Path, name: str, array: np.ndarray) -> str:
@@ -127,7 +124,7 @@ def _form(shape: tuple[int, ...], dtype: np.dtype) -> str:
 
 
 def _pack(parts: pathlib.Path, path: pathlib.Path) -> None:
-    """Puts the files into one, which replaces `path` when it is whole."""
+    """Puts the files into one zip file, which then replaces `path`."""
     whole = parts / "whole"
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
         for part in sorted(parts.glob("*.npy")):

@@ -1,16 +1,15 @@
-"""Everything that is known of a run on one page that needs no network."""
+"""A report on a run: one HTML page that needs no network."""
 
 import logging
-import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
 
 from duet_jax import figures
+from duet_jax.config.checks import fields
 from duet_jax.evaluation import equivariance, page
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.result import Result, Table, percent
@@ -25,72 +24,83 @@ _log = logging.getLogger(__name__)
 # Images on the map: t-SNE takes seconds for these and minutes for ten times as many.
 _MAPPED_IMAGES = 2000
 _FEWEST_MAPPED = 3
-# What a report measures if it has not been measured, besides the equivariance.
-_MEASURED = ("linear_probe", "knn")
-# What it does not show of what else there is in eval/.
+# Titles of results, in the order of the page; other results follow under their names.
+_TITLES = {
+    "linear_probe": "Linear probe",
+    "linear_probe_sgd": "Linear probe, SGD",
+    "knn": "Nearest neighbors",
+    "equivariance": "Equivariance",
+    "transfer": "Transfer",
+}
+# Stored results that are not shown.
 _LEFT_OUT = ("features", "report")
 
 
 def measure(evaluation: Evaluation) -> Result:
     """Writes `report.html` in the work directory.
 
-    Holds the configuration, curves, views, the tables and pictures of the linear probe,
-    of kNN and of the equivariance, and a map of the test features. What has been
-    measured of this checkpoint is taken from `eval/`, the rest is measured first.
+    It holds the configuration, curves, views, the tables and pictures of the linear
+    probe, kNN, the equivariance and other stored results, and a map of the test
+    features. Results that are not stored for this checkpoint are measured first.
 
     Raises:
-      UsageError: the page cannot be written, or what an evaluator raises.
+      UsageError: the page cannot be written, or an evaluator fails.
     """
     path = evaluation.run.directory / "report.html"
     workdir.check_writable(path.parent, "--workdir")
     codes = equivariance.default_codes(evaluation.run.method)
-    found = {name: evaluation.stored(name) for name in _MEASURED}
-    if codes:
-        found["equivariance"] = _equivariance(evaluation, codes)
-    for name in sorted(file.stem for file in evaluation.directory.glob("[!.]*.json")):
-        if name not in _LEFT_OUT and (other := evaluation.valid(name)):
-            found.setdefault(name, other)
+    results = _results(evaluation, codes)
     with evaluation.timed("map"):
         picture, reason = _map(evaluation, codes[0] if codes else None)
     if picture is None:
         _log.warning("the report has no map: %s", reason)
     with workdir.writing(path, "--workdir"):
         evaluation.directory.mkdir(parents=True, exist_ok=True)
-        _keep_map(evaluation.directory / "report_map.png", picture)
-        sections = _sections(evaluation, found, f"No map: {reason}." if reason else "")
-        text = page.build(sections, **_head(evaluation, found))
+        map_path = evaluation.directory / "report_map.png"
+        if picture is None:
+            map_path.unlink(missing_ok=True)  # that of an earlier report
+        else:
+            save(map_path, picture)
+        note = f"No map: {reason}." if reason else ""
+        about_map = page.Section("Map of the test features", (), (map_path,), note)
+        text = _page(evaluation, results, about_map)
         with files.replacing(path) as partial:
-            # A directory may have any bytes for a name.
+            # The name of a directory may hold any bytes.
             partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     rows = ((str(path), f"{path.stat().st_size / 1e6:.1f} MB"),)
     table = Table("report", ("page", "size"), rows)
-    return Result({"page": str(path), "parts": [*found]}, (table,), {})
+    return Result({"page": str(path), "parts": [*results]}, (table,), {})
 
 
-def _equivariance(evaluation: Evaluation, codes: list[str]) -> dict[str, Any]:
-    """Returns the equivariance to `codes`, and to what else has been measured."""
-    found = evaluation.valid("equivariance") or {"results": {}}
-    names = dict.fromkeys([*codes, *found["results"]])
-    return evaluation.stored("equivariance", codes, codes=",".join(names))
-
-
-def _keep_map(path: pathlib.Path, picture: Figure | None) -> None:
-    """Saves the map, or removes that of an earlier report."""
-    if picture is None:
-        path.unlink(missing_ok=True)
-    else:
-        save(path, picture)
+def _results(evaluation: Evaluation, codes: list[str]) -> dict[str, dict[str, Any]]:
+    """Returns the results to show, by name; measures what is missing."""
+    found = {
+        name: evaluation.load_or_evaluate(name) for name in ("linear_probe", "knn")
+    }
+    if codes:
+        # Codes that were measured before are kept.
+        known = evaluation.load_valid("equivariance") or {"results": {}}
+        names = dict.fromkeys([*codes, *known["results"]])
+        found["equivariance"] = evaluation.load_or_evaluate(
+            "equivariance", codes, codes=",".join(names)
+        )
+    for name in sorted(file.stem for file in evaluation.directory.glob("[!.]*.json")):
+        if name in found or name in _LEFT_OUT:
+            continue
+        if other := evaluation.load_valid(name):
+            found[name] = other
+    return found
 
 
 def _map(evaluation: Evaluation, code: str | None) -> tuple[Figure | None, str]:
     """Draws the test features in two dimensions, by class and by parameter.
 
     Returns:
-      The picture, or None and the reason in words.
+      The figure and "", or None and the reason.
     """
-    split = evaluation.split("test")
-    images = equivariance.spaced(split.images, _MAPPED_IMAGES)
-    labels = equivariance.spaced(split.labels, _MAPPED_IMAGES)
+    images, labels = (
+        equivariance.spaced(rows, _MAPPED_IMAGES) for rows in evaluation.split("test")
+    )
     about: dict[str, Any] = {}
     if code is None:
         features = evaluation.run(images)["full"]
@@ -99,7 +109,7 @@ def _map(evaluation: Evaluation, code: str | None) -> tuple[Figure | None, str]:
         draws = measured.stack.draw(jax.random.key(0), len(images))
         features = evaluation.run.encoder(images, measured.stack, draws)["full"]
         about = {
-            "values": measured.parameter(measured.stack.structure(draws)[code]),
+            "values": measured.parameter(measured.values(draws)),
             "name": measured.record.summary,
             "unit": measured.record.scale.unit,
             "circular": measured.circular,
@@ -119,10 +129,10 @@ def _map(evaluation: Evaluation, code: str | None) -> tuple[Figure | None, str]:
 
 
 def why_no_map(features: np.ndarray) -> str:
-    """Returns why features cannot be laid out in the plane; "" if they can.
+    """Returns why features cannot be mapped to the plane; "" if they can.
 
-    t-SNE ends the whole process where all of them are equal, and shows nothing but
-    rounding where they almost are.
+    t-SNE crashes the process if all features are equal, and shows only rounding errors
+    if they almost are.
     """
     if len(features) < _FEWEST_MAPPED:
         return f"it takes {_FEWEST_MAPPED} test images or more"
@@ -138,94 +148,60 @@ def why_no_map(features: np.ndarray) -> str:
 
 
 def _projections(features: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns the standardised features in two dimensions, each [n, 2]."""
-    from sklearn.decomposition import PCA  # takes a second that others need not spend
+    """Returns the standardized features in two dimensions, each [n, 2]."""
+    from sklearn.decomposition import PCA  # slow to import; only reports need it
     from sklearn.manifold import TSNE
 
     features = features.astype(float)
     spread = features.std(axis=0)
     standard = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1)
     linear = PCA(2, svd_solver="full").fit_transform(standard)
-    # At most a third of the points are neighbours; 30 is the usual number.
+    # At most a third of the points are neighbors; 30 is the usual number.
     perplexity = min(30.0, max(1.0, (len(features) - 1) / 3))
     tsne = TSNE(2, init="pca", perplexity=perplexity, random_state=0)
     return {"PCA": linear, "t-SNE": tsne.fit_transform(standard)}
 
 
-def _head(evaluation: Evaluation, found: dict[str, Any]) -> dict[str, Any]:
+def _page(
+    evaluation: Evaluation, results: dict[str, Any], about_map: page.Section
+) -> str:
     run = evaluation.run
+    own = run.directory / "figures"
+    sections = [page.Section("Training", (), (own / "curves.png", own / "views.png"))]
+    for name in sorted(results, key=lambda name: [*_TITLES, name].index(name)):
+        tables = [Table(**table) for table in results[name]["tables"]]
+        pictures = [evaluation.directory / file for file in results[name]["pictures"]]
+        title = _TITLES.get(name, name.replace("_", " ").capitalize())
+        sections.append(page.Section(title, tables, pictures))
+    rows = tuple((name, _shown(value)) for name, value in fields(run.config))
+    configuration = Table("config.json", ("field", "value"), rows)
+    sections += [about_map, page.Section("Configuration", (configuration,))]
     learned = getattr(run.method, "learned", None)
-    about = f"{run.config.method}{f', {learned}' if learned else ''}"
-    return {
-        "title": run.directory.absolute().name,
-        "subtitle": f"{about} on {run.facts.name}: checkpoint of step {run.step}",
-        "headlines": _headlines(found),
-    }
+    about = f"{run.config.method}, {learned}" if learned else run.config.method
+    return page.build(
+        sections,
+        title=run.directory.absolute().name,
+        subtitle=f"{about} on {run.facts.name}: checkpoint of step {run.step}",
+        headlines=_headlines(results),
+    )
 
 
-def _headlines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """The numbers one asks for first, each with its name."""
+def _headlines(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the most important numbers, each with its name."""
     lines = []
     for name, title in (("linear_probe", "linear probe"), ("knn", "kNN")):
-        for kind, scores in found[name]["results"]["representations"].items():
+        for kind, scores in results[name]["results"]["representations"].items():
             lines.append((f"{percent(scores['top1'])} %", f"{title} on {kind}"))
-    for code, each in found.get("equivariance", {}).get("results", {}).items():
-        source, scores = "full features", each["regression"]["full"]
-        if "marginal" in each:
-            source, scores = "structure", each["marginal"]["mean"]
+    for code, found in results.get("equivariance", {}).get("results", {}).items():
+        source, scores = "full features", found["regression"]["full"]
+        if "marginal" in found:
+            source, scores = "structure", found["marginal"]["mean"]
         if "accuracy" in scores:
-            number = f"{percent(scores['accuracy'])} %"
+            number, what = f"{percent(scores['accuracy'])} %", "accuracy"
         else:
-            number = f"{scores['error']:.3g} {each['unit']}"
-        what = "right" if "accuracy" in scores else "error"
+            number, what = f"{scores['error']:.3g} {found['unit']}", "error"
         lines.append((number, f"{code} read off the {source}: {what}"))
     return lines
-
-
-def _sections(
-    evaluation: Evaluation, found: dict[str, Any], about_map: str
-) -> list[page.Section]:
-    own = evaluation.run.directory / "figures"
-    sections = [
-        page.Section("Training", (), _existing(own, ("curves.png", "views.png"))),
-    ]
-    titles = {
-        "linear_probe": "Linear probe",
-        "linear_probe_sgd": "Linear probe, SGD",
-        "knn": "Nearest neighbours",
-        "equivariance": "Equivariance",
-        "transfer": "Transfer",
-    }
-    for name in sorted(found, key=lambda name: [*titles, name].index(name)):
-        tables = tuple(Table(**each) for each in found[name]["tables"])
-        pictures = _existing(evaluation.directory, found[name]["pictures"])
-        title = titles.get(name, name.replace("_", " ").capitalize())
-        sections.append(page.Section(title, tables, pictures))
-    picture = _existing(evaluation.directory, ("report_map.png",))
-    sections.append(page.Section("Map of the test features", (), picture, about_map))
-    sections.append(page.Section("Configuration", (_configuration(evaluation),), ()))
-    return sections
-
-
-def _existing(directory: pathlib.Path, names) -> tuple[pathlib.Path, ...]:
-    """Returns the pictures that are in `directory` itself, and nothing else.
-
-    The page is given away, and a stored result may name any file.
-    """
-    plain = [name for name in names if pathlib.PurePath(name).name == name]
-    return tuple(path for name in plain if page.is_picture(path := directory / name))
-
-
-def _configuration(evaluation: Evaluation) -> Table:
-    def rows(config: ml_collections.ConfigDict, prefix: str = ""):
-        for name, value in config.items():
-            if isinstance(value, ml_collections.ConfigDict):
-                yield from rows(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", _shown(value)
-
-    fields = tuple(rows(evaluation.run.config))
-    return Table("config.json", ("field", "value"), fields)
 
 
 def _shown(value: Any) -> str:

@@ -1,27 +1,22 @@
-"""Linear classifiers on frozen features."""
+"""Linear probes: linear classifiers on frozen features."""
 
 import jax
 import numpy as np
 
 from duet_jax import errors, figures
-from duet_jax.augmentations import Options, make_stack
+from duet_jax.augmentations import Options, Stack, make_stack
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.metrics.classification import classification
 from duet_jax.probes import logistic, sgd
+from duet_jax.runs.frozen_encoder import Representations
+from duet_jax.types import Dataset
+
+_MOST_CLASSES_LISTED = 20
 
 
 def measure(evaluation: Evaluation, protocol: str = "lbfgs") -> Result:
-    """Fits linear classifiers to the training split and scores them on the test split.
-
-    Args:
-      evaluation: of a run.
-      protocol: a key of PROTOCOLS.
-
-    Raises:
-      UsageError: an unknown protocol.
-    """
-    check(protocol)
+    """Fits linear classifiers to the training split, scores them on the test split."""
     return PROTOCOLS[protocol](evaluation)
 
 
@@ -30,23 +25,12 @@ def check(protocol: str = "lbfgs") -> None:
     errors.lookup(PROTOCOLS, protocol, "--protocol")
 
 
-def _converged(evaluation: Evaluation) -> Result:
-    """Multinomial logistic regression, solved to convergence.
-
-    On the standardised features of the un-augmented central cut; the L2 strength is the
-    one with the best accuracy on a held-out tenth of the training split, and the
-    classifier is then fitted to all of it. Nothing is random.
-    """
+def _lbfgs(evaluation: Evaluation) -> Result:
+    """Multinomial logistic regression, solved to convergence; see `fit`."""
     train, test = evaluation.features("train"), evaluation.features("test")
     class_names = evaluation.dataset.class_names
-    found = {}
     with evaluation.timed("solver"):
-        for name in train:
-            found[name] = solve(
-                (train[name], evaluation.split("train").labels),
-                (test[name], evaluation.split("test").labels),
-                len(class_names),
-            )
+        found = fit(train, test, evaluation.dataset)
     rows = tuple(
         (
             name,
@@ -63,7 +47,7 @@ def _converged(evaluation: Evaluation) -> Result:
     if len(class_names) <= _MOST_CLASSES_LISTED:
         tables.append(_by_class(found, class_names))
     confusion = figures.build_confusion(
-        np.array(found["full"]["confusion"]),
+        found["full"]["confusion"],
         class_names,
         title="linear probe on the full representation",
     )
@@ -74,9 +58,6 @@ def _converged(evaluation: Evaluation) -> Result:
     )
 
 
-_MOST_CLASSES_LISTED = 20
-
-
 def _by_class(found: dict, class_names: tuple[str, ...]) -> Table:
     rows = tuple(
         (name, *(percent(scores["per_class"][i]) for scores in found.values()))
@@ -85,47 +66,55 @@ def _by_class(found: dict, class_names: tuple[str, ...]) -> Table:
     return Table("linear probe, top-1 by class [%]", ("class", *found), rows)
 
 
-def solve(
-    train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
-    num_classes: int,
-) -> dict:
-    """Returns the scores of the converged classifier on one representation.
+def fit(
+    train: Representations, test: Representations, dataset: Dataset
+) -> dict[str, dict]:
+    """Fits a classifier to each representation and scores it on the test split.
+
+    Uses the standardized features. The L2 strength with the best accuracy on a held-out
+    tenth of the training split is selected, and the classifier is refitted on all of
+    it. Deterministic.
 
     Args:
-      train: features [n, dimensions] and labels [n].
-      test: likewise.
-      num_classes: labels go from 0 to `num_classes` - 1.
+      train: representations of the training split.
+      test: representations of the test split.
+      dataset: its labels and classes are used.
+
+    Returns:
+      The scores by representation.
     """
-    fit = logistic.fit_with_selection(*train, num_classes=num_classes)
-    scores = classification(fit.logits(test[0]), test[1]).as_dict()
-    solution = fit.solution
-    return {
-        **scores,
-        "l2": solution.l2,
-        "held_out": {f"{l2:g}": top1 for l2, top1 in fit.held_out.items()},
-        "converged": bool(solution.converged and fit.all_converged),
-        "iterations": int(solution.iterations),
-        "gradient_norm": float(solution.gradient_norm),
-    }
+    found = {}
+    for name in train:
+        solution = logistic.fit_with_selection(
+            train[name], dataset.train.labels, num_classes=len(dataset.class_names)
+        )
+        scores = classification(solution.logits(test[name]), dataset.test.labels)
+        found[name] = scores._asdict() | {
+            "l2": solution.l2,
+            "held_out": {f"{l2:g}": top1 for l2, top1 in solution.held_out.items()},
+            "converged": solution.converged,
+            "iterations": solution.iterations,
+            "gradient_norm": solution.gradient_norm,
+        }
+    return found
 
 
-def _stochastic(evaluation: Evaluation) -> Result:
+def _sgd(evaluation: Evaluation) -> Result:
     """Stochastic gradient descent on the features of augmented views.
 
-    A fresh crop and mirror of every training image in each epoch; all repeats see the
-    same views and differ in initial weights and order. Accuracy after the last epoch.
+    Every epoch uses a fresh crop and mirror of every training image. All repeats see
+    the same views and differ in initial weights and order. Scored after the last epoch.
 
-    Source: the linear evaluation of the ESSL code for CIFAR-10: 100 epochs, batch 256,
-    momentum 0.9, rate 30 that follows a cosine to 0, no weight decay, 5 repeats, crops
-    of 8 to 100 % of the area. The views are those of this project: bilinear, not
-    bicubic, and the test view is the central cut of the training's evaluation.
+    Source: the linear evaluation of the ESSL code for CIFAR-10: 100 epochs, batch size
+    256, momentum 0.9, learning rate 30 on a cosine to 0, no weight decay, 5 repeats,
+    crops of 8 to 100 % of the area. The views are those of this project: bilinear, not
+    bicubic; the test view is the center crop of the training's evaluation.
     """
     settings = evaluation.run.config.linear_probe
-    classes = len(evaluation.dataset.class_names)
-    labels, images = evaluation.split("train").labels, evaluation.split("train").images
+    dataset = evaluation.dataset
+    images, labels = dataset.train
     key = jax.random.key(evaluation.run.config.seed)
-    stack = _crop_and_mirror(evaluation)
+    stack = _crop_and_mirror(evaluation.run.method.two_views.stack)
     state = None
     for epoch in range(settings.epochs):
         epoch_key = jax.random.fold_in(key, epoch)
@@ -134,6 +123,7 @@ def _stochastic(evaluation: Evaluation) -> Result:
             views = evaluation.run.encoder(images, stack, draws)
         with evaluation.timed("solver"):
             if state is None:
+                classes = len(dataset.class_names)
                 state = {
                     name: sgd.start(key, features.shape[1], classes, settings.repeats)
                     for name, features in views.items()
@@ -150,46 +140,41 @@ def _stochastic(evaluation: Evaluation) -> Result:
     return _over_repeats(evaluation, state)
 
 
-def _crop_and_mirror(evaluation: Evaluation):
-    own = evaluation.run.method.two_views.stack
+def _crop_and_mirror(like: Stack) -> Stack:
     return make_stack(
         ("sca", "fli"),
-        input_side=own.input_side,
-        image_size=own.image_size,
-        channels=own.channels,
+        input_side=like.input_side,
+        image_size=like.image_size,
+        channels=like.channels,
         options=Options(crop_area=(0.08, 1.0)),
     )
 
 
-def _over_repeats(evaluation: Evaluation, state: dict) -> Result:
-    test, labels = evaluation.features("test"), evaluation.split("test").labels
-    found = {}
+def _over_repeats(evaluation: Evaluation, state: dict[str, sgd.SgdState]) -> Result:
+    """Scores all repeats: mean and standard deviation."""
+    test, labels = evaluation.features("test"), evaluation.dataset.test.labels
+    found, rows = {}, []
     for name, classifiers in state.items():
-        repeats = [
+        scores = [
             classification(logits, labels)
             for logits in sgd.logits(classifiers, test[name])
         ]
-        found[name] = {
-            f"{metric}_{how}": float(how_much([getattr(r, metric) for r in repeats]))
-            for metric in ("top1", "top5")
-            for how, how_much in (("mean", np.mean), ("std", np.std))
-        } | {"top1": [r.top1 for r in repeats]}
-    rows = tuple(
-        (
-            name,
-            f"{percent(x['top1_mean'])} ± {percent(x['top1_std'])}",
-            f"{percent(x['top5_mean'])} ± {percent(x['top5_std'])}",
-        )
-        for name, x in found.items()
-    )
+        found[name], cells = {}, []
+        for metric in ("top1", "top5"):
+            values = [getattr(each, metric) for each in scores]
+            mean, std = float(np.mean(values)), float(np.std(values))
+            found[name] |= {f"{metric}_mean": mean, f"{metric}_std": std}
+            cells.append(f"{percent(mean)} ± {percent(std)}")
+        found[name]["top1"] = [each.top1 for each in scores]
+        rows.append((name, *cells))
     settings = evaluation.run.config.linear_probe
     title = (
         f"linear probe, SGD on augmented views, {settings.epochs} epochs, "
         f"mean and deviation of {settings.repeats} [%]"
     )
-    table = Table(title, ("representation", "top-1", "top-5"), rows)
+    table = Table(title, ("representation", "top-1", "top-5"), tuple(rows))
     return Result({"protocol": "sgd", "representations": found}, (table,), {})
 
 
-# By the name that --protocol takes.
-PROTOCOLS = {"lbfgs": _converged, "sgd": _stochastic}
+# Names are those of --protocol.
+PROTOCOLS = {"lbfgs": _lbfgs, "sgd": _sgd}

@@ -1,14 +1,14 @@
 """An HTML page of tables and pictures in a single file.
 
-Everything that is not markup of this module is escaped, and pictures are embedded, so
-that the page opens from a disk and reads nothing else.
+All text is escaped and pictures are embedded: the page needs no other file and no
+network.
 """
 
 import base64
-import html
 import pathlib
 import re
 from collections.abc import Sequence
+from html import escape
 from typing import NamedTuple
 
 from duet_jax.evaluation.result import Table
@@ -17,18 +17,19 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class Section(NamedTuple):
-    """A part of the page.
+    """A section of the page, from top to bottom.
 
     Attributes:
       title: its heading.
-      tables: first.
-      pictures: PNG files, below the tables.
-      note: below them, such as why a picture is missing.
+      tables: its tables.
+      pictures: paths of PNG files. A file that is missing, not a PNG, or a symbolic
+        link is left out, since the page may be given away.
+      note: a remark, such as why a picture is missing.
     """
 
     title: str
-    tables: tuple[Table, ...]
-    pictures: tuple[pathlib.Path, ...]
+    tables: Sequence[Table] = ()
+    pictures: Sequence[pathlib.Path] = ()
     note: str = ""
 
 
@@ -83,14 +84,14 @@ def build(
     Args:
       sections: in order.
       title: of the page.
-      subtitle: below it.
-      headlines: numbers at the top, each with what it is.
+      subtitle: below the title.
+      headlines: the numbers at the top, each with its name.
     """
     links = "".join(
-        f'<a href="#{_anchor(s.title)}">{html.escape(s.title)}</a>' for s in sections
+        f'<a href="#{_anchor(s.title)}">{escape(s.title)}</a>' for s in sections
     )
     numbers = "".join(
-        f"<li><b>{html.escape(number)}</b><span>{html.escape(name)}</span></li>"
+        f"<li><b>{escape(number)}</b><span>{escape(name)}</span></li>"
         for number, name in headlines
     )
     return f"""<!DOCTYPE html>
@@ -101,13 +102,13 @@ def build(
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <link rel="icon" href="data:,">
-<title>{html.escape(title)}</title>
+<title>{escape(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
 <header>
-<h1>{html.escape(title)}</h1>
-<p class="subtitle">{html.escape(subtitle)}</p>
+<h1>{escape(title)}</h1>
+<p class="subtitle">{escape(subtitle)}</p>
 <ul class="headlines">{numbers}</ul>
 <nav aria-label="sections">{links}</nav>
 </header>
@@ -126,7 +127,7 @@ def _anchor(title: str) -> str:
 
 def _section(section: Section) -> str:
     parts = [
-        f'<section id="{_anchor(section.title)}"><h2>{html.escape(section.title)}</h2>',
+        f'<section id="{_anchor(section.title)}"><h2>{escape(section.title)}</h2>',
         *map(_table, section.tables),
         *map(_picture, section.pictures),
         _note(section.note),
@@ -136,33 +137,30 @@ def _section(section: Section) -> str:
 
 
 def _note(text: str) -> str:
-    return f'<p class="note">{html.escape(text)}</p>' if text else ""
+    return f'<p class="note">{escape(text)}</p>' if text else ""
 
 
 def _table(table: Table) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        scope = ' scope="col"' if tag == "th" else ""
-        return "".join(f"<{tag}{scope}>{html.escape(c)}</{tag}>" for c in cells)
-
-    body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows)
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
+    body = ""
+    for row in table.rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        body += f"<tr>{cells}</tr>"
     plain = ' class="plain"' if table.header == ("field", "value") else ""
     return (
         f'<div class="scroll" tabindex="0"><table{plain}>'
-        f"<caption>{html.escape(table.title)}</caption>"
-        f"<thead><tr>{row(table.header, 'th')}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>{_note(table.note)}"
+        f"<caption>{escape(table.title)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"{_note(table.note)}"
     )
 
 
-def is_picture(path: pathlib.Path) -> bool:
-    """Returns whether there is a PNG at `path`, and no link to one elsewhere."""
-    if path.is_symlink() or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(_PNG)) == _PNG
-
-
 def _picture(path: pathlib.Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    name = html.escape(path.stem.replace("_", " "))
+    if path.is_symlink() or not path.is_file():
+        return ""
+    content = path.read_bytes()
+    if not content.startswith(_PNG):
+        return ""
+    data = base64.b64encode(content).decode("ascii")
+    name = escape(path.stem.replace("_", " "))
     return f'<figure><img alt="{name}" src="data:image/png;base64,{data}"></figure>'

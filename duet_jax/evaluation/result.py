@@ -1,5 +1,6 @@
-"""What an evaluator gives back."""
+"""The result of an evaluator: values, tables and figures."""
 
+import math
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -11,10 +12,10 @@ class Table(NamedTuple):
     """A table of results, as it is printed.
 
     Attributes:
-      title: above it.
+      title: above the table.
       header: one text per column.
-      rows: texts, as many as there are columns.
-      note: below it; says what the numbers mean where the header cannot.
+      rows: texts, one per column.
+      note: below the table; explains the numbers where the header cannot.
     """
 
     title: str
@@ -23,16 +24,14 @@ class Table(NamedTuple):
     note: str = ""
 
     def as_text(self) -> str:
-        """Returns columns: the first aligned to the left, the others to the right."""
+        """Returns aligned columns: the first to the left, the others to the right."""
         rows = [tuple(map(printable, row)) for row in (self.header, *self.rows)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(self.header))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
         def line(row: tuple[str, ...]) -> str:
-            first, *others = (
-                text.ljust(width) if i == 0 else text.rjust(width)
-                for i, (text, width) in enumerate(zip(row, widths, strict=True))
-            )
-            return "  ".join([first, *others]).rstrip()
+            cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
+            cells[0] = row[0].ljust(widths[0])
+            return "  ".join(cells).rstrip()
 
         rule = "  ".join("-" * width for width in widths)
         lines = [self.title, line(rows[0]), rule, *map(line, rows[1:])]
@@ -40,12 +39,12 @@ class Table(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What an evaluator has found.
+    """What an evaluator returns.
 
     Attributes:
-      values: numbers, for the .json file: nested dicts and lists of plain types.
-      tables: the same for people.
-      figures: pictures by name; `roc` becomes `eval/<mode>_roc.png`.
+      values: numbers for the .json file: nested dicts; see `store.plain`.
+      tables: the same numbers for people.
+      figures: by name; `roc` becomes `eval/<mode>_roc.png`.
     """
 
     values: dict[str, Any]
@@ -54,5 +53,6 @@ class Result(NamedTuple):
 
 
 def percent(fraction: float | None) -> str:
-    """Returns a fraction as percent with one decimal; "-" for none."""
-    return "-" if fraction is None else f"{100 * fraction:.1f}"
+    """Returns a fraction as a percentage with one decimal; "-" for None and nan."""
+    missing = fraction is None or math.isnan(fraction)
+    return "-" if missing else f"{100 * fraction:.1f}"

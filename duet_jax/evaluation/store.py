@@ -1,4 +1,4 @@
-"""Results on disk: `eval/<name>.json` of a work directory, with its pictures."""
+"""Results on disk: `eval/<name>.json` of a work directory, and its pictures."""
 
 import importlib.metadata
 import json
@@ -20,7 +20,11 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def read(directory: pathlib.Path, stem: str) -> dict[str, Any] | None:
-    """Returns what `<directory>/<stem>.json` holds; None if that is no result."""
+    """Returns the result in `<directory>/<stem>.json`; None if it holds no result.
+
+    Pictures are kept only if their names are plain file names: a result may have been
+    edited, and must not lead to files outside of `directory`.
+    """
     try:
         found = json.loads((directory / f"{stem}.json").read_text())
         whole = (
@@ -30,56 +34,57 @@ def read(directory: pathlib.Path, stem: str) -> dict[str, Any] | None:
             and bool(found["results"])
             and bool(found["tables"])
             and all(_is_table(**table) for table in found["tables"])
-            and all(isinstance(picture, str) for picture in found["pictures"])
         )
+        names = found["pictures"]
+        plain_names = [name for name in names if pathlib.PurePath(name).name == name]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return found if whole else None
+    return found | {"pictures": plain_names} if whole else None
 
 
 def write(
     directory: pathlib.Path, stem: str, about: Mapping[str, Any], result: Result
 ) -> dict[str, Any]:
-    """Writes a result: first the pictures, then the numbers, each file whole.
+    """Writes a result: first the pictures, then the numbers, each file atomically.
 
     Args:
       directory: `eval/` of the work directory.
-      stem: name of the file.
-      about: what the result is of, and how it was measured.
+      stem: name of the file without suffix.
+      about: what was measured, and how.
       result: of the evaluator.
 
     Returns:
-      What the file holds.
+      The content of the .json file.
 
     Raises:
       UsageError: the directory cannot be written.
     """
-    found = plain(
+    content = plain(
         {
             **about,
             "results": result.values,
             "tables": [table._asdict() for table in result.tables],
-            "pictures": [f"{stem}_{each}.png" for each in result.figures],
+            "pictures": [f"{stem}_{name}.png" for name in result.figures],
             "versions": {
                 "python": platform.python_version(),
-                **{each: importlib.metadata.version(each) for each in _PACKAGES},
+                **{name: importlib.metadata.version(name) for name in _PACKAGES},
             },
         }
     )
     with workdir.writing(directory, "--workdir"):
         directory.mkdir(parents=True, exist_ok=True)
-        old = _pictures(directory / f"{stem}.json")
-        for each, figure in result.figures.items():
-            save(directory / f"{stem}_{each}.png", figure)
+        old = read(directory, stem) or {"pictures": []}
+        for name, figure in result.figures.items():
+            save(directory / f"{stem}_{name}.png", figure)
         with files.replacing(directory / f"{stem}.json") as partial:
-            partial.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
-        for name in old - set(found["pictures"]):
+            partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        for name in set(old["pictures"]) - set(content["pictures"]):
             (directory / name).unlink(missing_ok=True)
-    return found
+    return content
 
 
 def plain(value: Any) -> Any:
-    """Returns `value` in JSON's own types; what is not finite becomes null."""
+    """Returns `value` as JSON types; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -92,18 +97,9 @@ def plain(value: Any) -> Any:
 
 
 def _is_table(header: list, rows: list, title: str, note: str) -> bool:
-    """Returns whether what a file holds can be shown as a `Table`."""
+    """Returns True if the fields of a stored table make a `Table`."""
     lines = [header, *rows, [title, note]]
     return all(
         isinstance(line, list) and all(isinstance(cell, str) for cell in line)
         for line in lines
     ) and all(len(row) == len(header) for row in rows)
-
-
-def _pictures(path: pathlib.Path) -> set[str]:
-    """Returns the names of the pictures of a stored result."""
-    try:
-        names = json.loads(path.read_text())["pictures"]
-        return {name for name in names if pathlib.PurePath(name).name == name}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()

@@ -10,18 +10,20 @@ from duet_jax.augmentations.photometric import luma
 from duet_jax.data import SOURCES
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import linear_probe
-from duet_jax.evaluation.base import Evaluation, Sources, load
+from duet_jax.evaluation.base import Evaluation, Sources, read_dataset
 from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.runtime import files
 from duet_jax.types import Dataset, Split
 
+_HEADER = ("data set", "representation", "classes", "train", "test", "top-1", "top-5")
 
-def measure(evaluation: Evaluation, datasets: str | None = None) -> Result:
-    r"""Probes the representations of other images.
 
-    The images are resized to those of the training. Grey ones are repeated in three
-    channels for an encoder of colour images; colour ones become grey for an encoder of
-    grey images. Every class, every training and every test image of the set is used.
+def measure(evaluation: Evaluation, datasets: str) -> Result:
+    r"""Fits linear probes to other data sets.
+
+    Images are resized to those of the training. Grayscale images are repeated in three
+    channels for an encoder of color images; color images become grayscale for an
+    encoder of grayscale images. All classes and all images of the sets are used.
 
     Args:
       evaluation: of a run.
@@ -29,78 +31,67 @@ def measure(evaluation: Evaluation, datasets: str | None = None) -> Result:
         is `folder:<path>`, and a comma in its path is written `\,`.
 
     Raises:
-      UsageError: no name is given, or a data set cannot be read. All are read before
-        anything is measured.
+      UsageError: a data set cannot be read. All are read before any is used.
     """
-    check(datasets)
     sources = images(evaluation.run.config.dataset, {"datasets": datasets})
     found = {name: _read(evaluation, name, *sources[name]) for name in sources}
     values, rows = {}, []
     for name, dataset in found.items():
         values[name] = _probe(evaluation, dataset)
-        rows += _rows(name, values[name])
-    header = (
-        "data set",
-        "representation",
-        "classes",
-        "train",
-        "test",
-        "top-1",
-        "top-5",
-    )
-    table = Table("transfer: linear probe of frozen features [%]", header, tuple(rows))
-    return Result(values, (table,), {})
+        counts = [str(values[name][key]) for key in ("classes", "train", "test")]
+        rows += [
+            (name, kind, *counts, percent(scores["top1"]), percent(scores["top5"]))
+            for kind, scores in values[name]["representations"].items()
+        ]
+    title = "transfer: linear probe of frozen features [%]"
+    return Result(values, (Table(title, _HEADER, tuple(rows)),), {})
 
 
 def check(datasets: str | None = None) -> None:
-    """Raises a UsageError where no data set is named, or a folder without its path."""
-    names = _names(datasets or "")
-    if not names:
+    """Raises a UsageError if no data set is named, or a folder without its path."""
+    sources = _parse(datasets or "")
+    if not sources:
         raise UsageError(
             "--mode=transfer needs --datasets, such as "
             "--datasets=mnist,digits,folder:<path>."
         )
-    for name in names:
-        kind, _, path = name.partition(":")
+    for name, (kind, path) in sources.items():
         if kind == "folder" and not path:
-            raise UsageError(
-                f"--datasets={name}: it names no folder; write folder:<path>."
-            )
+            raise UsageError(f"--datasets={name} names no folder; write folder:<path>.")
         if kind == "folder":
-            files.local(path.strip(), "--datasets: folder")
+            files.local(path, "--datasets: folder")
 
 
 def images(dataset: Mapping[str, Any], options: Mapping[str, str]) -> Sources:
-    """Returns the data sets that `--datasets` names; see `Evaluator.images`."""
-    # The run's own directory is TFDS's only where the run's data are of TFDS.
+    """Returns the data sets in `--datasets`; see `Evaluator.images`."""
+    # The run's `dataset.path` is TFDS's data directory only if its data are from TFDS.
     directory = "" if dataset["name"] in SOURCES else dataset["path"]
+    return {
+        name: source if source[0] == "folder" else (name, directory)
+        for name, source in _parse(options["datasets"]).items()
+    }
+
+
+def _parse(datasets: str) -> dict[str, tuple[str, str]]:
+    """Splits at commas that are not escaped: name -> kind and path, for folders."""
     sources = {}
-    for name in _names(options["datasets"]):
-        kind, _, path = name.partition(":")
-        folder = kind == "folder"
-        sources[name] = ("folder", path.strip()) if folder else (name, directory)
+    for part in re.split(r"(?<!\\),", datasets):
+        name = part.strip().replace(r"\,", ",")
+        if name:
+            kind, _, path = name.partition(":")
+            sources[name] = kind, path.strip()
     return sources
-
-
-def _names(datasets: str) -> list[str]:
-    """Returns the names that are separated by commas, each once."""
-    parts = re.split(r"(?<!\\),", datasets)
-    names = [part.strip().replace(r"\,", ",") for part in parts]
-    return [*dict.fromkeys(filter(None, names))]
 
 
 def _read(evaluation: Evaluation, name: str, source: str, path: str) -> Dataset:
     """Reads a data set in the size and the channels of the run's images."""
-    run = evaluation.run
+    channels = evaluation.run.facts.channels
     try:
-        dataset = load(run, source, path)
+        dataset = read_dataset(evaluation.run, source, path)
     except UsageError as error:
         raise UsageError(f"--datasets={name}: {error}") from error
-    return dataset._replace(
-        name=name,
-        train=_match(dataset.train, run.facts.channels),
-        test=_match(dataset.test, run.facts.channels),
-    )
+    train, test = (_match(split, channels) for split in (dataset.train, dataset.test))
+    return dataset._replace(train=train, test=test)
 
 
 def _match(split: Split, channels: int) -> Split:
@@ -110,37 +101,22 @@ def _match(split: Split, channels: int) -> Split:
         return split
     if channels == 3:
         return split._replace(images=np.repeat(images, 3, axis=-1))
-    grey = np.empty((*images.shape[:-1], 1), np.uint8)
-    for i in range(0, len(images), 1024):  # in parts: the products are not bytes
-        part = images[i : i + 1024].astype(np.float32)
-        grey[i : i + 1024] = np.rint(luma(part))
-    return split._replace(images=grey)
+    gray = np.empty((*images.shape[:-1], 1), np.uint8)
+    for i in range(0, len(images), 1024):  # in blocks, as float32 takes four times more
+        block = images[i : i + 1024].astype(np.float32)
+        gray[i : i + 1024] = np.rint(luma(block))
+    return split._replace(images=gray)
 
 
-def _probe(evaluation: Evaluation, dataset: Dataset) -> dict:
+def _probe(evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:
     with evaluation.timed("encoding"):
         train = evaluation.run(dataset.train.images)
         test = evaluation.run(dataset.test.images)
     with evaluation.timed("solver"):
-        scores = {
-            name: linear_probe.solve(
-                (train[name], dataset.train.labels),
-                (test[name], dataset.test.labels),
-                len(dataset.class_names),
-            )
-            for name in train
-        }
+        scores = linear_probe.fit(train, test, dataset)
     return {
         "classes": len(dataset.class_names),
         "train": len(dataset.train.labels),
         "test": len(dataset.test.labels),
         "representations": scores,
     }
-
-
-def _rows(name: str, values: dict) -> list[tuple[str, ...]]:
-    counts = tuple(str(values[key]) for key in ("classes", "train", "test"))
-    return [
-        (name, kind, *counts, percent(scores["top1"]), percent(scores["top5"]))
-        for kind, scores in values["representations"].items()
-    ]

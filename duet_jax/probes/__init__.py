@@ -1,4 +1,4 @@
 """Classifiers and regressors on frozen features, and their scores.
 
-Arrays in, arrays out: nothing here knows of methods, data sets or files.
+Arrays in, arrays out: independent of methods, data sets and files.
 """

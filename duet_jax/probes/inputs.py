@@ -1,4 +1,4 @@
-"""What every probe does with its examples before it looks at them."""
+"""Checks, standardizes and splits the examples of a probe."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,15 @@ import numpy as np
 
 from duet_jax.errors import UsageError
 
-# A feature whose deviation is below this share of its mean varies by no more than
-# the rounding of float32, and counts as constant.
+# A feature whose standard deviation is below this share of its mean varies only by the
+# rounding of float32, and counts as constant.
 _RELATIVE_STD_FLOOR = 1e-6
 
 # Rows that are converted to float64 at a time.
 BLOCK = 4096
 
 
-class Standardisation(NamedTuple):
+class Standardization(NamedTuple):
     """An affine map of every feature to mean 0 and standard deviation 1.
 
     Attributes:
@@ -26,12 +26,12 @@ class Standardisation(NamedTuple):
     scale: np.ndarray
 
     def apply(self, features):
-        """Standardised `features` [n, d]; those that were constant become 0."""
+        """Returns standardized `features` [n, d]; constant features become 0."""
         return (features - self.mean[None, :]) * self.scale[None, :]
 
 
-def standardisation(features: np.ndarray) -> Standardisation:
-    """Mean and standard deviation of `features` [n, d], summed in float64.
+def standardization(features: np.ndarray) -> Standardization:
+    """Returns the standardization of `features` [n, d], summed in float64.
 
     Raises:
       UsageError: a feature is not finite.
@@ -43,8 +43,8 @@ def standardisation(features: np.ndarray) -> Standardisation:
             f"{int(np.sum(~np.isfinite(mean)))} of {features.shape[1]} columns; "
             "use finite features, such as those of an earlier checkpoint."
         )
-    # Deviations are taken from the mean that `apply` subtracts, so that rounding it
-    # to float32 does not make a constant feature vary.
+    # Deviations from the mean in float32, which `apply` subtracts: so its rounding does
+    # not make a constant feature vary.
     mean = mean.astype(np.float32)
     squares = np.zeros(features.shape[1])
     for start in range(0, len(features), BLOCK):
@@ -53,14 +53,14 @@ def standardisation(features: np.ndarray) -> Standardisation:
     std = np.sqrt(squares / len(features))
     varies = std > np.maximum(_RELATIVE_STD_FLOOR * np.abs(mean), 1e-30)
     scale = np.where(varies, 1 / np.where(varies, std, 1), 0).astype(np.float32)
-    return Standardisation(mean, scale)
+    return Standardization(mean, scale)
 
 
 def examples(features, labels, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features as float32 [n, d] and labels as int32 [n] on the host.
+    """Returns features as float32 [n, d] and labels as int32 [n] on the host.
 
     Raises:
-      UsageError: shapes do not fit each other, or a label is not a class.
+      UsageError: the shapes do not match, or a label is not a class.
     """
     features, labels = matrix(features), np.asarray(labels)
     if labels.shape != features.shape[:1]:
@@ -77,10 +77,10 @@ def examples(features, labels, num_classes: int) -> tuple[np.ndarray, np.ndarray
 
 
 def matrix(features) -> np.ndarray:
-    """`features` as float32 [n, d] on the host.
+    """Returns `features` as float32 [n, d] on the host.
 
     Raises:
-      UsageError: it is not a matrix with rows and columns.
+      UsageError: they are not a matrix with rows and columns.
     """
     features = np.asarray(features, np.float32)
     if features.ndim != 2 or 0 in features.shape:
@@ -92,16 +92,16 @@ def matrix(features) -> np.ndarray:
 
 
 def held_out_tenth(labels: np.ndarray) -> np.ndarray:
-    """Marks about a tenth of the examples, stratified and without chance.
+    """Returns which examples to hold out: a stratified, deterministic tenth.
 
-    Every tenth example of each class in the order given, and the last one of a class
+    Every tenth example of each class in the order given, or the last one of a class
     with two to nine; a class with one example keeps it for fitting.
 
     Args:
       labels: int [n].
 
     Returns:
-      bool [n], true for the examples that are held out.
+      bool [n].
 
     Raises:
       UsageError: no class has two examples.

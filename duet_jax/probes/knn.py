@@ -1,7 +1,7 @@
-"""Weighted nearest neighbours by cosine similarity.
+"""Weighted nearest neighbors by cosine similarity.
 
-Each query takes a vote among its k most similar features of a bank; a neighbour's
-vote weighs exp(similarity / temperature).
+The k bank features most similar to a query vote for its class, each with weight
+exp(similarity / temperature).
 
 Source: Wu et al. 2018, with k = 200 and temperature 0.1 as in the code of ESSL
 (Dangovski et al. 2022) and in solo-learn.
@@ -15,16 +15,16 @@ from duet_jax.errors import UsageError
 from duet_jax.probes import inputs
 from duet_jax.types import Array
 
-NEIGHBOURS = 200
+NEIGHBORS = 200
 TEMPERATURE = 0.1
 
-# Neighbours found so far: similarities and labels, each [queries, k], best first and
-# of equals the one that comes first in the bank.
+# Neighbors found so far: similarities and labels, each [queries, k], best first; among
+# equals the first in the bank.
 _Nearest = tuple[Array, Array]
 
 
 def _unit_rows(x: Array) -> Array:
-    """Rows of length 1; a zero row stays zero and is equally far from everything."""
+    """Returns rows scaled to length 1; a zero row stays zero."""
     # Divided by the largest entry first, so that no square over- or underflows.
     largest = jnp.max(jnp.abs(x), axis=1, keepdims=True)
     x = x / jnp.where(largest > 0, largest, 1)
@@ -33,7 +33,7 @@ def _unit_rows(x: Array) -> Array:
 
 
 def _none_yet(queries: int, k: int) -> _Nearest:
-    # Typed: from a weak -inf the first block would be compiled apart from the others.
+    # With types, so that the first block shares the compilation of the others.
     similarity = jnp.full((queries, k), -jnp.inf, jnp.float32)
     return similarity, jnp.full((queries, k), -1, jnp.int32)
 
@@ -41,21 +41,21 @@ def _none_yet(queries: int, k: int) -> _Nearest:
 def _merge(
     nearest: _Nearest, queries: Array, bank: Array, labels: Array, size: Array
 ) -> _Nearest:
-    """The nearest of those found so far and of one more block of the bank.
+    """Returns the nearest neighbors including one more block of the bank.
 
     Args:
       nearest: of the blocks before this one.
       queries: unit rows, [queries, d].
       bank: any rows, [block, d].
       labels: int [block].
-      size: how many rows of the block are real.
+      size: number of rows of the block that are not padding.
     """
     similarity = jnp.matmul(
         queries, _unit_rows(bank).T, precision=jax.lax.Precision.HIGHEST
     )
     is_real = jnp.arange(len(bank)) < size
     similarity = jnp.where(is_real[None, :], similarity, -jnp.inf)
-    # `top_k` prefers the earlier of equals, and what was found before stands in front.
+    # `top_k` prefers the earlier of equals, so what was found before goes first.
     similarity = jnp.concatenate([nearest[0], similarity], axis=1)
     labels = jnp.broadcast_to(labels[None, :], (len(queries), len(labels)))
     labels = jnp.concatenate([nearest[1], labels], axis=1)
@@ -64,14 +64,14 @@ def _merge(
 
 
 def _vote(nearest: _Nearest, num_classes: int, temperature: Array) -> Array:
-    """Votes per class relative to that of the nearest neighbour, [queries, classes]."""
+    """Returns votes relative to that of the nearest neighbor, [queries, classes]."""
     similarity, labels = nearest
     # Relative to the largest, since exp(1 / temperature) may overflow.
     weights = jnp.exp((similarity - similarity[:, :1]) / temperature)
 
-    # One neighbour at a time: all at once would be [queries, k, classes].
-    def add(votes, neighbour):
-        weight, label = neighbour
+    # One neighbor at a time: all at once would be [queries, k, classes].
+    def add(votes, neighbor):
+        weight, label = neighbor
         return votes + weight[:, None] * jax.nn.one_hot(label, num_classes), None
 
     zero = jnp.zeros((len(labels), num_classes))
@@ -89,35 +89,35 @@ def classify(
     queries,
     *,
     num_classes: int,
-    k: int = NEIGHBOURS,
+    k: int = NEIGHBORS,
     temperature: float = TEMPERATURE,
     query_block: int = 1024,
     bank_block: int = 8192,
 ) -> np.ndarray:
-    """Votes for every class, for a bank on the host that is streamed in blocks.
+    """Returns the votes for every class; the bank is streamed to the device in blocks.
 
     Args:
-      bank: [m, d], any lengths; its rows need not fit on the device.
+      bank: [m, d], rows of any length; it need not fit on the device.
       bank_labels: int [m], from 0 to `num_classes` - 1.
-      queries: [q, d], any lengths. A row of zeros, here or in the bank, has similarity
-        0 with everything; of equally similar rows the first in the bank are taken.
+      queries: [q, d], rows of any length. A row of zeros, here or in the bank, has
+        similarity 0 with everything; among equals the first in the bank count.
       num_classes: of the labels.
-      k: neighbours that vote, positive; the whole bank where it is smaller.
+      k: neighbors that vote, positive; at most the whole bank.
       temperature: positive.
-      query_block: queries that go through the bank together.
+      query_block: queries that are compared with the bank at a time.
       bank_block: rows of the bank that are compared at a time.
 
     Returns:
-      Weights of the votes for each class relative to that of the nearest neighbour,
-      float32 [q, classes], not negative.
+      Summed weights of the votes for each class, relative to the nearest neighbor's
+      weight; float32 [q, classes], not negative.
 
     Raises:
-      UsageError: k or temperature is not positive, or arrays do not fit.
+      UsageError: k or temperature is not positive, or the arrays do not match.
     """
     if k < 1 or not temperature > 0:
         raise UsageError(
             f"k={k} and temperature={temperature} must be positive; "
-            f"use {NEIGHBOURS} and {TEMPERATURE}."
+            f"use {NEIGHBORS} and {TEMPERATURE}."
         )
     bank, bank_labels = inputs.examples(bank, bank_labels, num_classes)
     queries = inputs.matrix(queries)
@@ -144,7 +144,7 @@ def classify(
 
 
 def _padded(rows: np.ndarray, first: int, size: int) -> np.ndarray:
-    """`size` rows from `first` on, with zeros where there are none left."""
+    """Returns `size` rows from `first` on, padded with zeros."""
     block = rows[first : first + size]
     missing = size - len(block)
     return np.pad(block, ((0, missing),) + ((0, 0),) * (rows.ndim - 1))

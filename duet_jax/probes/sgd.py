@@ -1,8 +1,8 @@
 """The linear evaluation of ESSL: SGD on freshly augmented features, repeated.
 
 One call of `epoch` is one pass; the caller encodes new augmented images for each. All
-repeats are trained at once and differ in initial weights and in the order of the
-examples; unlike in the ESSL code, they share the augmented features of an epoch.
+repeats are trained at once and differ in initial weights and example order; unlike in
+the ESSL code, they share the augmented features of an epoch.
 
 Source: linear evaluation on CIFAR-10 in the code of Dangovski et al. 2022 (ESSL):
 batch 256, momentum 0.9, rate 30, a cosine to 0 over 100 epochs at every step without
@@ -29,7 +29,7 @@ MOMENTUM = 0.9
 
 
 class SgdState(NamedTuple):
-    """All repeats between two epochs.
+    """The state of all repeats between two epochs.
 
     Attributes:
       kernel: float32 [repeats, d, classes].
@@ -47,7 +47,7 @@ class SgdState(NamedTuple):
 def start(
     key: Array, num_features: int, num_classes: int, repeats: int = REPEATS
 ) -> SgdState:
-    """Initial weights, uniform within ±1/sqrt(d), as torch's `Linear` has them."""
+    """Returns initial weights, uniform within ±1/sqrt(d), as in torch's `Linear`."""
     bound = num_features**-0.5
     for_kernel, for_bias = jax.random.split(key)
     uniform = functools.partial(jax.random.uniform, minval=-bound, maxval=bound)
@@ -67,20 +67,22 @@ def epoch(
     learning_rate: float = LEARNING_RATE,
     batch_size: int = BATCH_SIZE,
 ) -> SgdState:
-    """One pass of every repeat over the examples, each in an order of its own.
+    """Trains every repeat for one pass over the examples, each in its own order.
 
     Args:
       state: of all repeats.
-      key: of the orders; another one for each epoch.
-      features: of this epoch, not standardised, [n, d].
+      key: for the orders; a new one for each epoch.
+      features: of this epoch, not standardized, [n, d].
       labels: int [n].
-      epochs: passes over which the rate falls to 0, positive; the rate depends on the
-        number of updates made and not on the call.
+      epochs: passes over which the learning rate falls to 0, positive.
       learning_rate: of the first update.
-      batch_size: examples in an update; all of them where there are fewer.
+      batch_size: examples per update; all of them if there are fewer.
+
+    Returns:
+      The new state.
 
     Raises:
-      UsageError: features and labels do not fit each other or the state.
+      UsageError: features and labels do not match each other or the state.
     """
     num_features, num_classes = state.kernel.shape[1:]
     if features.shape[1:] != (num_features,):
@@ -134,7 +136,7 @@ def _loss(weights: tuple[Array, Array], features: Array, labels: Array) -> Array
 
 @jax.jit
 def logits(state: SgdState, features: Array) -> Array:
-    """Logits [repeats, n, classes] of `features` [n, d]."""
+    """Returns the logits [repeats, n, classes] of `features` [n, d]."""
     product = jnp.einsum(
         "nd,rdc->rnc", features, state.kernel, precision=jax.lax.Precision.HIGHEST
     )

@@ -172,7 +172,7 @@ def trained(original, images, tmp_path):
 
 def evaluation(directory):
     run = trained_run.load_run(directory)
-    return Evaluation(run, directory / "eval", EVALUATORS)
+    return Evaluation(run, EVALUATORS)
 
 
 def neighbours(directory):
@@ -181,28 +181,26 @@ def neighbours(directory):
 
 def test_a_result_counts_for_the_same_images_only(trained, images, tmp_path, capsys):
     first = neighbours(trained)
-    assert evaluation(trained).valid("knn") == first
+    assert evaluation(trained).load_valid("knn") == first
     # As many of each class, in files of the same names and sizes.
     shutil.copytree(images / "test", tmp_path / "before")
     for index, path in enumerate(sorted((images / "test").rglob("*.bmp"))):
         paint(path, 20 * index)
-    assert evaluation(trained).valid("knn") is None
+    assert evaluation(trained).load_valid("knn") is None
     capsys.readouterr()
     command = ["main.py", f"--workdir={trained}", "--mode=knn,features"]
     assert cli.main(command) == 0
     told = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning")]
     assert len(told) == 1
-    assert (
-        "the test images of folder are not those that were there at the tr" in told[0]
-    )
+    assert "the test images of folder have changed since the training" in told[0]
     second = neighbours(trained)
     assert second["images"] != first["images"]
     assert second["results"] != first["results"]
-    assert evaluation(trained).valid("knn") == second
+    assert evaluation(trained).load_valid("knn") == second
     # What was there before is what was measured before.
     shutil.rmtree(images / "test")
     (tmp_path / "before").rename(images / "test")
-    assert evaluation(trained).valid("knn") is None
+    assert evaluation(trained).load_valid("knn") is None
     capsys.readouterr()
     assert cli.main(command) == 0
     assert "warning" not in capsys.readouterr().err
@@ -213,15 +211,15 @@ def test_a_copy_of_the_images_needs_no_measuring(trained, images, tmp_path):
     shutil.copytree(images, tmp_path / "copy")
     moved = evaluation(trained)
     moved.run.config.dataset.path = str(tmp_path / "copy")
-    assert moved.valid("knn") == neighbours(trained)
+    assert moved.load_valid("knn") == neighbours(trained)
 
 
 def test_training_images_that_have_changed(trained, images, caplog):
     paint(images / "train" / "red" / "000.bmp")
     with caplog.at_level(logging.INFO, "duet_jax"):
-        assert evaluation(trained).valid("knn") is None
+        assert evaluation(trained).load_valid("knn") is None
     (told,) = warnings(caplog)
-    assert "the training images of folder are not those that were there" in told
+    assert "the training images of folder have changed since the training" in told
 
 
 def test_a_transfer_is_of_its_own_images(trained, images, tmp_path):
@@ -232,13 +230,13 @@ def test_a_transfer_is_of_its_own_images(trained, images, tmp_path):
     assert cli.main([*command, f"--datasets=folder:{escaped}"]) == 0
     found = json.loads((trained / "eval" / "transfer.json").read_text())
     assert [*found["results"]] == [f"folder:{other}"]
-    assert evaluation(trained).valid("transfer") == found
+    assert evaluation(trained).load_valid("transfer") == found
     paint(images / "test" / "red" / "000.bmp")  # not of this result
-    assert evaluation(trained).valid("transfer") == found
+    assert evaluation(trained).load_valid("transfer") == found
     paint(other / "test" / "red" / "000.bmp")
-    assert evaluation(trained).valid("transfer") is None
+    assert evaluation(trained).load_valid("transfer") is None
     shutil.rmtree(other)
-    assert evaluation(trained).valid("transfer") is None
+    assert evaluation(trained).load_valid("transfer") is None
 
 
 def test_a_run_may_be_evaluated_from_elsewhere(monkeypatch, tmp_path):

@@ -177,7 +177,7 @@ def test_several_modes_share_an_encoder(copied, capsys):
     assert [each["results"] for each in found] == one_by_one
     assert [each["options"] for each in found] == [{}, {"codes": "rot"}]
     printed = capsys.readouterr().out
-    assert printed.index("k nearest neighbours") < printed.index("equivariance to rot")
+    assert printed.index("k nearest neighbors") < printed.index("equivariance to rot")
 
 
 def test_training_and_then_measuring(trained, tmp_path):
@@ -460,8 +460,7 @@ def invariant(degrees, content):
 def measured(trained, features) -> dict:
     run = trained_run.load_run(trained["duet"])
     run = dataclasses.replace(run, encoder=Constructed(run.method, features))
-    directory = run.directory / "eval"
-    evaluation = Evaluation(run, directory, EVALUATORS)
+    evaluation = Evaluation(run, EVALUATORS)
     return EVALUATORS["equivariance"].measure(evaluation, codes="rot").values["rot"]
 
 

@@ -27,19 +27,19 @@ def drawn(n, seed=0):
 
 
 @pytest.mark.parametrize("num_bins", [1, 2, *BINS])
-def test_bin_centres_are_those_of_the_targets(num_bins):
-    centres = equivariance.bin_centres(num_bins)
+def test_bin_centers_are_those_of_the_targets(num_bins):
+    centers = equivariance.bin_centers(num_bins)
     grid = np.arange(100 * num_bins) / (100 * num_bins - 1)
-    close(centres, [chunk.mean() for chunk in np.split(grid, num_bins)], 1e-12)
+    close(centers, [chunk.mean() for chunk in np.split(grid, num_bins)], 1e-12)
     # In the limit of a flat target every bin has its points' share of the mean.
     flat = targets.gaussian(jnp.array([0.5]), num_bins, 1e4)
-    close(flat @ centres.astype(np.float32)[:, None], 0.5, 1e-5)
+    close(flat @ centers.astype(np.float32)[:, None], 0.5, 1e-5)
 
 
 def test_one_bin_is_read_as_its_centre():
-    centres = equivariance.bin_centres(8)
+    centers = equivariance.bin_centers(8)
     for circular in (False, True):
-        close(equivariance.read_structure(np.eye(8), circular=circular), centres, 1e-12)
+        close(equivariance.read_structure(np.eye(8), circular=circular), centers, 1e-12)
 
 
 def test_reading_goes_over_the_end_of_the_circle_only_there():
@@ -62,7 +62,7 @@ def test_uniform_marginals():
 
 def test_certainty():
     uniform, pointed = np.full((1, 8), 1 / 8), np.eye(8)
-    # Eight bins are not quite evenly spaced: see `bin_centres`.
+    # Eight bins are not quite evenly spaced: see `bin_centers`.
     close(equivariance.certainty(uniform), 0, 2e-3)
     close(equivariance.certainty(pointed), 1, 1e-12)
     # Two neighbours, 100/799 of a turn apart: the middle of the chord.
@@ -131,7 +131,7 @@ def test_calibration_by_a_known_curve():
     def prescribed(values):
         return np.stack([1 - values**2, values**2], axis=1)
 
-    low, high = equivariance.bin_centres(2)
+    low, high = equivariance.bin_centers(2)
     true = np.linspace(0, 1, 50)
     read = low + (high - low) * true**2
     found = equivariance.calibrated(read, prescribed, num_bins=2, circular=False)
@@ -147,8 +147,8 @@ def test_calibration_where_a_bin_leaves_the_value_open():
     def prescribed(values):
         return targets.gaussian(values, 4, 1e-4)
 
-    centres = equivariance.bin_centres(4)
-    found = equivariance.calibrated(centres, prescribed, num_bins=4, circular=False)
+    centers = equivariance.bin_centers(4)
+    found = equivariance.calibrated(centers, prescribed, num_bins=4, circular=False)
     close(found, [0.125, 0.375, 0.625, 0.875], 2e-3)
 
 
@@ -265,8 +265,6 @@ def test_bootstrap_of_the_mean_has_the_width_of_the_normal_theory():
     error = sample.std() / np.sqrt(len(sample))
     # The standard deviation of an end of the interval is .06 of this error.
     close([low, high], sample.mean() + 1.96 * error * np.array([-1, 1]), 0.25 * error)
-    narrow = equivariance.bootstrap(np.mean, sample, resamples=2000, level=0.5)
-    close(np.diff(narrow), 2 * 0.6745 * error, 0.15 * error)
 
 
 def test_bootstrap_covers_the_mean_as_often_as_it_says():
@@ -282,7 +280,6 @@ def test_bootstrap_is_deterministic_and_keeps_rows_together():
     sample = drawn(60)
     first = equivariance.bootstrap(np.mean, sample)
     assert first == equivariance.bootstrap(np.mean, sample)
-    assert first != equivariance.bootstrap(np.mean, sample, seed=1)
     rows = np.stack([sample, -sample], axis=1)
     apart = equivariance.bootstrap(
         lambda rows, values: np.abs(rows - np.stack([values, -values], 1)).max(),
@@ -315,28 +312,30 @@ def test_rotating_bins_are_predicted_perfectly(shift):
     for b in range(8):
         transformed[:, (b + shift) % 8] = original[:, b]
     found = equivariance.shift_errors(original, transformed, shift)
-    np.testing.assert_array_equal(found.shifted.relative_error, 0)
-    close(found.shifted.cosine, 1, 1e-6)
+    np.testing.assert_array_equal(found["relative_error"]["shifted"], 0)
+    close(found["cosine"]["shifted"], 1, 1e-6)
     whole = shift % 8 == 0
-    assert (found.unshifted.relative_error.max() == 0) == whole
+    assert (found["relative_error"]["unshifted"].max() == 0) == whole
     # Length matters to the error, not to the cosine.
-    longer = equivariance.shift_errors(3 * original, transformed, shift).shifted
-    close(longer.relative_error, 2, 1e-6)
-    close(longer.cosine, 1, 1e-6)
+    longer = equivariance.shift_errors(3 * original, transformed, shift)
+    close(longer["relative_error"]["shifted"], 2, 1e-6)
+    close(longer["cosine"]["shifted"], 1, 1e-6)
     # A float64 copy gives the same: sums do not depend on the width of what comes in.
     wide = equivariance.shift_errors(original * 1.0, transformed.astype(float), shift)
-    close(wide.unshifted.relative_error, found.unshifted.relative_error, 1e-6)
+    close(
+        wide["relative_error"]["unshifted"], found["relative_error"]["unshifted"], 1e-6
+    )
 
 
 def test_direction_of_the_shift_is_that_of_the_targets():
     values = np.float32([0.1, 0.3, 0.9])
     original = targets.von_mises(values, 8, 3.0)[:, :, None]
     transformed = targets.von_mises((values + 3 / 8) % 1, 8, 3.0)[:, :, None]
-    means = equivariance.shift_errors(original, transformed, 3).means()
-    assert means["relative_error"]["shifted"] < 5e-3
-    assert means["relative_error"]["unshifted"] > 0.5
-    back = equivariance.shift_errors(original, transformed, -3).means()
-    assert back["relative_error"]["shifted"] > 0.5
+    found = equivariance.shift_errors(original, transformed, 3)["relative_error"]
+    assert found["shifted"].mean() < 5e-3
+    assert found["unshifted"].mean() > 0.5
+    back = equivariance.shift_errors(original, transformed, -3)["relative_error"]
+    assert back["shifted"].mean() > 0.5
 
 
 def test_invariant_representations_in_closed_form():
@@ -344,35 +343,35 @@ def test_invariant_representations_in_closed_form():
     original = np.zeros((2, 4, 2))
     original[0, 1, 0], original[1, 2, 1] = 1, 2
     found = equivariance.shift_errors(original, original, 1)
-    np.testing.assert_array_equal(found.unshifted.relative_error, 0)
-    close(found.unshifted.cosine, 1, 1e-12)
-    close(found.shifted.relative_error, np.sqrt(2), 1e-12)
-    close(found.shifted.cosine, 0, 1e-12)
+    np.testing.assert_array_equal(found["relative_error"]["unshifted"], 0)
+    close(found["cosine"]["unshifted"], 1, 1e-12)
+    close(found["relative_error"]["shifted"], np.sqrt(2), 1e-12)
+    close(found["cosine"]["shifted"], 0, 1e-12)
     # The other of two images is orthogonal, and twice or half as long.
-    close(found.random.relative_error, np.sqrt([1 + 4, 1 + 1 / 4]), 1e-12)
-    close(found.random.cosine, 0, 1e-12)
-    means = found.means()
-    assert list(means) == ["relative_error", "cosine"]
-    assert list(means["cosine"]) == ["shifted", "unshifted", "random"]
-    assert means["relative_error"]["shifted"] == pytest.approx(np.sqrt(2))
-    assert means["cosine"]["unshifted"] == pytest.approx(1)
+    close(found["relative_error"]["random"], np.sqrt([1 + 4, 1 + 1 / 4]), 1e-12)
+    close(found["cosine"]["random"], 0, 1e-12)
+    # In the order of the stored results.
+    assert list(found) == ["relative_error", "cosine"]
+    for predictions in found.values():
+        assert list(predictions) == ["shifted", "unshifted", "random"]
 
 
-@pytest.mark.parametrize("n", [2, 3, 7, 50])
+def random_errors(features):
+    found = equivariance.shift_errors(features, features, 0)
+    return found["relative_error"]["random"]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 7, 8, 50])
 def test_random_pairs_are_other_images(n):
     # One channel each, so that only an image itself is not orthogonal.
     apart = np.eye(n)[:, None, :]
-    for seed in range(5):
-        found = equivariance.shift_errors(apart, apart, 0, seed=seed).random
-        close(found.relative_error, np.sqrt(2), 1e-12)
-    alike = np.ones((n, 4, 2))
-    found = equivariance.shift_errors(alike, alike, 1).random
-    np.testing.assert_array_equal(found.relative_error, 0)
+    close(random_errors(apart), np.sqrt(2), 1e-12)
+    np.testing.assert_array_equal(random_errors(np.ones((n, 4, 2))), 0)
     # Every image serves once: the lengths of the others are all lengths.
     lengths = 1.5 ** np.arange(n)
-    found = equivariance.shift_errors(*[lengths[:, None, None]] * 2, 0).random
+    found = random_errors(lengths[:, None, None])
     signs = np.array([[-1], [1]])
-    others = lengths * (1 + signs * found.relative_error)  # longer or shorter
+    others = lengths * (1 + signs * found)  # longer or shorter
     matches = np.isclose(others[:, :, None], lengths).any(axis=0)
     assert matches.any(axis=0).all()
 
@@ -381,9 +380,9 @@ def test_representations_without_length():
     original = contents(3)
     transformed = original.copy()
     transformed[1] = 0
-    found = equivariance.shift_errors(original, transformed, 0).shifted
-    for measure in found:
-        np.testing.assert_array_equal(np.isnan(measure), [False, True, False])
+    for found in equivariance.shift_errors(original, transformed, 0).values():
+        undefined = np.isnan(found["shifted"])
+        np.testing.assert_array_equal(undefined, [False, True, False])
 
 
 def test_bfloat16_is_compared_as_float32():
@@ -392,7 +391,7 @@ def test_bfloat16_is_compared_as_float32():
     ours = equivariance.shift_errors(narrow, np.roll(narrow, 1, 1) * 2, 2)
     expected = equivariance.shift_errors(wide, np.roll(wide, 1, 1) * 2, 2)
     np.testing.assert_array_equal(
-        ours.shifted.relative_error, expected.shifted.relative_error
+        ours["relative_error"]["shifted"], expected["relative_error"]["shifted"]
     )
 
 

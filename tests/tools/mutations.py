@@ -251,8 +251,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "confusion transposed",
-            "(labels[real], predicted[real])",
-            "(predicted[real], labels[real])",
+            "(labels[counted], predicted[counted])",
+            "(predicted[counted], labels[counted])",
         ),
     ),
     *_rows(
@@ -291,8 +291,8 @@ MUTATIONS: list[Mutation] = [
     *_rows(
         "probes",
         "probes/ridge.py",
-        ("no intercept", "self.mean - self.shift @ kernel", "self.mean"),
-        ("the worst strength", "best = max(accuracies", "best = min(accuracies"),
+        ("no intercept", "mean - shift @ kernel", "mean"),
+        ("the worst strength", "best = max(scores", "best = min(scores"),
     ),
     *_rows(
         "training/test_optim.py test_golden.py",
@@ -455,10 +455,10 @@ MUTATIONS: list[Mutation] = [
     *_rows(
         "end_to_end/test_safety.py",
         "evaluation/page.py",
-        ("names are markup in a table", "{html.escape(c)}</{tag}>", "{c}</{tag}>"),
+        ("names are markup in a table", "<td>{escape(cell)}</td>", "<td>{cell}</td>"),
         (
             "names are markup in a title",
-            "<h1>{html.escape(title)}</h1>",
+            "<h1>{escape(title)}</h1>",
             "<h1>{title}</h1>",
         ),
         (
@@ -477,7 +477,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "old pictures stay",
-            'for name in old - set(found["pictures"]):',
+            'for name in set(old["pictures"]) - set(content["pictures"]):',
             "for name in ():",
         ),
     ),
