@@ -57,7 +57,7 @@ def final_state(directory, config):
     """The newest checkpoint, as it comes without knowing any shapes."""
     run = plan.make_plan(config, tiny.digits(config).facts)
     with Checkpoints(directory / "checkpoints") as saved:
-        return saved.restore(steps.initial_shapes(run))
+        return saved.restore(steps.initial_shapes(run), saved.latest_step())
 
 
 def comparable(row):
@@ -96,7 +96,7 @@ def test_newest_and_best_checkpoints_are_kept(finished):
     rows = loggers.read_rows(finished / "metrics.jsonl")
     accuracy = {r["step"]: r["online_top1"] for r in rows if r["split"] == "test"}
     with Checkpoints(finished / "checkpoints") as saved:
-        kept, best = saved.all_steps(), saved.best_step()
+        kept, best = saved.all_steps(), saved.best().step
     assert accuracy[best] == max(accuracy.values())
     assert set(kept) == {4, 6, best}
 
@@ -147,7 +147,7 @@ def test_another_configuration_is_refused(finished, settings):
 def test_the_model_is_restored_without_the_optimizer(finished, settings):
     whole = final_state(finished, settings())
     with Checkpoints(finished / "checkpoints") as saved:
-        params, batch_stats = saved.restore_model(whole.params, whole.batch_stats)
+        _, params, batch_stats = saved.restore_model(whole.params, whole.batch_stats)
     jax.tree.map(np.testing.assert_array_equal, params, whole.params)
     jax.tree.map(np.testing.assert_array_equal, batch_stats, whole.batch_stats)
 
