@@ -166,7 +166,7 @@ def test_an_augmentation(shift, flat, pictures, call, tmp_path, monkeypatch):
         *(*TINY, *flat, *pictures, workdir, "--config.batch_size=16"),
         *("--config.augmentation.stack=sca,shi", "--config.learned=shi"),
     )
-    assert "sca shi; shi is learnt, target von_mises" in said
+    assert "sca shi; shi is learned, target von_mises" in said
     ((view1, view2), options) = seen[0]
     assert options["learned"] == "shi"
     for view in (view1, view2):
@@ -376,7 +376,7 @@ def test_an_experiment_on_a_data_set_with_a_target_and_an_evaluator(
         "--config.duet.target=laplace",
     )
     said = call(*command, "--mode=train,rank")
-    assert "blu is learnt, target laplace" in said
+    assert "blu is learned, target laplace" in said
     assert "effective rank" in said
     facts = json.loads((directory / "dataset.json").read_text())
     assert facts["class_names"] == ["cat", "dog"]
@@ -415,7 +415,7 @@ BAD = {
     "text": ("images.png", r"not <U10 \[\]"),
     "None": (None, r"not object \[\]"),
     "a key": (jax.random.key(0), r"a PRNGKeyArray\w* of which NumPy .*\(TypeError: "),
-    "ragged": ([[1], [2, 3]], r"a list of which NumPy makes no array \(ValueError: "),
+    "ragged": ([[1], [2, 3]], r"a list that NumPy cannot convert \(ValueError: "),
     "another device": (OfAnotherDevice(), r"an? OfAn.* \(TypeError: .* type to numpy;"),
 }
 

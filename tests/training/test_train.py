@@ -273,11 +273,11 @@ def copied(state):
 def small():
     """A run on 20 images in batches of 4, evaluated on 7."""
     config = tiny.config(epochs=3, batch_size=4, steps_per_epoch=5)
-    return config, *prepared(config, tiny.dataset(20, 7))
+    return prepared(config, tiny.dataset(20, 7))
 
 
 def test_nothing_is_compiled_or_copied_during_training(small, tmp_path):
-    config, run, state, feed, compiled = small
+    run, state, feed, compiled = small
     compilations = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: (
@@ -291,9 +291,8 @@ def test_nothing_is_compiled_or_copied_during_training(small, tmp_path):
     compilations.clear()
     recorder, saved = Recorder(), NoCheckpoints()
     training = loop.Loop(
-        config=config,
-        directory=tmp_path,
         plan=run,
+        directory=tmp_path,
         compiled=compiled,
         feed=feed,
         checkpoints=saved,
@@ -323,7 +322,7 @@ def test_a_hidden_copy_in_the_step_would_be_refused(small):
 
 
 def test_every_test_example_counts_once(small):
-    _, run, state, feed, compiled = small
+    run, state, feed, compiled = small
     assert run.test_batch_size == 4
     images, labels = next(feed.testing())
     assert len(labels) == 8
@@ -344,7 +343,7 @@ def test_every_test_example_counts_once(small):
 
 
 def test_evaluation_does_not_see_the_padding(small, monkeypatch):
-    _, run, state, feed, compiled = small
+    run, state, feed, compiled = small
     result = steps.evaluate(run, compiled, state, feed)
     images, labels = next(feed.testing())
     noisy = images.at[7:].set(255), labels.at[7:].set(2)
@@ -526,10 +525,10 @@ def test_a_warm_up_that_is_the_whole_run_is_told(epochs, highest, caplog, tmp_pa
     config = tiny.config(epochs=epochs, warmup_epochs=epochs)
     facts = tiny.dataset(64, 32).facts
     with caplog.at_level(logging.INFO, "duet_jax"):
-        summary.start_lines(config, plan.make_plan(config, facts), facts, tmp_path, 0)
+        summary.start_lines(plan.make_plan(config, facts), tmp_path, 0)
     (told,) = (r.getMessage() for r in caplog.records if r.levelname == "WARNING")
     assert f"the learning rate is at most {highest}, not" in told
     caplog.clear()
     config = tiny.config(epochs=epochs, warmup_epochs=epochs - 1)
-    summary.start_lines(config, plan.make_plan(config, facts), facts, tmp_path, 0)
+    summary.start_lines(plan.make_plan(config, facts), tmp_path, 0)
     assert not any(r.levelname == "WARNING" for r in caplog.records)
