@@ -263,7 +263,7 @@ def test_a_benchmark_of_a_method(aligned, flat):
     images = tiny.dataset(8, 4)
     planned = plan.make_plan(config, images.facts)
     assert profiling._operations(planned)["counted"] > 0
-    feed = batches.make_feed(config, planned, images)
+    feed = batches.make_feed(planned, images)
     first = next(feed.training(0))
     step, key = jnp.zeros((), jnp.int32), jax.random.key(0)
     batch = jax.eval_shape(feed.pick_train, step, *first)

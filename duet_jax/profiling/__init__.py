@@ -92,7 +92,7 @@ def benchmark(
     with _compilation_cache_of_its_own():
         results = {
             **_circumstances(config, plan, images),
-            **measure(plan, make_feed(config, plan, dataset)),
+            **measure(plan, make_feed(plan, dataset)),
         }
     if processes.is_main_process():
         with workdir.writing(path, "--out" if out else "--workdir"):

@@ -44,7 +44,7 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
 def _check_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Raises a UsageError if `workdir` holds another run, or the remains of one."""
-    old = _read_config(workdir)
+    old = _read_json(workdir / "config.json")
     if not _steps(workdir):
         _check_not_lost(workdir, old)
     if not is_started(workdir):
@@ -227,7 +227,7 @@ def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       UsageError: there is no run, or its config.json is damaged.
     """
-    config = _read_config(workdir)
+    config = _read_json(workdir / "config.json")
     if config is None:
         raise UsageError(
             f"--workdir={workdir} holds no run (no config.json); name the --workdir of "
@@ -262,10 +262,6 @@ def _with_tuples(value):
     if isinstance(value, dict):
         return {name: _with_tuples(entry) for name, entry in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
-
-
-def _read_config(workdir: pathlib.Path) -> dict | None:
-    return _read_json(workdir / "config.json")
 
 
 def _read_facts(workdir: pathlib.Path) -> DatasetFacts | None:
@@ -359,7 +355,7 @@ def write_run(
 def _record_changes(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, step: int
 ) -> None:
-    old, new = _read_config(workdir), json.loads(config.to_json())
+    old, new = _read_json(workdir / "config.json"), json.loads(config.to_json())
     changes = checks.changes(old, new)
     if changes:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -263,12 +263,10 @@ def _open_dataset(
     return stream(found)
 
 
-def make_feed(
-    config: ml_collections.ConfigDict, plan: Plan, dataset: Dataset | StreamedDataset
-) -> Feed:
+def make_feed(plan: Plan, dataset: Dataset | StreamedDataset) -> Feed:
     """Returns what hands the batches of `dataset` to the compiled functions."""
     if isinstance(dataset, StreamedDataset):
-        wanted = config.dataset.workers
+        wanted = plan.config.dataset.workers
         first, last = mesh.local_rows(plan.batch_size)
         # One that had no image of a batch to read would only take memory.
         workers = min(devices.count_cores() if wanted < 0 else wanted, last - first)

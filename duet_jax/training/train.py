@@ -71,8 +71,11 @@ def train(
         workdir.check_dataset(dataset.facts, directory)
         streamed = isinstance(dataset, StreamedDataset)
         plan = make_plan(config, dataset.facts, streamed=streamed)
+        claim = contextlib.nullcontext()
+        if processes.is_main_process():  # for all of them
+            claim = workdir.claimed(config, directory)
         try:
-            with _claimed(plan, directory):
+            with claim:
                 _continue(plan, directory, dataset, interruption)
         except InterruptionError:
             processes.shutdown()
@@ -80,15 +83,6 @@ def train(
         summary.end_lines(directory)
         # A process that exits early is reported as lost.
         processes.barrier("the end")
-
-
-def _claimed(
-    plan: Plan, directory: pathlib.Path
-) -> contextlib.AbstractContextManager[None]:
-    """Keeps other jobs out of `directory`, in the first process."""
-    if processes.is_main_process():
-        return workdir.claimed(plan.config, directory)
-    return contextlib.nullcontext()
 
 
 def _continue(
@@ -156,7 +150,7 @@ def _run(
     interruption: Interruption,
 ) -> None:
     """Compiles, then trains from step `start` to the end."""
-    feed = make_feed(plan.config, plan, dataset)
+    feed = make_feed(plan, dataset)
     if start:
         state = checkpoints.restore(initial_shapes(plan), start)
     else:

@@ -144,14 +144,6 @@ def test_another_configuration_is_refused(finished, settings):
     assert (finished / "config.json").read_bytes() == before
 
 
-def test_the_model_is_restored_without_the_optimizer(finished, settings):
-    whole = final_state(finished, settings())
-    with Checkpoints(finished / "checkpoints") as saved:
-        _, params, batch_stats = saved.restore_model(whole.params, whole.batch_stats)
-    jax.tree.map(np.testing.assert_array_equal, params, whole.params)
-    jax.tree.map(np.testing.assert_array_equal, batch_stats, whole.batch_stats)
-
-
 def test_a_broken_loss_stops_the_run(settings, tmp_path):
     """Two epochs of sound updates lie behind it."""
     config = settings(optimizer__learning_rate=1e30, warmup_epochs=3)
