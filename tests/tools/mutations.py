@@ -343,8 +343,8 @@ MUTATIONS: list[Mutation] = [
         "training/loop.py",
         (
             "the end is not saved",
-            "within_an_epoch or last or self._ends(step, every)",
-            "within_an_epoch or self._ends(step, every)",
+            "within_an_epoch or last or self.plan.ends_epochs",
+            "within_an_epoch or self.plan.ends_epochs",
         ),
     ),
     *_rows(
