@@ -414,7 +414,7 @@ BAD = {
     "a number": (7, r"not int64 \[\]"),
     "text": ("images.png", r"not <U10 \[\]"),
     "None": (None, r"not object \[\]"),
-    "a key": (jax.random.key(0), r"a PRNGKeyArray\w* of which NumPy .*\(TypeError: "),
+    "a key": (jax.random.key(0), r"a PRNGKeyArray\w* that NumPy .*\(TypeError: "),
     "ragged": ([[1], [2, 3]], r"a list that NumPy cannot convert \(ValueError: "),
     "another device": (OfAnotherDevice(), r"an? OfAn.* \(TypeError: .* type to numpy;"),
 }
