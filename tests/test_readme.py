@@ -166,7 +166,7 @@ def test_an_augmentation(shift, flat, pictures, call, tmp_path, monkeypatch):
         *(*TINY, *flat, *pictures, workdir, "--config.batch_size=16"),
         *("--config.augmentation.stack=sca,shi", "--config.learned=shi"),
     )
-    assert "sca shi; shi is learnt, target von_mises" in said
+    assert "sca shi; shi is learned, target von_mises" in said
     ((view1, view2), options) = seen[0]
     assert options["learned"] == "shi"
     for view in (view1, view2):
@@ -263,7 +263,7 @@ def test_a_benchmark_of_a_method(aligned, flat):
     images = tiny.dataset(8, 4)
     planned = plan.make_plan(config, images.facts)
     assert profiling._operations(planned)["counted"] > 0
-    feed = batches.make_feed(config, planned, images)
+    feed = batches.make_feed(planned, images)
     first = next(feed.training(0))
     step, key = jnp.zeros((), jnp.int32), jax.random.key(0)
     batch = jax.eval_shape(feed.pick_train, step, *first)
@@ -376,7 +376,7 @@ def test_an_experiment_on_a_data_set_with_a_target_and_an_evaluator(
         "--config.duet.target=laplace",
     )
     said = call(*command, "--mode=train,rank")
-    assert "blu is learnt, target laplace" in said
+    assert "blu is learned, target laplace" in said
     assert "effective rank" in said
     facts = json.loads((directory / "dataset.json").read_text())
     assert facts["class_names"] == ["cat", "dog"]
@@ -414,8 +414,8 @@ BAD = {
     "a number": (7, r"not int64 \[\]"),
     "text": ("images.png", r"not <U10 \[\]"),
     "None": (None, r"not object \[\]"),
-    "a key": (jax.random.key(0), r"a PRNGKeyArray\w* of which NumPy .*\(TypeError: "),
-    "ragged": ([[1], [2, 3]], r"a list of which NumPy makes no array \(ValueError: "),
+    "a key": (jax.random.key(0), r"a PRNGKeyArray\w* that NumPy .*\(TypeError: "),
+    "ragged": ([[1], [2, 3]], r"a list that NumPy cannot convert \(ValueError: "),
     "another device": (OfAnotherDevice(), r"an? OfAn.* \(TypeError: .* type to numpy;"),
 }
 

@@ -38,7 +38,7 @@ def evaluate(
     devices.select(config.device)
     devices.check(config.device)
     devices.enable_compilation_cache(config.compilation_cache)
-    run = trained_run.restore(config, directory, step)
+    run = trained_run.load_run(directory, step, config=config)
     _log.info("devices      %s", devices.describe())
     _log.info("checkpoint   step %d of %s, %s", run.step, directory, config.method)
     evaluation = Evaluation(run, EVALUATORS)

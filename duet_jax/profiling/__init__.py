@@ -92,7 +92,7 @@ def benchmark(
     with _compilation_cache_of_its_own():
         results = {
             **_circumstances(config, plan, images),
-            **measure(plan, make_feed(config, plan, dataset)),
+            **measure(plan, make_feed(plan, dataset)),
         }
     if processes.is_main_process():
         with workdir.writing(path, "--out" if out else "--workdir"):
@@ -241,7 +241,7 @@ def _host_times(
 def _operations(plan: Plan) -> dict[str, float]:
     """Operations of one update on all devices: by XLA's count, and ours."""
     update = train_step.make_train_step(
-        plan.method, plan.graphdef, plan.optimizer, plan.rate, plan.on_nonfinite
+        plan.method, plan.graphdef, plan.optimizer, plan.rate, plan.config.on_nonfinite
     )
     stack = plan.method.two_views.stack
     shape = (plan.batch_size, stack.input_side, stack.input_side, stack.channels)

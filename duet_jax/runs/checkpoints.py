@@ -1,19 +1,20 @@
-"""Checkpoints of a run: which there are, which is the best, saving and restoring.
+"""Checkpoints of a run: listing, finding the best, saving and restoring.
 
-A checkpoint is a directory called after its step, with up to four items and a seal:
+A checkpoint is a directory named after its step, with up to four items and a seal:
 
-  model           {"params": ..., "batch_stats": ...}, alone of use to an evaluation
+  model           {"params": ..., "batch_stats": ...}, all that an evaluation needs
   train           all other fields of the `TrainState`
   metrics         {"online_top1": ...}, if it is known
-  row             what the row of metrics that is under way has gathered; JSON
-  checksums.json  size and SHA-256 of every other file, and a SHA-256 of its own
+  row             the unfinished row of training metrics; JSON
+  checksums.json  size and SHA-256 of every other file, and a hash of itself
 
 The arrays are plain nested dicts. The configuration lies beside the checkpoints, in
 `config.json`.
 
-A directory gets its name last, by a rename, and loses it first: what is called after a
-step was whole at one time. Whether it still is, its seal tells (`seal`); what Orbax has
-written is checked before it gets one (`storage`).
+A directory gets its name by a rename at the very end of a save, and loses it by a
+rename before it is deleted: a directory named after a step was complete at one time.
+Its seal tells whether it still is (`seal`), and what Orbax has written is checked
+before it is sealed (`storage`).
 """
 
 import contextlib
@@ -22,8 +23,8 @@ import math
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, NamedTuple, Self, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Self
 
 import jax
 import orbax.checkpoint as ocp
@@ -33,15 +34,14 @@ from duet_jax.runs import seal, storage
 from duet_jax.types import TrainState
 
 _log = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
 
-# What is compared for `Checkpoints.best`.
+# The metric by which the best checkpoint is chosen.
 BEST_METRIC = "online_top1"
 
 # The fields of a TrainState in the item "model".
 _MODEL = ("params", "batch_stats")
 _STEP = re.compile(r"0|[1-9][0-9]*", re.ASCII)
-# What a killed program leaves of a checkpoint that it wrote or deleted.
+# What a killed program leaves of a checkpoint that it was writing or deleting.
 _LEFTOVERS = ("*.orbax-checkpoint-tmp*", "*.unsealed", ".deleted-*")
 
 
@@ -60,8 +60,8 @@ class Checkpoints:
     """The checkpoints in a directory: the newest ones and the best.
 
     Saving is asynchronous; `wait` and `close` wait for it. Every process of a job opens
-    the directory and calls `save`; the first one alone deletes and renames. Another
-    process may see that later: who needs the same answer everywhere broadcasts it.
+    the directory and calls `save`, but only the first one deletes and renames. The
+    others may see that later: broadcast what all of them must agree on.
     """
 
     def __init__(self, directory: pathlib.Path, *, keep: int = 2, create: bool = True):
@@ -69,65 +69,77 @@ class Checkpoints:
 
         Args:
           directory: holds one sub-directory per saved step.
-          keep: how many of the newest to keep, besides the best.
-          create: True for a training: the directory is made where it is missing, and
-            what a killed run has left there of unfinished checkpoints is removed.
-            False to read only.
+          keep: number of newest checkpoints to keep, besides the best.
+          create: True to train: the directory is created if it is missing, and the
+            unfinished checkpoints of a killed run are removed. False to read only.
 
         Raises:
-          UsageError: the directory cannot be made, or not be used by Orbax.
+          UsageError: the directory cannot be created, or Orbax cannot use it.
         """
         self._directory = directory.absolute()
         self._place = storage.place(self._directory)
         self._keep = keep
         self._saved = False
         self._saving: storage.Saving | None = None
-        self._verified: set[int] = set()  # steps that were checked as a whole
-        storage.ignore_late_ends()
+        self._verified: set[int] = set()  # steps whose files were all checked
+        self._gone: set[int] = set()  # steps that were deleted while they were read
+        storage.silence_abandoned_reads()
         if create:
-            self._prepare()
+            self._create()
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         # The file name that a CheckpointManager gives to its metrics.
         metrics = ocp.JsonCheckpointHandler(filename="metrics")
         registry.add("metrics", ocp.args.JsonSave, metrics)
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(handler_registry=registry),
-            temporary_path_class=storage.sealed_after(self._check_written),
+            temporary_path_class=storage.sealed_after(
+                lambda directory: self._saving.check(directory)
+            ),
         )
 
-    def _prepare(self) -> None:
+    def _create(self) -> None:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(
-                f"{self._directory} cannot be made ({error.strerror}); put that right, "
-                "or choose another --workdir."
+                f"{self._directory} cannot be created ({error.strerror}); fix this, or "
+                "choose another --workdir."
             ) from error
         self._remove(*_LEFTOVERS)
 
     def _remove(self, *patterns: str) -> None:
-        """Removes what a saving or a deletion has left, as the first process."""
+        """Removes directories that do not count, in the first process."""
         if jax.process_index() == 0:
             for pattern in patterns:
                 for path in self._directory.glob(pattern):
                     shutil.rmtree(path, ignore_errors=True)
 
+    def all_steps(self) -> list[int]:
+        """Returns the steps of all checkpoints, damaged ones too, in rising order."""
+        try:
+            found = list(self._directory.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        steps = {
+            int(path.name)
+            for path in found
+            if _STEP.fullmatch(path.name) and path.is_dir()
+        }
+        return sorted(steps - self._gone)
+
     def latest_step(self) -> int | None:
-        """Returns the newest step, or None where nothing has been saved."""
+        """Returns the newest step; None if nothing has been saved."""
         return max(self.all_steps(), default=None)
 
-    def best(self, without: Collection[int] = ()) -> Best | None:
-        """Returns the best of the checkpoints that there are, or None.
+    def best(self) -> Best | None:
+        """Returns the best checkpoint; None if no accuracy is known.
 
         This is what "best" means everywhere: the highest online top-1 on the test
-        split, of equals the newest. An accuracy that is damaged does not count.
-
-        Args:
-          without: steps that do not count.
+        split, and the newest of equals. Damaged accuracies do not count.
         """
         known = [
             (accuracy, step)
-            for step in self._steps(without)
+            for step in self.all_steps()
             if (accuracy := self._accuracy(step)) is not None
         ]
         if not known:
@@ -135,37 +147,27 @@ class Checkpoints:
         accuracy, step = max(known)
         return Best(step, accuracy)
 
-    def best_step(self) -> int | None:
-        """Returns the step of the `best` checkpoint, or None."""
-        best = self.best()
-        return best and best.step
-
-    def all_steps(self) -> list[int]:
-        """Returns the steps that are kept, damaged ones too, rising."""
+    def _accuracy(self, step: int) -> float | None:
         try:
-            found = list(self._directory.iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(
-            int(path.name)
-            for path in found
-            if _STEP.fullmatch(path.name) and path.is_dir()
-        )
+            metrics = seal.read_json(self._path(step), storage.OBJECTS["metrics"])
+        except seal.DamageError:
+            return None
+        value = metrics.get(BEST_METRIC)
+        return value if isinstance(value, float) and math.isfinite(value) else None
 
-    def _steps(self, without: Collection[int]) -> list[int]:
-        return [step for step in self.all_steps() if step not in without]
+    def _path(self, step: int) -> pathlib.Path:
+        return self._directory / str(step)
 
-    def find(self, step: int | str | None, without: Collection[int] = ()) -> int:
+    def find(self, step: int | str | None) -> int:
         """Returns the step that `step` means.
 
         Args:
           step: a number, "newest" or None, or "best"; see `best`.
-          without: steps that do not count.
 
         Raises:
           UsageError: there is no such checkpoint.
         """
-        steps = self._steps(without)
+        steps = self.all_steps()
         if not steps:
             raise UsageError(
                 f"{self._directory} holds no checkpoint; train first, or name another "
@@ -174,10 +176,10 @@ class Checkpoints:
         if step in (None, "newest"):
             return steps[-1]
         if step == "best":
-            if best := self.best(without):
+            if best := self.best():
                 return best.step
-            if steps != self._steps(without):  # the best has just made way
-                return self.find(step, without)
+            if steps != self.all_steps():  # the best has just been replaced
+                return self.find(step)
             raise UsageError(
                 f"--step=best: no checkpoint of {self._directory} has an accuracy; "
                 f"choose one of {_listed(steps)}, newest."
@@ -190,55 +192,55 @@ class Checkpoints:
         return int(step)
 
     def newest_intact(self) -> int | None:
-        """Returns the newest step whose files all are what was saved.
+        """Returns the newest step whose files are all what was saved.
 
         Logs which newer ones are damaged. Changes nothing.
 
         Returns:
-          The step; None where nothing has been saved.
+          The step; None if nothing has been saved.
 
         Raises:
-          UsageError: there are checkpoints, and none is sound.
+          UsageError: there are checkpoints, but none is intact.
         """
         damages = {}
         for step in reversed(self.all_steps()):
             try:
-                seal.verify(self._directory / str(step))
+                seal.verify(self._path(step))
             except seal.DamageError as damage:
                 damages[step] = damage
                 continue
             for damaged, damage in damages.items():
                 _log.warning(
-                    "the checkpoint of step %d is damaged (%s); going on from that of "
-                    "step %d",
+                    "the checkpoint of step %d is damaged (%s); continuing from step "
+                    "%d instead",
                     damaged,
                     damage,
                     step,
                 )
             self._verified.add(step)
             return step
-        if damages and not self._any_seal():
+        if not damages:
+            return None
+        if not self._any_seal():
             raise UsageError(
                 f"{seal.FILE} is missing in all checkpoints in {self._directory}: they "
-                "are of an earlier version, or damaged; nothing is started over: "
+                "are from an earlier version, or damaged; nothing is started over: "
                 "choose another --workdir. They can still be evaluated."
             )
-        if damages:
-            listed = "; ".join(f"{step}: {damage}" for step, damage in damages.items())
-            raise UsageError(
-                f"every checkpoint in {self._directory} is damaged ({listed}); nothing "
-                "is started over: give back these files from a copy, or choose another "
-                "--workdir."
-            )
-        return None
+        listed = "; ".join(f"{step}: {damage}" for step, damage in damages.items())
+        raise UsageError(
+            f"every checkpoint in {self._directory} is damaged ({listed}); nothing is "
+            "started over: restore these files from a copy, or choose another "
+            "--workdir."
+        )
 
     def set_aside(self, newer_than: int | None) -> None:
-        """Renames each newer step to damaged-<step>: it is going to be made anew.
+        """Renames each newer step to damaged-<step>, since it will be saved again.
 
-        An older one of that name makes way.
+        An older directory of that name is deleted.
 
         Args:
-          newer_than: the step to go on from; None, where there is none, does nothing.
+          newer_than: the step to continue from; with None nothing is done.
 
         Raises:
           TrainingError: it cannot be renamed.
@@ -250,7 +252,7 @@ class Checkpoints:
                 aside = self._directory / f"damaged-{step}"
                 with self._writing():
                     shutil.rmtree(aside, ignore_errors=True)
-                    (self._directory / str(step)).rename(aside)
+                    self._path(step).rename(aside)
                 _log.warning("the checkpoint of step %d is kept in %s", step, aside)
 
     def save(
@@ -261,15 +263,15 @@ class Checkpoints:
     ) -> None:
         """Saves `state` under its step, in the background.
 
-        Waits for the saving before, and deletes what is then no longer kept. The arrays
+        Waits for the save before, and deletes what is then no longer kept. The arrays
         may be donated as soon as this returns. In the background the first process
-        reads the checkpoint back, and seals it if it is what is given here.
+        reads the checkpoint back, and seals it if it equals what is given here.
 
         Args:
-          state: what to save; every device holds all of it.
-          metrics: of the test split; must hold BEST_METRIC. None where the state has
-            not been evaluated; it is not the best one then.
-          row: for `row` to give back.
+          state: the state, of which every device holds everything.
+          metrics: of the test split; must hold BEST_METRIC. None if the state has not
+            been evaluated; it cannot be the best one then.
+          row: the unfinished row, for `row` to return.
 
         Raises:
           UsageError: there is a checkpoint of that step, or of a later one.
@@ -283,13 +285,17 @@ class Checkpoints:
                 f"checkpoint {newest} in {self._directory} exists already; another run "
                 "is writing there: give this one a --workdir of its own."
             )
-        arrays, objects = _what_to_save(state, metrics, row)
+        model, train = _items(state)
+        arrays = {"model": model, "train": train}
+        objects: dict[str, Any] = {"row": dict(row or {})}
+        if metrics is not None:  # a CheckpointManager takes {} for an accuracy
+            objects["metrics"] = {BEST_METRIC: float(metrics[BEST_METRIC])}
         with self._writing():
-            self._remove(f"{step}.unsealed*")  # Orbax would log a warning of it
+            self._remove(f"{step}.unsealed*")  # Orbax would log a warning about it
             self._saving = storage.Saving(arrays, objects)
             try:
                 self._checkpointer.save(
-                    self._place / str(step),
+                    self._place / f"{step}.unsealed",
                     args=ocp.args.Composite(
                         **{k: ocp.args.PyTreeSave(v) for k, v in arrays.items()},
                         **{k: ocp.args.JsonSave(v) for k, v in objects.items()},
@@ -300,89 +306,8 @@ class Checkpoints:
                 raise
         self._saved = True
 
-    def restore(self, like: TrainState, step: int | str | None = None) -> TrainState:
-        """Returns the state saved at `step`, by default the newest.
-
-        Its files are checked first, unless `newest_intact` of this object did.
-
-        Args:
-          like: shapes and types (arrays or `jax.ShapeDtypeStruct`), and the shardings
-            to restore to; without any, this process's first device.
-          step: as in `find`.
-
-        Raises:
-          UsageError: there is no such checkpoint, or it is damaged, or deleted.
-        """
-        model, train = map(storage.restore_as, _items(storage.somewhere(like)))
-
-        def read(found: int) -> TrainState:
-            with self._reading(found):
-                restored = self._restore(found, model=model, train=train)
-            return TrainState(**restored.model, **restored.train)
-
-        return self._found(step, read)[1]
-
-    def row(self, step: int) -> dict[str, Any]:
-        """Returns what was given to `save` as `row`; {} if nothing was.
-
-        Raises:
-          UsageError: it is damaged.
-        """
-        try:
-            return seal.read_json(self._directory / str(step), storage.OBJECTS["row"])
-        except seal.DamageError as damage:
-            raise self._damaged(step, damage) from damage
-
-    def restore_model(
-        self, params: dict, batch_stats: dict, step: int | str | None = None
-    ) -> tuple[dict, dict]:
-        """Returns what `find_model` does, without the step."""
-        return self.find_model(params, batch_stats, step)[1:]
-
-    def find_model(
-        self, params: dict, batch_stats: dict, step: int | str | None = None
-    ) -> tuple[int, dict, dict]:
-        """Returns a step, and its parameters and running statistics, checked first.
-
-        Args:
-          params: shapes and types, nested as they were saved. It may hold a part of the
-            networks only, such as {"encoder": ...}; no more than that is restored.
-          batch_stats: likewise; {} for none.
-          step: as in `find`. Where a training that goes on deletes the one that "best"
-            or None means, while it is read, that is looked up again.
-
-        Raises:
-          UsageError: the checkpoint is of other networks, or damaged, or deleted.
-        """
-        # Orbax takes an empty dict for something else than one with no entries.
-        parts = {"params": params, "batch_stats": batch_stats}
-        like = storage.somewhere({name: part for name, part in parts.items() if part})
-
-        def read(found: int) -> dict:
-            with self._reading(found, item="model"):
-                self._check_arrays(like, found)
-                asked = storage.restore_as(like, partial=True)
-                return self._restore(found, model=asked).model
-
-        step, model = self._found(step, read)
-        return step, model.get("params", {}), model.get("batch_stats", {})
-
-    def _found(
-        self, step: int | str | None, read: Callable[[int], _Result]
-    ) -> tuple[int, _Result]:
-        """Returns the step that `step` means, and what `read` makes of it."""
-        gone: set[int] = set()
-        while True:
-            found = self.find(step, without=gone)
-            try:
-                return found, read(found)
-            except DeletedError:
-                if step not in (None, "newest", "best"):
-                    raise
-                gone.add(found)
-
     def wait(self) -> None:
-        """Returns when what was saved is there.
+        """Waits until the last save is complete.
 
         Raises:
           TrainingError: it cannot be written.
@@ -390,13 +315,13 @@ class Checkpoints:
         self._finish(self._checkpointer.wait_until_finished)
 
     def close(self) -> None:
-        """Waits for the saving to finish, and deletes what is no longer kept.
+        """Waits for the last save, and deletes what is no longer kept.
 
         Raises:
           TrainingError: the last checkpoint cannot be written.
         """
         self._finish(self._checkpointer.close)
-        if self._saved:  # who only reads, with another `keep`, deletes nothing
+        if self._saved:  # a reader, with another `keep`, deletes nothing
             self._delete_old()
 
     def __enter__(self) -> Self:
@@ -416,56 +341,104 @@ class Checkpoints:
             try:
                 end()
             finally:
-                reports = self._end_saving()
-            storage.raise_first(reports)
+                saving = self._end_saving()
+            if saving:
+                saving.raise_reported()
 
-    def _end_saving(self) -> list[str]:
-        """Returns what the storage layer has reported of the saving."""
+    def _end_saving(self) -> storage.Saving | None:
+        """Returns the save that was in progress, which no longer listens."""
         saving, self._saving = self._saving, None
-        return saving.end() if saving else []
-
-    def _check_written(self, directory: pathlib.Path) -> None:
-        """Raises unless `directory` holds what is being saved."""
-        if self._saving:
-            self._saving.check(directory)
+        if saving:
+            saving.stop()
+        return saving
 
     def _delete_old(self) -> None:
-        """Deletes all but the newest and the best, as the first process."""
+        """Deletes all but the newest and the best, in the first process."""
         if jax.process_index() != 0:
             return
-        steps = self.all_steps()
-        for step in set(steps) - {*steps[-self._keep :], self.best_step()}:
-            # Without its name it does not count, however little of it gets deleted.
+        steps, best = self.all_steps(), self.best()
+        for step in set(steps) - {*steps[-self._keep :], best and best.step}:
+            # Without its name it does not count, even if it is only partly deleted.
             doomed = self._directory / f".deleted-{step}"
             try:
-                (self._directory / str(step)).rename(doomed)
+                self._path(step).rename(doomed)
             except OSError as error:
                 _log.warning("cannot delete checkpoint %d (%s)", step, error)
             else:
                 shutil.rmtree(doomed, ignore_errors=True)
 
-    def _accuracy(self, step: int) -> float | None:
+    def restore(self, like: TrainState, step: int) -> TrainState:
+        """Returns the whole state saved at `step`.
+
+        Its files are checked first, unless `newest_intact` has done so.
+
+        Args:
+          like: shapes and types (arrays or `jax.ShapeDtypeStruct`), and the shardings
+            to restore to; without any, this process's first device.
+          step: of an existing checkpoint.
+
+        Raises:
+          UsageError: it is damaged, or is deleted meanwhile.
+        """
+        model, train = map(storage.restore_args, _items(like))
+        with self._reading(step):
+            restored = self._restore(step, model=model, train=train)
+        return TrainState(**restored.model, **restored.train)
+
+    def row(self, step: int) -> dict[str, Any]:
+        """Returns the `row` given to `save`; {} if there was none.
+
+        Raises:
+          UsageError: it is damaged.
+        """
         try:
-            metrics = seal.read_json(
-                self._directory / str(step), storage.OBJECTS["metrics"]
-            )
-        except seal.DamageError:
-            return None
-        value = metrics.get(BEST_METRIC)
-        return value if isinstance(value, float) and math.isfinite(value) else None
+            return seal.read_json(self._path(step), storage.OBJECTS["row"])
+        except seal.DamageError as damage:
+            raise self._damaged(step, damage) from damage
+
+    def restore_model(
+        self, params: dict, batch_stats: dict, step: int | str | None = None
+    ) -> tuple[int, dict, dict]:
+        """Returns a step with its parameters and running statistics, checked first.
+
+        Args:
+          params: shapes and types, nested as they were saved. May be a part of the
+            networks, such as {"encoder": ...}; only that part is restored.
+          batch_stats: likewise; {} for none.
+          step: as in `find`. If it means the best or the newest one, and a training
+            deletes that while it is read, it is looked up again.
+
+        Raises:
+          UsageError: there is no such checkpoint, or it is of other networks, damaged,
+            or deleted meanwhile.
+        """
+        # Orbax does not take an empty dict for one without entries.
+        parts = {"params": params, "batch_stats": batch_stats}
+        like = {name: part for name, part in parts.items() if part}
+        while True:
+            found = self.find(step)
+            try:
+                with self._reading(found, item="model"):
+                    self._check_arrays(like, found)
+                    wanted = storage.restore_args(like, partial=True)
+                    model = self._restore(found, model=wanted).model
+                return found, model.get("params", {}), model.get("batch_stats", {})
+            except DeletedError:
+                if step not in (None, "newest", "best"):
+                    raise
+                self._gone.add(found)
 
     @contextlib.contextmanager
     def _reading(self, step: int, item: str | None = None) -> Iterator[None]:
-        """Checks files, or those of an item, and that none goes while they are read.
+        """Checks all files, or those of an item, and that they stay while it is read.
 
         Raises:
           UsageError: they are damaged.
-          DeletedError: some are gone at the end, whatever was read of them until then.
+          DeletedError: some are missing at the end, whatever went wrong before.
         """
-        files = [self._directory / str(step)]
+        files = [self._path(step)]
         try:
-            self._check(step, item)
-            files += self._files(step, item)
+            files += self._checked(step, item)
             yield
         except UsageError:
             if all(path.exists() for path in files):
@@ -473,48 +446,42 @@ class Checkpoints:
         else:
             if all(path.exists() for path in files):
                 return
-        raise DeletedError(
-            f"checkpoint {step} in {self._directory} was deleted while it was read; "
-            f"choose another step: {self._others(step)}."
-        )
+        raise DeletedError(self._message(step, "was deleted while it was read"))
 
-    def _files(self, step: int, item: str | None) -> list[pathlib.Path]:
-        """Returns what the seal names; [] where there is none."""
-        directory = self._directory / str(step)
-        with contextlib.suppress(seal.DamageError):
-            sealed = seal.sealed_files(directory)
-            return [directory / name for name in sealed if seal.is_of(name, item)]
-        return []
+    def _checked(self, step: int, item: str | None) -> list[pathlib.Path]:
+        """Returns all files, or those of an item, after comparing them with the seal.
 
-    def _check(self, step: int, item: str | None = None) -> None:
-        """Raises a UsageError unless all files, or those of an item, are sound."""
-        directory = self._directory / str(step)
+        Raises:
+          UsageError: they are damaged.
+        """
+        directory = self._path(step)
         if item and not self._any_seal() and directory.exists():
             _log.warning(
-                "%s is missing in all checkpoints in %s: they are of an earlier "
-                "version, and whether they are damaged cannot be told",
+                "%s is missing in all checkpoints in %s: they are from an earlier "
+                "version, and damage cannot be detected",
                 seal.FILE,
                 self._directory,
             )
-            return
+            return []
         try:
             if step not in self._verified:
                 seal.verify(directory, item)
+            return [directory / name for name in seal.sealed_files(directory, item)]
         except seal.DamageError as damage:
             raise self._damaged(step, damage) from damage
 
     def _any_seal(self) -> bool:
-        steps = (self._directory / str(step) for step in self.all_steps())
-        return any((step / seal.FILE).exists() for step in steps)
+        return any((self._path(step) / seal.FILE).exists() for step in self.all_steps())
 
-    def _damaged(self, step: int, damage: "seal.DamageError") -> UsageError:
-        return UsageError(
-            f"checkpoint {step} in {self._directory} is damaged ({damage}); choose "
-            f"another step: {self._others(step)}."
+    def _damaged(self, step: int, damage: seal.DamageError) -> UsageError:
+        return UsageError(self._message(step, f"is damaged ({damage})"))
+
+    def _message(self, step: int, problem: str) -> str:
+        others = _listed([each for each in self.all_steps() if each != step])
+        return (
+            f"checkpoint {step} in {self._directory} {problem}; choose another step: "
+            f"{others}."
         )
-
-    def _others(self, step: int) -> str:
-        return _listed([each for each in self.all_steps() if each != step])
 
     def _check_arrays(self, like: dict, step: int) -> None:
         """Raises a UsageError unless the networks in `like` are those of `step`."""
@@ -535,8 +502,8 @@ class Checkpoints:
                     f"checkpoint {step} in {self._directory} is of another "
                     f"architecture than its config.json: {'.'.join(name)} is "
                     f"{found.get(name, 'missing')} there and "
-                    f"{wanted.get(name, 'missing')} by the configuration; give back "
-                    "the config.json the run was trained with."
+                    f"{wanted.get(name, 'missing')} by the configuration; restore the "
+                    "config.json the run was trained with."
                 )
 
     def _restore(self, step: int, **items: ocp.args.PyTreeRestore):
@@ -547,21 +514,20 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _orbax(self, step: int) -> Iterator[None]:
-        """Turns what goes wrong with the reading into a UsageError."""
+        """Turns errors while reading into a UsageError."""
         try:
             yield
         except jax.errors.JaxRuntimeError:
             raise  # of the devices or the other processes
         except Exception as error:  # Orbax has no common type for what it cannot read
+            reason = f"{type(error).__name__}: {seal.reason(error)}"
             raise UsageError(
-                f"checkpoint {step} in {self._directory} cannot be read "
-                f"({type(error).__name__}: {seal.reason(error)}); choose another step: "
-                f"{self._others(step)}."
+                self._message(step, f"cannot be read ({reason})")
             ) from error
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns what goes wrong with the storage into a TrainingError."""
+        """Turns errors while writing into a TrainingError."""
         try:
             yield
         except Exception as error:  # of any type, from threads of Orbax
@@ -569,29 +535,16 @@ class Checkpoints:
                 if isinstance(each, jax.errors.JaxRuntimeError):
                     raise each from None  # of the devices or the other processes
             newest = self.latest_step()
-            goes_on = "starts anew" if newest is None else f"goes on from step {newest}"
+            then = "starts over" if newest is None else f"continues from step {newest}"
             raise TrainingError(
                 f"{self._directory}: a checkpoint cannot be written "
-                f"({seal.reason(error)}); make room or put it right, then the same "
-                f"command {goes_on}."
+                f"({seal.reason(error)}); free some space or fix this, then the same "
+                f"command {then}."
             ) from error
 
 
-def _what_to_save(
-    state: TrainState,
-    metrics: Mapping[str, float] | None,
-    row: Mapping[str, Any] | None,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the items of a checkpoint: trees of arrays, and objects for JSON."""
-    model, train = _items(state)
-    objects = {"row": dict(row or {})}
-    if metrics is not None:  # a manager takes empty metrics for an accuracy
-        objects["metrics"] = {BEST_METRIC: float(metrics[BEST_METRIC])}
-    return {"model": model, "train": train}, objects
-
-
 def _items(state: TrainState) -> tuple[dict, dict]:
-    """Returns what the items model and train hold."""
+    """Returns the contents of the items model and train."""
     fields = state._asdict()
     model = {name: fields.pop(name) for name in _MODEL}
     return model, fields

@@ -1,6 +1,6 @@
-"""Representations of images by a trained encoder: frozen, in batches, on the device.
+"""Representations of images by a trained, frozen encoder.
 
-Everything that is measured of a checkpoint is measured on what comes out here.
+All evaluations of a checkpoint use these representations.
 """
 
 import collections
@@ -20,7 +20,7 @@ from duet_jax.methods.networks import split
 from duet_jax.types import Array
 
 Representations = dict[str, np.ndarray]
-# Parameters of a stack's stages for a number of images, from `Stack.draw`.
+# Random parameters of a stack's stages for a number of images, from `Stack.draw`.
 Draws = Mapping[str, Mapping[str, Array]]
 
 
@@ -33,17 +33,17 @@ def encoder_shapes(method: Method) -> tuple[nnx.GraphDef, dict, dict]:
 class FrozenEncoder:
     """A trained encoder with its running statistics.
 
-    Calling it encodes images as they are: the central cut, not augmented.
+    By default it encodes the center crop of the images, not augmented.
 
     Attributes:
-      input_shape: side, side and channels of the images it takes.
+      input_shape: side, side and channels of the input images.
     """
 
     def __init__(self, method: Method, *, batch_size: int):
-        """Prepares, for parameters that come with each call of `use`.
+        """Prepares an encoder without parameters; `use` sets them.
 
         Args:
-          method: which representations there are, and the size of its views.
+          method: defines the encoder, the representations and the size of the views.
           batch_size: images on the device at a time.
         """
         stack = method.two_views.stack
@@ -62,7 +62,7 @@ class FrozenEncoder:
         self._encode = jax.jit(encode, static_argnames="stack")
 
     def use(self, params: dict, batch_stats: dict) -> "FrozenEncoder":
-        """Takes the encoder's parameters and running statistics; returns itself."""
+        """Sets the encoder's parameters and running statistics; returns itself."""
         self._state = params, batch_stats
         return self
 
@@ -83,14 +83,14 @@ class FrozenEncoder:
         """Returns the representations of all images.
 
         Args:
-          images: uint8, [n, *input_shape], n at least 1; or whatever NumPy makes such
-            an array of, such as an array of JAX.
+          images: uint8, [n, *input_shape], n at least 1; or what NumPy converts to
+            such an array, such as a JAX array.
           stack: augmentations to apply first, of the same sides; None for none.
           draws: its parameters by stage for the n images, from `stack.draw`.
 
         Returns:
           Name -> float32, [n, dimensions]; the names are those of
-          `Method.representations`, "full" among them.
+          `Method.representations`, including "full".
 
         Raises:
           ValueError: the images have another type or shape, or there are none.
@@ -108,7 +108,7 @@ class FrozenEncoder:
         images = self._checked(images)
         draws = jax.device_get(draws) if draws else {}
         size = min(self._batch_size, _power_of_two(len(images)))
-        # One batch ahead: while the host takes one over, the device is at the next.
+        # One batch ahead: while the host fetches one, the device computes the next.
         waiting: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
         with tqdm.tqdm(
             None, "encoding", len(images), unit=" images", delay=2, disable=None,
@@ -127,15 +127,15 @@ class FrozenEncoder:
                 yield _fetched(*waiting.popleft())
 
     def _checked(self, images: ArrayLike) -> np.ndarray:
-        """Returns the images as an array of NumPy; raises the errors of `__call__`."""
+        """Returns the images as a NumPy array; raises the errors of `__call__`."""
         wanted = f"uint8 [n, {', '.join(map(str, self.input_shape))}], n at least 1"
         try:
             array = np.asarray(images)
-        except Exception as error:  # whatever another library raises for its arrays
+        except Exception as error:  # of any type, from other array libraries
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ValueError(
-                f"images must be {wanted}, not a {type(images).__name__} of which "
-                f"NumPy makes no array ({reason})"
+                f"images must be {wanted}, not a {type(images).__name__} that NumPy "
+                f"cannot convert ({reason})"
             ) from error
         shaped = array.shape[1:] == self.input_shape and len(array)
         if array.dtype != np.uint8 or not shaped:
@@ -154,7 +154,7 @@ def _views(images: Array, draws: Draws, stack: Stack | None, plain: Stack) -> Ar
 
 
 def _power_of_two(count: int) -> int:
-    """The next power of two: few shapes, and so few compilations, for any count."""
+    """Rounds up to a power of two: few shapes, and so few compilations."""
     return 1 << max(count - 1, 0).bit_length()
 
 
@@ -164,11 +164,11 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 def _rows(rows: slice, size: int, leaf: np.ndarray) -> np.ndarray:
-    """One batch of a parameter; one without axes is shared by all images."""
+    """Returns one batch of a parameter; a scalar is shared by all images."""
     return _padded(leaf[rows], size) if np.ndim(leaf) else leaf
 
 
 def _fetched(count: int, arrays: Mapping[str, Array]) -> Representations:
-    """Returns the real rows on the host, the features themselves first."""
+    """Returns the rows without padding on the host, the full features first."""
     names = sorted(arrays, key=lambda name: (name != "full", name))
     return {name: np.asarray(arrays[name])[:count] for name in names}

@@ -1,4 +1,4 @@
-"""The seal of a checkpoint: size and SHA-256 of every file, and one of itself.
+"""The seal of a checkpoint: size and SHA-256 of every file, and a hash of itself.
 
 Orbax alone restores flipped bits as numbers, without an error.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 FILE = "checksums.json"
-# How the storage layer of Orbax ends what the operating system told it.
+# TensorStore has no exception types; its messages end with the system's error number.
 _ERROR_NUMBER = re.compile(r"os_error_code='(\d+)'")
 
 
@@ -22,7 +22,7 @@ class DamageError(Exception):
 
 
 def seal(directory: pathlib.Path) -> None:
-    """Writes the seal of `directory`, and has the disk hold all of it."""
+    """Writes the seal of `directory` and flushes everything to the disk."""
     paths = sorted(directory.rglob("*"))
     files = {}
     for path in paths:
@@ -34,8 +34,14 @@ def seal(directory: pathlib.Path) -> None:
         flush(path)
 
 
-def sealed_files(directory: pathlib.Path) -> dict[str, dict[str, int | str]]:
-    """Returns size and hash of each file by its path.
+def sealed_files(
+    directory: pathlib.Path, item: str | None = None
+) -> dict[str, dict[str, int | str]]:
+    """Returns size and hash of each file in the seal, by its path.
+
+    Args:
+      directory: of the checkpoint.
+      item: only the files of this item; None for all.
 
     Raises:
       DamageError: the seal itself is damaged.
@@ -53,25 +59,20 @@ def sealed_files(directory: pathlib.Path) -> dict[str, dict[str, int | str]]:
         intact = False
     if not intact:
         raise DamageError(f"{FILE} has changed")
-    return files
+    prefix = f"{item}/" if item else ""
+    return {name: entry for name, entry in files.items() if name.startswith(prefix)}
 
 
 def verify(directory: pathlib.Path, item: str | None = None) -> None:
-    """Compares the checkpoint in `directory`, or an item of it, with its seal.
+    """Compares a checkpoint, or one item of it, with its seal.
 
-    Files that the seal does not name have come later, and nothing reads them.
+    Files that are not in the seal were added later and are never read.
 
     Raises:
       DamageError: they differ.
     """
-    for name, entry in sealed_files(directory).items():
-        if is_of(name, item):
-            _verify_file(directory, name, entry)
-
-
-def is_of(name: str, item: str | None) -> bool:
-    """Whether the file called `name` belongs to `item`; None for any."""
-    return item is None or name.startswith(f"{item}/")
+    for name, entry in sealed_files(directory, item).items():
+        _verify_file(directory, name, entry)
 
 
 def _verify_file(directory: pathlib.Path, name: str, entry: Mapping[str, Any]) -> None:
@@ -86,7 +87,7 @@ def _verify_file(directory: pathlib.Path, name: str, entry: Mapping[str, Any]) -
 
 
 def read_json(directory: pathlib.Path, name: str) -> dict[str, Any]:
-    """Returns the object in a file; {} where the checkpoint never had such a file.
+    """Returns the object in a file; {} if the checkpoint was saved without it.
 
     Raises:
       DamageError: the file or the seal is damaged.
@@ -107,19 +108,19 @@ def _opened(directory: pathlib.Path, name: str) -> Iterator[BinaryIO]:
     """Opens a file of a checkpoint.
 
     Raises:
-      DamageError: there is none, it cannot be read, or it is not of this checkpoint:
-        the name comes from a file that anybody may have written.
+      DamageError: it is missing, unreadable or outside the checkpoint: anybody may have
+        written the seal that names it.
     """
     path = directory / name
     try:
         root = directory.resolve()
         if not (name.isprintable() and path.resolve().is_relative_to(root)):
             raise DamageError(f"{FILE} names {name!r}, which is not in it")
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # opening a pipe would wait for a writer
             raise DamageError(f"{name} is missing")
         with path.open("rb") as file:
             yield file
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise DamageError(f"{name} cannot be read ({reason(error)})") from error
 
 
@@ -131,14 +132,14 @@ def _facts(file: BinaryIO) -> dict[str, int | str]:
 
 
 def _seal_text(files: Any) -> bytes:
-    """The one way to write a seal: whatever else stands there has been changed."""
+    """Returns the only valid text of a seal: any other text has been changed."""
     listed = json.dumps(files, sort_keys=True).encode()
     seal = {"files": files, "sha256": hashlib.sha256(listed).hexdigest()}
     return json.dumps(seal, sort_keys=True, indent=1).encode()
 
 
 def flush(path: pathlib.Path) -> None:
-    """Returns when the disk holds the file, or the names in the directory."""
+    """Flushes a file, or the names in a directory, to the disk."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -154,7 +155,7 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def reason(error: BaseException) -> str:
-    """What the operating system says; or else the error itself, in short."""
+    """Returns the operating system's message, or else the error in one short line."""
     for each in chain(error):
         if isinstance(each, DamageError):
             return str(each)

@@ -1,7 +1,7 @@
-"""How Orbax is made to write what it is given, or to fail.
+"""Makes Orbax write exactly what it is given, or fail.
 
-Nothing is sealed that was not read back and found to be what was to be saved, or of
-whose writing Orbax has logged a warning: it goes on after errors that it only logs.
+A checkpoint is sealed only after it has been read back and compared with what was to be
+saved, and if Orbax has logged no warning meanwhile: some errors it only logs.
 """
 
 import asyncio
@@ -12,11 +12,10 @@ import logging
 import os
 import pathlib
 import sys
-import threading
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -28,32 +27,32 @@ from duet_jax.runs import seal
 
 # The files of the items that are JSON.
 OBJECTS = {"row": "row/metadata", "metrics": "metrics/metrics"}
-# The loggers of the storage layer. But Orbax logs with absl's, as others do: of that
-# counts what comes out of Orbax's files or is called from there.
+# The loggers of the storage layer. Orbax itself logs with absl's logger, as others do:
+# a record counts if a function in Orbax's files is on the stack.
 _LOGGERS = ("orbax", "etils", "tensorstore")
 ORBAX = f"{pathlib.Path(ocp.__file__).parents[1]}{os.sep}"
 
 
 class Place(type(epath.Path("/"))):
-    """A path of this machine, as Orbax gets it.
+    """A path on this machine, as Orbax needs it.
 
-    Orbax looks for files by patterns, and epath reads the name of their directory as a
-    part of the pattern: [, * and ? are no characters like others there. Besides, epath
-    takes what lies below /gs, /s3, /az and /hf for buckets.
+    Orbax looks for files with glob patterns, and epath takes the directory's name as
+    part of the pattern, where [, * and ? are special. epath also takes paths below /gs,
+    /s3, /az and /hf for buckets.
     """
 
     _uri_scheme = None
 
     def glob(self, pattern: str) -> Iterator[Self]:
-        """Yields what matches, where the directory is no pattern."""
+        """Yields the paths that match below this directory, whatever its name."""
         yield from map(type(self), pathlib.Path(self).glob(pattern))
 
 
 def place(directory: pathlib.Path) -> Place:
-    """Returns where Orbax finds `directory`.
+    """Returns the path of `directory` for Orbax.
 
-    Links are followed before: TensorStore takes link/../runs for runs. It refuses a
-    path that begins with two slashes, which mean no more than one.
+    Links are resolved first: TensorStore takes link/../runs for runs. It also refuses a
+    path that begins with two slashes, which mean the same as one.
 
     Raises:
       UsageError: TensorStore would write to another place.
@@ -71,90 +70,105 @@ def place(directory: pathlib.Path) -> Place:
             reason = "it is not UTF-8"
     if reason:
         raise UsageError(
-            f"{path} cannot hold checkpoints ({reason}); give that directory another "
-            "name, or choose another --workdir."
+            f"{path} cannot hold checkpoints ({reason}); rename that directory, or "
+            "choose another --workdir."
         )
     return Place(path)
 
 
-class _SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """Where Orbax writes a checkpoint: it is checked, sealed, and then gets its name.
+def sealed_after(
+    check: Callable[[pathlib.Path], None],
+) -> type[ocp.path.atomicity.AtomicRenameTemporaryPath]:
+    """Returns the class of the temporary paths for checkpoints named <step>.unsealed.
 
-    The last thing Orbax does is to rename its directory. Here that gives a name which
-    does not count, for the seal to cover all that Orbax writes.
+    The last thing Orbax does is to rename its directory. Here that gives it a name that
+    does not count. It is then passed to `check`, sealed, and renamed to <step>: the
+    seal covers all that Orbax has written.
     """
 
-    check: Callable[[pathlib.Path], None]
-
-    @classmethod
-    def from_final(cls, final_path, **options):
-        return super().from_final(
-            final_path.with_name(f"{final_path.name}.unsealed"), **options
-        )
-
-    def get_final(self):
-        return super().get_final().with_suffix("")
-
-    async def finalize(self) -> None:  # by the first process, in a thread for it
-        await super().finalize()
-        unsealed = pathlib.Path(super().get_final())
-        # Orbax reads in an event loop of its own, of which a thread has but one.
-        await asyncio.to_thread(self.check, unsealed)
+    def finish(unsealed: pathlib.Path) -> None:
+        check(unsealed)
         seal.seal(unsealed)
-        unsealed.rename(self.get_final())
+        unsealed.rename(unsealed.with_suffix(""))
         seal.flush(unsealed.parent)
 
+    class SealedPath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+        async def finalize(self) -> None:  # in the first process only
+            await super().finalize()
+            # `check` reads with Orbax, which needs a thread without an event loop.
+            await asyncio.to_thread(finish, pathlib.Path(self.get_final()))
 
-def sealed_after(check: Callable[[pathlib.Path], None]) -> type[_SealedPath]:
-    """Returns the class of paths that are sealed after `check` of the directory."""
-    return type("_CheckedPath", (_SealedPath,), {"check": staticmethod(check)})
+    return SealedPath
 
 
-class Saving:
-    """A checkpoint that is being written: what it has to hold, and what is reported."""
+class Saving(logging.Handler):
+    """A checkpoint that is being written: its content, and what Orbax logs meanwhile.
+
+    Until `stop` is called it collects the warnings and errors of the storage layer, in
+    any thread. What is shown of them stays the same: nothing, where main.py silences
+    absl's logger.
+    """
 
     def __init__(self, arrays: Mapping[str, Any], objects: Mapping[str, Any]):
-        """Copies everything, in the process that is going to check it.
+        """Copies everything, in the process that is going to check it, and listens.
 
         Args:
           arrays: trees of `jax.Array`, by item.
           objects: what is written as JSON, by item.
         """
+        super().__init__(logging.WARNING)
         self._arrays, self._objects = {}, {}
         if jax.process_index() == 0:
             self._arrays = jax.tree.map(_on_host, dict(arrays))
             self._objects = {name: _as_json(each) for name, each in objects.items()}
-        self._reports = _Reports()
-        self._reports.start()
+        self._messages: list[str] = []
+        absl = logging.getLogger("absl")
+        self._absl_level, self._shown = absl.level, absl.getEffectiveLevel()
+        absl.setLevel(min(self._shown, self.level))  # to get the records at all
+        absl.addFilter(self._collect)
+        for name in _LOGGERS:
+            logging.getLogger(name).addHandler(self)
+
+    def stop(self) -> None:
+        """Stops listening and leaves the loggers as they were."""
+        absl = logging.getLogger("absl")
+        absl.removeFilter(self._collect)
+        absl.setLevel(self._absl_level)
+        for name in _LOGGERS:
+            logging.getLogger(name).removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Collects a record."""
+        self._messages.append(record.getMessage())
+
+    def _collect(self, record: logging.LogRecord) -> bool:
+        """Collects a record if Orbax is on the stack; returns whether it is shown."""
+        if record.levelno >= self.level and _in_orbax(traceback.walk_stack(None)):
+            self.emit(record)
+        return record.levelno >= self._shown
+
+    def raise_reported(self) -> None:
+        """Raises a RuntimeError with the first message collected, if there is one."""
+        if self._messages:
+            raise RuntimeError(f"Orbax reports: {self._messages[0]}")
 
     def check(self, directory: pathlib.Path) -> None:
-        """Raises unless `directory` holds it all, and nothing has been reported."""
-        raise_first(self._reports.messages)
-        while self._arrays:  # one after another, to make room
+        """Raises unless `directory` holds everything and nothing was reported."""
+        self.raise_reported()
+        while self._arrays:  # one after another, to free the memory
             name, expected = self._arrays.popitem()
             _compare_arrays(Place(directory / name), name, expected)
         for name, expected in self._objects.items():
             _compare_objects(directory / OBJECTS[name], name, expected)
 
-    def end(self) -> list[str]:
-        """Returns what was reported, and listens no more."""
-        self._reports.stop()
-        return self._reports.messages
-
 
 def _on_host(array: jax.Array) -> np.ndarray:
-    """Copies: where the device is the host, NumPy would share the array's memory."""
+    """Copies: on the CPU, NumPy would share the array's memory."""
     return np.array(array.addressable_data(0))
 
 
 def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def raise_first(reports: list[str]) -> None:
-    """Raises a RuntimeError with the first of what the storage layer has reported."""
-    if reports:
-        raise RuntimeError(f"Orbax reports: {reports[0]}")
 
 
 def _compare_arrays(directory: Place, item: str, expected: Any) -> None:
@@ -187,72 +201,18 @@ def _reading_back(item: str) -> Iterator[None]:
         raise seal.DamageError(reason) from error
 
 
-class _Reports(logging.Handler):
-    """Takes down what the storage layer logs as warning or error, in any thread.
-
-    What is shown of it stays as it is: nothing, where main.py silences absl's logger.
-    """
-
-    _listening: ClassVar[list[Self]] = []
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Takes down one record."""
-        self.messages.append(record.getMessage())
-
-    def start(self) -> None:
-        """Begins to listen."""
-        absl = logging.getLogger("absl")
-        with self._lock:
-            self._before = (absl.level, absl.getEffectiveLevel())
-            if self._before[1] > self.level:
-                absl.setLevel(self.level)  # there would be no records otherwise
-            elif self._listening:
-                self._before = self._listening[-1]._before
-            self._listening.append(self)
-        absl.addFilter(self._take)
-        for name in _LOGGERS:
-            logging.getLogger(name).addHandler(self)
-
-    def stop(self) -> None:
-        """Ends it, and leaves the loggers as they were."""
-        absl = logging.getLogger("absl")
-        absl.removeFilter(self._take)
-        for name in _LOGGERS:
-            logging.getLogger(name).removeHandler(self)
-        with self._lock:
-            self._listening.remove(self)
-            if not self._listening:
-                absl.setLevel(self._before[0])
-
-    def _take(self, record: logging.LogRecord) -> bool:
-        """Takes down a record of the storage layer; returns whether it is shown."""
-        if record.levelno >= self.level and _called_by_orbax():
-            self.emit(record)
-        return record.levelno >= self._before[1]
-
-
-def _called_by_orbax() -> bool:
-    """Whether this is called from Orbax, or by what that calls."""
-    return _in_orbax(traceback.walk_stack(None))
-
-
 def _in_orbax(frames: Iterable[tuple[types.FrameType, int]]) -> bool:
-    """Returns whether a function of Orbax is among those of a stack or a traceback."""
+    """Returns whether a stack or traceback has a function from Orbax's files."""
     return any(frame.f_code.co_filename.startswith(ORBAX) for frame, _ in frames)
 
 
 @functools.cache  # once in a process
-def ignore_late_ends() -> None:
-    """Keeps quiet about arrays that end or fail after another one has failed.
+def silence_abandoned_reads() -> None:
+    """Prints nothing about reads that end or fail after another one has failed.
 
-    Orbax closes its event loop at the first error, which is raised. An array still
-    under way then calls a closed loop or is dropped; the error of one that fails in the
-    same turn of the loop is never retrieved. Python prints a traceback for each.
+    Orbax closes its event loop at the first error, which is raised. A read that is
+    still under way then calls a closed loop or is dropped, and the error of one that
+    fails in the same turn is never retrieved. Python prints a traceback for each.
     """
     otherwise = sys.unraisablehook
 
@@ -269,7 +229,7 @@ def ignore_late_ends() -> None:
 def _is_shown(record: logging.LogRecord) -> bool:
     """Returns False for an error of Orbax or TensorStore that was never retrieved.
 
-    Orbax is in the traceback; TensorStore, which is not Python, leaves none.
+    TensorStore is not Python: its errors have no traceback.
     """
     if "never retrieved" not in record.getMessage() or record.exc_info is None:
         return True
@@ -277,19 +237,15 @@ def _is_shown(record: logging.LogRecord) -> bool:
     return trace is not None and not _in_orbax(traceback.walk_tb(trace))
 
 
-def restore_as(like, *, partial: bool = False) -> ocp.args.PyTreeRestore:
-    """Restores into the shapes, types and devices of `like`, which may be a part."""
-    return ocp.args.PyTreeRestore(
-        like,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
-        partial_restore=partial,
-    )
+def restore_args(like: Any, *, partial: bool = False) -> ocp.args.PyTreeRestore:
+    """Returns Orbax's arguments to restore into the shapes and types of `like`.
 
+    What has no sharding goes to this process's first device: Orbax would use the
+    devices it was saved from, which may not exist here.
 
-def somewhere(tree):
-    """The tree's shapes where they are wanted, or else on this process's first device.
-
-    Orbax would go back to the devices it was saved from, which may not be here.
+    Args:
+      like: arrays or `jax.ShapeDtypeStruct`.
+      partial: True if the checkpoint may hold more.
     """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
@@ -297,4 +253,9 @@ def somewhere(tree):
         sharding = getattr(x, "sharding", None) or here
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    return jax.tree.map(placed, tree)
+    like = jax.tree.map(placed, like)
+    return ocp.args.PyTreeRestore(
+        like,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+        partial_restore=partial,
+    )

@@ -1,6 +1,6 @@
-"""A finished or running training, restored for use: its encoder and what it knows.
+"""A finished or running training, restored for use.
 
-from duet_jax.runs import load_run
+from duet_jax.runs.trained_run import load_run
 
 run = load_run("runs/rot")                     # the newest checkpoint
 features = run(images)                         # uint8 [n, side, side, channels]
@@ -28,14 +28,14 @@ from duet_jax.types import Dataset, DatasetFacts
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A restored run. Calling it gives the representations of images.
+    """A restored run. Calling it returns the representations of images.
 
     Attributes:
       directory: its work directory.
       config: its resolved configuration.
-      facts: what it was trained on.
+      facts: of the images it was trained on.
       step: of the checkpoint.
-      method: how it was trained.
+      method: that it was trained with.
       encoder: with the checkpoint's parameters.
     """
 
@@ -48,11 +48,11 @@ class Run:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the encoder's parameters and running statistics, shortened."""
+        """Hash of the encoder's parameters and running statistics."""
         return self.encoder.fingerprint()
 
     def __call__(self, images: np.ndarray) -> Representations:
-        """Returns the representations of images as they are.
+        """Returns the representations of images, not augmented.
 
         Args:
           images: uint8, [n, side, side, channels] with the side and the channels in
@@ -70,16 +70,23 @@ class Run:
 
 
 def load_run(
-    directory: str | os.PathLike, step: int | str | None = None, *, batch_size: int = 0
+    directory: str | os.PathLike,
+    step: int | str | None = None,
+    *,
+    batch_size: int = 0,
+    config: ml_collections.ConfigDict | None = None,
 ) -> Run:
     """Restores the encoder of the run in `directory` on JAX's default device.
+
+    Nothing but the encoder's parameters and running statistics is read.
 
     Args:
       directory: the `--workdir` of a training.
       step: of a checkpoint; the newest when None, "best" for the one with the best
-        online top-1 on the test split. A training may go on meanwhile: what it deletes
-        while it is read gives way to the one that is the newest or the best then.
+        online top-1 on the test split. The training may still be running: if it deletes
+        that one while it is read, the then newest or best one is taken.
       batch_size: images on the device at a time; 0 for that of the training.
+      config: resolved configuration of the run; by default that in `directory`.
 
     Raises:
       UsageError: no such run or checkpoint, or the two do not go together.
@@ -87,27 +94,14 @@ def load_run(
     if batch_size < 0:
         raise UsageError(f"batch_size={batch_size} must be 1 or more, or 0.")
     directory = files.local(directory, "load_run: directory")
-    config = workdir.load_config(directory)
-    if batch_size:
-        config.batch_size = batch_size
-    return restore(config, directory, step)
-
-
-def restore(
-    config: ml_collections.ConfigDict,
-    directory: pathlib.Path,
-    step: int | str | None = None,
-) -> Run:
-    """Restores the run that `config` describes; see `load_run`.
-
-    Nothing but the encoder's parameters and running statistics is read.
-    """
+    if config is None:
+        config = workdir.load_config(directory)
     facts = workdir.load_facts(directory)
     side = preprocessed_side(config.dataset.image_size, config.dataset.center_crop)
     if facts.side != side:
         raise UsageError(
             f"{directory}: dataset.json has images of {facts.side} pixels, config.json "
-            f"asks for {side}; give back the files the run was trained with."
+            f"asks for {side}; restore the files the run was trained with."
         )
     method = build.make_method(config, facts)
     _, params, batch_stats = frozen_encoder.encoder_shapes(method)
@@ -117,16 +111,16 @@ def restore(
             "--workdir."
         )
     with Checkpoints(directory / "checkpoints", create=False) as saved:
-        step, params, batch_stats = saved.find_model(
+        step, params, batch_stats = saved.restore_model(
             {"encoder": params}, {"encoder": batch_stats}, step
         )
-    encoder = FrozenEncoder(method, batch_size=config.batch_size)
+    encoder = FrozenEncoder(method, batch_size=batch_size or config.batch_size)
     encoder.use(params["encoder"], batch_stats["encoder"])
     return Run(directory, config, facts, step, method, encoder)
 
 
 def check_dataset(run: Run, dataset: Dataset) -> None:
-    """Raises a UsageError unless `dataset` has the classes and form of the training.
+    """Raises a UsageError unless `dataset` has the training's classes and shape.
 
     The number of images may differ.
     """
@@ -135,8 +129,8 @@ def check_dataset(run: Run, dataset: Dataset) -> None:
         if found != expected:
             raise UsageError(
                 f"config.dataset.name={dataset.name!r} has {field}={_short(found)}, "
-                f"but {run.directory} was trained with {_short(expected)}; give back "
-                "its data with --config.dataset.path, or use --mode=transfer."
+                f"but {run.directory} was trained with {_short(expected)}; name its "
+                "data with --config.dataset.path, or use --mode=transfer."
             )
 
 

@@ -1,4 +1,4 @@
-"""The directory of a run: whose it is, its configuration and what it was trained on."""
+"""The directory of a run: its owner, its configuration and its data set."""
 
 import contextlib
 import fcntl
@@ -22,17 +22,17 @@ from duet_jax.types import DatasetFacts, same_images
 
 _log = logging.getLogger(__name__)
 
-# Locked by the process that trains in the directory; says which one that is.
+# Locked by the process that trains in the directory, and names that process.
 _LOCK = ".lock"
-# What every config.json has, whatever the method.
+# What every config.json contains, whatever the method.
 _SECTIONS = ("method", "dataset", "augmentation", "encoder", "projector", "batch_size")
 
 
 def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Raises a UsageError where `workdir` cannot be used for a training.
+    """Raises a UsageError if `workdir` cannot be used for a training.
 
-    It holds another run, another process trains there, or it cannot be written. Nothing
-    is changed: a run that is refused later leaves no trace.
+    That is if it holds another run, if another process trains there, or if it cannot be
+    written. Changes nothing: a run that is refused later leaves no trace.
     """
     try:
         _check_place(workdir)
@@ -43,12 +43,12 @@ def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _check_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Raises a UsageError where `workdir` holds another run, or remains of one."""
-    old = _read_config(workdir)
+    """Raises a UsageError if `workdir` holds another run, or the remains of one."""
+    old = _read_json(workdir / "config.json")
     if not _steps(workdir):
         _check_not_lost(workdir, old)
     if not is_started(workdir):
-        return  # a run that never saved anything, say for want of memory
+        return  # a run that never saved anything, say for lack of memory
     if old is None:
         raise UsageError(
             f"{workdir} holds checkpoints without their config.json; choose another "
@@ -63,9 +63,9 @@ def _check_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None
 
 
 def _check_not_lost(workdir: pathlib.Path, config: dict | None) -> None:
-    """Raises a UsageError where a run has records but no checkpoint any more.
+    """Raises a UsageError if a run has records but no longer any checkpoint.
 
-    To start it over would overwrite them.
+    Starting over would overwrite the records.
     """
     path = workdir / "metrics.jsonl"
     rows = loggers.read_rows(path) if config and path.exists() else []
@@ -79,27 +79,27 @@ def _check_not_lost(workdir: pathlib.Path, config: dict | None) -> None:
     ):
         raise UsageError(
             f"{workdir} holds the records of a run up to epoch {last:g} but none of "
-            "its checkpoints; give them back, or choose another --workdir: nothing is "
+            "its checkpoints; restore them, or choose another --workdir: nothing is "
             "started over."
         )
 
 
 def is_started(workdir: pathlib.Path) -> bool:
-    """Returns whether a run in `workdir` has ever saved anything, sound or not."""
+    """Returns whether a run in `workdir` has ever saved anything, damaged or not."""
     return bool(_steps(workdir)) or any((workdir / "checkpoints").glob("damaged-*"))
 
 
 def _steps(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the checkpoints of a run, without those that were never complete."""
+    """Returns the checkpoints of a run, without unfinished ones."""
     found = (workdir / "checkpoints").glob("[0-9]*")
     return [path for path in found if path.name.isdecimal()]
 
 
 @contextlib.contextmanager
 def claimed(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other trainings out of `workdir`, which is made if need be.
+    """Keeps other trainings out of `workdir`, which is created if necessary.
 
-    The system lets go of it when the process ends, however it ends.
+    The system releases the lock when the process ends, however it ends.
 
     Raises:
       UsageError: another process trains there, or has trained something else there
@@ -133,14 +133,14 @@ def is_in_use(workdir: pathlib.Path) -> bool:
 def _check_free(workdir: pathlib.Path) -> None:
     """Raises a UsageError if another process trains in `workdir`."""
     with contextlib.suppress(FileNotFoundError), (workdir / _LOCK).open("r+") as file:
-        # Shared: those that look at the same moment do not find each other.
+        # Shared: processes that only check do not exclude each other.
         _lock(workdir, file, fcntl.LOCK_SH)
 
 
 def _lock(workdir: pathlib.Path, file: TextIO, kind: int = fcntl.LOCK_EX) -> None:
     """Locks a file until it is closed.
 
-    By `lockf` and not `flock`: a child process that outlives this one must not hold it.
+    With `lockf`, not `flock`: a child that outlives this process must not keep it.
 
     Raises:
       UsageError: another process holds the lock.
@@ -151,8 +151,8 @@ def _lock(workdir: pathlib.Path, file: TextIO, kind: int = fcntl.LOCK_EX) -> Non
         file.seek(0)
         holder = file.readline().strip() or "another process"
         raise UsageError(
-            f"--workdir={workdir} is in use: {holder} trains there; wait for its end, "
-            "or choose another."
+            f"--workdir={workdir} is in use: {holder} trains there; wait until it "
+            "ends, or choose another."
         ) from None
     except OSError as error:  # a file system without locks
         _log.warning(
@@ -163,12 +163,12 @@ def _lock(workdir: pathlib.Path, file: TextIO, kind: int = fcntl.LOCK_EX) -> Non
 
 
 def check_writable(directory: pathlib.Path, flag: str, name: str = "") -> None:
-    """Raises a UsageError that names `flag` if files cannot be made in `directory`.
+    """Raises a UsageError that names `flag` if `directory` cannot be written.
 
     Args:
-      directory: that is to hold the files; it need not exist.
+      directory: for the files; it need not exist.
       flag: of the command line that chose it.
-      name: of the file to be written, if there is but one.
+      name: of the file to be written, if there is only one.
     """
     try:
         _check_place(directory)
@@ -183,7 +183,7 @@ def check_writable(directory: pathlib.Path, flag: str, name: str = "") -> None:
 
 @contextlib.contextmanager
 def writing(place: pathlib.Path, flag: str) -> Iterator[None]:
-    """Turns what goes wrong while `place` is written into a UsageError for `flag`."""
+    """Turns errors while writing `place` into a UsageError that names `flag`."""
     try:
         yield
     except OSError as error:
@@ -194,7 +194,7 @@ def writing(place: pathlib.Path, flag: str) -> Iterator[None]:
 
 
 def _check_place(workdir: pathlib.Path) -> None:
-    """Raises an OSError if `workdir` is no directory or could not be made one."""
+    """Raises an OSError if `workdir` is not a directory and cannot be created."""
     nearest = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(0, f"{nearest} is a file")
@@ -203,7 +203,7 @@ def _check_place(workdir: pathlib.Path) -> None:
 
 
 def check_dataset(facts: DatasetFacts, workdir: pathlib.Path) -> None:
-    """Raises a UsageError where `workdir` holds a run on other images."""
+    """Raises a UsageError if `workdir` holds a run on other images."""
     old = _read_facts(workdir)
     if old is None or not is_started(workdir):
         return
@@ -216,7 +216,7 @@ def check_dataset(facts: DatasetFacts, workdir: pathlib.Path) -> None:
         changed = ["as many of the same classes, in other files"]
     if changed:
         raise UsageError(
-            f"{workdir} holds a run on other images ({'; '.join(changed)}); give back "
+            f"{workdir} holds a run on other images ({'; '.join(changed)}); restore "
             "its data, or choose another --workdir."
         )
 
@@ -227,7 +227,7 @@ def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       UsageError: there is no run, or its config.json is damaged.
     """
-    config = _read_config(workdir)
+    config = _read_json(workdir / "config.json")
     if config is None:
         raise UsageError(
             f"--workdir={workdir} holds no run (no config.json); name the --workdir of "
@@ -243,10 +243,10 @@ def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def load_facts(workdir: pathlib.Path) -> DatasetFacts:
-    """Returns what is recorded of the images that the run in `workdir` saw.
+    """Returns the facts of the images that the run in `workdir` was trained on.
 
     Raises:
-      UsageError: there is no record, or it is damaged.
+      UsageError: dataset.json is missing or damaged.
     """
     facts = _read_facts(workdir)
     if facts is None:
@@ -258,14 +258,10 @@ def load_facts(workdir: pathlib.Path) -> DatasetFacts:
 
 
 def _with_tuples(value):
-    """Turns the lists that JSON makes of tuples back."""
+    """Turns lists, which JSON has instead of tuples, back into tuples."""
     if isinstance(value, dict):
         return {name: _with_tuples(entry) for name, entry in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
-
-
-def _read_config(workdir: pathlib.Path) -> dict | None:
-    return _read_json(workdir / "config.json")
 
 
 def _read_facts(workdir: pathlib.Path) -> DatasetFacts | None:
@@ -278,11 +274,11 @@ def _read_facts(workdir: pathlib.Path) -> DatasetFacts | None:
     facts = DatasetFacts(**_with_tuples(values))
     for name, kind in DatasetFacts.__annotations__.items():
         value = getattr(facts, name)
-        # Tuples hold texts: names of classes, digests.
+        # Tuples hold strings: class names, digests.
         parts, kind = (value, str) if isinstance(value, tuple) else ((value,), kind)
         if not all(type(part) is kind for part in parts):
             raise _damaged(path, f"{name} is {value!r}")
-    # As data sets name them, whichever way a file system has written an accent.
+    # File systems write accents in different ways; data sets use this one.
     names = (unicodedata.normalize("NFC", name) for name in facts.class_names)
     return facts._replace(class_names=tuple(names))
 
@@ -297,7 +293,7 @@ def _read_json(path: pathlib.Path) -> dict | None:
     except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     if not isinstance(record, dict):
-        raise _damaged(path, "it is no JSON object")
+        raise _damaged(path, "it is not a JSON object")
     return record
 
 
@@ -312,7 +308,7 @@ def _unusable(workdir: pathlib.Path, error: OSError) -> UsageError:
 
 
 def result_name(mode: str, options: Mapping[str, str]) -> str:
-    """Returns the name, in eval/, of the files of a result.
+    """Returns the stem of a result's files in eval/.
 
     Args:
       mode: the evaluation.
@@ -328,19 +324,19 @@ def write_run(
     workdir: pathlib.Path,
     step: int = 0,
 ) -> None:
-    """Makes the directory and writes `config.json` and `dataset.json`.
+    """Creates the directory and writes `config.json` and `dataset.json`.
 
-    Each file is written whole or not at all. What is set otherwise than in a run that
-    has started there, and does not alter it, is added to `changes.jsonl`.
+    Each file is written whole or not at all. If a run has started there, harmless
+    changes of its configuration are added to `changes.jsonl`.
 
     Args:
       config: resolved.
-      facts: of the images it is trained on.
+      facts: of the training's images.
       workdir: of the run.
-      step: from which the run goes on.
+      step: from which the run continues.
 
     Raises:
-      UsageError: the directory or a file cannot be made.
+      UsageError: the directory or a file cannot be written.
     """
     try:
         if is_started(workdir):
@@ -359,7 +355,7 @@ def write_run(
 def _record_changes(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, step: int
 ) -> None:
-    old, new = _read_config(workdir), json.loads(config.to_json())
+    old, new = _read_json(workdir / "config.json"), json.loads(config.to_json())
     changes = checks.changes(old, new)
     if changes:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

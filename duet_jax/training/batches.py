@@ -254,13 +254,11 @@ def _open_dataset(
     return found.stream()
 
 
-def make_feed(
-    config: ml_collections.ConfigDict, plan: Plan, dataset: Dataset | StreamedDataset
-) -> Feed:
+def make_feed(plan: Plan, dataset: Dataset | StreamedDataset) -> Feed:
     """Returns the feed of the images from `open_dataset`."""
     if not dataset.streamed:
         return ResidentFeed(plan, dataset)
-    wanted = config.dataset.workers
+    wanted = plan.config.dataset.workers
     first, last = mesh.local_rows(plan.batch_size)
     # A worker without an image of each batch to read would only take memory.
     workers = min(devices.count_cores() if wanted < 0 else wanted, last - first)

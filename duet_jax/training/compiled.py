@@ -1,18 +1,18 @@
 """The compiled functions of a run.
 
-Batches are taken from what lies on the devices, or was put there for the call, so that
-nothing but the call itself passes between host and device.
+They take batches from arrays that are already on the devices, so that a call copies
+nothing from the host.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from duet_jax.methods import Method, Metrics
+from duet_jax.methods import Metrics
 from duet_jax.runtime import mesh
 from duet_jax.training import train_step
 from duet_jax.training.batches import Feed
@@ -30,10 +30,10 @@ def make_train_call(
 
     Args:
       update: one update, from `make_train_step`.
-      pick: finds the batch of a step in the arguments, `Feed.pick_train`.
+      pick: returns the batch of a step from the arguments, as `Feed.pick_train` does.
       steps: updates in a call.
-      unroll: write the updates out instead of looping. XLA for CPU runs convolutions
-        inside a loop about 20 times slower than outside.
+      unroll: write the updates out instead of looping. On the CPU, XLA runs
+        convolutions inside a loop about 20 times slower.
 
     Returns:
       A function to compile, best with its first argument donated. The metrics are
@@ -57,42 +57,6 @@ def make_train_call(
     return call
 
 
-def make_evaluate_call(
-    method: Method,
-    graphdef: nnx.GraphDef,
-    pick: Callable[..., Split],
-    *,
-    num_examples: int,
-    batch_size: int,
-) -> Callable[..., Metrics]:
-    """Returns `call(params, batch_stats, key, batch, *arguments) -> sums`.
-
-    Args:
-      method: scores the networks, with running statistics.
-      graphdef: structure of its networks.
-      pick: finds batch number `batch` in the arguments, `Feed.pick_test`.
-      num_examples: real examples in the split; what follows them is padding.
-      batch_size: examples in a batch.
-
-    Returns:
-      A function to compile. It returns every metric of batch number `batch` multiplied
-      by the real examples in it, and that number as "examples", so that sums over
-      batches divided by the sum of "examples" count every example once.
-    """
-
-    def call(params, batch_stats, key, batch, *arguments):
-        networks = nnx.merge(graphdef, params, batch_stats)
-        mask = batch * batch_size + jnp.arange(batch_size) < num_examples
-        images, labels = pick(batch, *arguments)
-        # A fixed key per batch: test losses can be compared between epochs and runs.
-        views = method.make_views(jax.random.fold_in(key, batch), images, train=False)
-        _, metrics = method.loss(networks, views, labels, mask, train=False)
-        examples = jnp.sum(mask)
-        return {k: v * examples for k, v in metrics.items()} | {"examples": examples}
-
-    return call
-
-
 class Keys(NamedTuple):
     """Random keys of a run, on every device."""
 
@@ -109,13 +73,13 @@ def make_keys(plan: Plan) -> Keys:
             train_step.stream(seed, train_step.EVALUATION),
         )
 
-    # Made by a compiled function: typed keys cannot be put on devices of others.
+    # Compiled: typed keys cannot be put on devices of other processes.
     seed = np.uint32(plan.seed)
     return jax.jit(keys, out_shardings=mesh.replicated(plan.mesh))(seed)
 
 
 def initial_shapes(plan: Plan) -> TrainState:
-    """Returns the shapes of the state, with where its arrays lie."""
+    """Returns the shapes of the state, with their sharding."""
     return mesh.shapes(
         jax.eval_shape(_initial_state(plan), np.uint32(0)), mesh.replicated(plan.mesh)
     )
@@ -136,12 +100,15 @@ def _initial_state(plan: Plan) -> Callable[[Array], TrainState]:
 
 
 class Compiled(NamedTuple):
-    """What a run calls.
+    """The functions that a run calls.
 
     Attributes:
-      train: from `make_train_call`.
-      evaluate: from `make_evaluate_call`.
-      keys: that they are called with.
+      train: `call(state, key, *arguments) -> (state, metrics)`; see `make_train_call`.
+      evaluate: `call(params, batch_stats, key, batch, *arguments) -> sums` for test
+        batch number `batch`: every metric's sum over its examples, without padding, and
+        their number as "examples". Sums over all batches divided by all "examples"
+        count every example once.
+      keys: the random keys they are called with.
     """
 
     train: Callable
@@ -150,13 +117,13 @@ class Compiled(NamedTuple):
 
 
 def compile_functions(plan: Plan, feed: Feed) -> Compiled:
-    """Compiles what a run calls, once, for the shapes it will have.
+    """Compiles what a run calls, for the shapes it will have.
 
-    From shapes alone: a restored state finds the same program in the cache.
+    From shapes alone, so that a resumed run finds the same programs in the cache.
     """
     return Compiled(
         train=lower_train(plan, feed).compile(),
-        evaluate=_lower_test(plan, feed).compile(),
+        evaluate=_lower_evaluate(plan, feed).compile(),
         keys=make_keys(plan),
     )
 
@@ -164,30 +131,42 @@ def compile_functions(plan: Plan, feed: Feed) -> Compiled:
 def lower_train(plan: Plan, feed: Feed) -> jax.stages.Lowered:
     """Returns the training call, traced for the devices of the plan."""
     update = train_step.make_train_step(
-        plan.method, plan.graphdef, plan.optimizer, plan.rate, plan.on_nonfinite
+        plan.method, plan.graphdef, plan.optimizer, plan.rate, plan.config.on_nonfinite
     )
     call = make_train_call(
         update, feed.pick_train, plan.steps_per_call, unroll=plan.unroll
     )
-    compiled = jax.jit(call, donate_argnums=0, out_shardings=mesh.replicated(plan.mesh))
-    with jax.set_mesh(plan.mesh):  # the losses ask what the batch is split over
-        return compiled.lower(initial_shapes(plan), key_shape(plan), *feed.train_shapes)
+    shapes = initial_shapes(plan), key_shape(plan), *feed.train_shapes
+    return _lower(plan, call, shapes, donate_argnums=0)
 
 
-def _lower_test(plan: Plan, feed: Feed) -> jax.stages.Lowered:
-    call = make_evaluate_call(
-        plan.method,
-        plan.graphdef,
-        feed.pick_test,
-        num_examples=feed.num_test,
-        batch_size=plan.test_batch_size,
-    )
+def _lower_evaluate(plan: Plan, feed: Feed) -> jax.stages.Lowered:
+    size = plan.test_batch_size
+
+    def call(params, batch_stats, key, batch, *arguments):
+        networks = nnx.merge(plan.graphdef, params, batch_stats)
+        mask = batch * size + jnp.arange(size) < feed.num_test
+        images, labels = feed.pick_test(batch, *arguments)
+        # A fixed key per batch: test losses can be compared between epochs and runs.
+        key = jax.random.fold_in(key, batch)
+        views = plan.method.make_views(key, images, train=False)
+        _, metrics = plan.method.loss(networks, views, labels, mask, train=False)
+        examples = jnp.sum(mask)
+        return {k: v * examples for k, v in metrics.items()} | {"examples": examples}
+
     state = initial_shapes(plan)
     number = jax.ShapeDtypeStruct((), np.int32, sharding=mesh.replicated(plan.mesh))
-    with jax.set_mesh(plan.mesh):
-        return jax.jit(call, out_shardings=mesh.replicated(plan.mesh)).lower(
-            state.params, state.batch_stats, key_shape(plan), number, *feed.test_shapes
-        )
+    shapes = state.params, state.batch_stats, key_shape(plan), number, *feed.test_shapes
+    return _lower(plan, call, shapes)
+
+
+def _lower(
+    plan: Plan, call: Callable, shapes: tuple, **options: Any
+) -> jax.stages.Lowered:
+    """Traces `call` for arguments of these shapes; its results are replicated."""
+    compiled = jax.jit(call, out_shardings=mesh.replicated(plan.mesh), **options)
+    with jax.set_mesh(plan.mesh):  # the losses ask over what the batch is split
+        return compiled.lower(*shapes)
 
 
 def key_shape(plan: Plan) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""Signs that a run learns nothing, said in words while it can still be stopped."""
+"""Warns of a run that learns nothing, while it can still be stopped."""
 
 import collections
 import logging
@@ -8,45 +8,45 @@ import numpy as np
 
 _log = logging.getLogger(__name__)
 
-# `feature_spread`. With configs/smoke.py it is 0.99 or more in training, and on the
-# test split 0.06 before the first update, 0.12 after it and 0.5 later; where all
-# features are equal it is rounding, 1e-4 at most.
+# A `feature_spread` below this is a collapse. With configs/smoke.py it is 0.99 or more
+# in training, and on the test split 0.06 before the first update, 0.12 after it and 0.5
+# later. If all features are equal, rounding leaves 1e-4 at most.
 COLLAPSED = 0.01
-# Evaluations whose accuracy is the same to the last bit.
+# Evaluations in a row with exactly the same accuracy.
 UNCHANGED = 5
-# Test images that were classified wrongly, from which on that is a sign: any of them
-# could have come out otherwise. Were the answers of five evaluations independent, their
-# accuracies would agree once in 3 with 2 images and a tenth of them right, and once in
-# 2,000 with 56. Near 1, a trained probe may rest.
+# Wrongly classified test images needed for that warning. With few, a constant accuracy
+# is likely by chance: if the answers of five evaluations were independent and a tenth
+# were right, once in 3 for 2 images, and once in 2,000 for 56. Near an accuracy of 1, a
+# trained probe may stay constant.
 FEWEST_WRONG = 50
-# Values of a structure, from which on it is a sign that all are the same. Of these,
-# with a probability of .2, one batch in 1,300 leaves all images as they are.
+# Structure values needed to warn that all are the same. An augmentation of probability
+# 0.2 leaves 32 views unchanged in one batch of 1,300.
 FEWEST_VALUES = 32
 
 
 class Symptoms:
-    """Looks at the rows of a run and warns once of each sign."""
+    """Checks the rows of a run and warns once of each sign."""
 
     def __init__(self):
         self._said: set[str] = set()
         self._accuracies: collections.deque = collections.deque(maxlen=UNCHANGED)
 
     def train(self, means: Mapping[str, float]) -> None:
-        """Takes a row of training metrics, "skipped" being a number of updates."""
+        """Checks a row of training metrics; "skipped" is a number of updates."""
         if means.get("skipped", 0) > 0:
             self._warn(
                 "skipped",
-                "%d updates were not finite and left out (config.on_nonfinite=skip); "
-                "if there are more, lower config.optimizer.learning_rate",
+                "%d updates were not finite and skipped (config.on_nonfinite=skip); if "
+                "there are more, lower config.optimizer.learning_rate",
                 means["skipped"],
             )
         self._check_spread("training", means)
 
     def test(self, step: int, means: Mapping[str, float]) -> None:
-        """Takes the means over the test split, of so many "examples", at `step`."""
+        """Checks the means over the test split, of "examples" images, at `step`."""
         examples, accuracy = means["examples"], means["online_top1"]
-        # One image lies nowhere apart from others. Batches hold two or more, so that
-        # one that is left for the last batch takes a third of the mean at most.
+        # A single image has no spread. Batches hold two or more, so a single image in
+        # the last batch lowers the mean by a third at most.
         if examples > 1:
             self._check_spread("test", means)
         self._accuracies.append(accuracy)
@@ -55,9 +55,9 @@ class Symptoms:
             self._warn(
                 "constant",
                 "online_top1 of the test split is exactly %g in the last %d "
-                "evaluations, up to step %d: the online probe gives the same answers "
-                "whatever is trained; it may predict a single class, or the features "
-                "have collapsed (feature_spread=%.2g)",
+                "evaluations, up to step %d: training does not change the answers of "
+                "the online probe; it may predict a single class, or the features have "
+                "collapsed (feature_spread=%.2g)",
                 accuracy,
                 UNCHANGED,
                 step,
@@ -85,26 +85,26 @@ class Symptoms:
 def check_structure(
     code: str, first: np.ndarray, second: np.ndarray, fields: Sequence[str]
 ) -> None:
-    """Warns where the structure values of a batch hold nothing to be learnt.
+    """Warns if nothing can be learned from the structure values of a batch.
 
     Args:
       code: of the augmentation.
-      first: its structure values in the first views of a batch, [batch].
+      first: its structure values in the first views, [batch].
       second: in the second views.
-      fields: of the configuration that decide which values are drawn.
+      fields: of the configuration that determine the values.
     """
     values = np.concatenate([np.asarray(first), np.asarray(second)])
     remedy = f"see {' and '.join(fields)}"
     if not fields:
         remedy = (
-            "no field of the configuration decides what is drawn of it: look at draw "
-            "and structure of its record, or set config.learned to another code"
+            "no field of the configuration determines them: check draw and structure "
+            "of its record, or set config.learned to another code"
         )
     bad = np.sum(~np.isfinite(values))
     if bad:
         _log.warning(
             "%d of %d structure values for %r in the first batch are not finite: "
-            "nothing can be learnt from them; %s",
+            "nothing can be learned from them; %s",
             bad,
             len(values),
             code,

@@ -1,4 +1,4 @@
-"""The training loop: call after call, with what comes between them."""
+"""The training loop: compiled calls, and what happens between them."""
 
 import collections
 import contextlib
@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import ml_collections
 
 from duet_jax.errors import TrainingError
 from duet_jax.runs.checkpoints import Checkpoints
@@ -27,44 +26,42 @@ class Loop:
     """Trains a prepared run.
 
     Attributes:
-      config: resolved.
+      plan: of the run.
       directory: of the run.
-      plan: what was decided of it.
-      compiled: what it calls.
-      feed: its batches.
-      checkpoints: where it is saved.
-      record: where its measurements go.
-      interruption: asked between calls whether to end.
-      neighbours: `score(state)`, for `config.knn.every`; None without.
+      compiled: the functions to call.
+      feed: the batches.
+      checkpoints: where the run is saved.
+      record: where its metrics go.
+      interruption: asked after each call whether to stop.
+      neighbors: `score(state)`, for `config.knn.every`; None without.
     """
 
-    config: ml_collections.ConfigDict
-    directory: pathlib.Path
     plan: Plan
+    directory: pathlib.Path
     compiled: Compiled
     feed: Feed
     checkpoints: Checkpoints
     record: Record
     interruption: Interruption
-    neighbours: Callable[[TrainState], dict[str, float]] | None = None
+    neighbors: Callable[[TrainState], dict[str, float]] | None = None
     _votes: collections.deque = dataclasses.field(default_factory=collections.deque)
 
     def run(self, state: TrainState, start: int) -> None:
-        """Trains from `state`, the one of update `start`, to the end.
+        """Trains to the end from `state`, the state before update `start`.
 
         Raises:
           TrainingError: a loss or gradient is not finite, or nothing can be saved.
           InterruptionError: a signal has come; the run has been saved.
         """
-        self._signal()  # compiles what processes ask each other
+        self._signal()  # compiles the vote between processes
         self.interruption.defer()
         step = start
         try:
             with contextlib.closing(self.feed.training(start)) as calls:
                 for arguments in calls:
                     state, scores = self._train(state, arguments)
-                    # Saving goes on beside one call. Nothing later is recorded before
-                    # it is done, so that a kill never costs more than one interval.
+                    # A save overlaps with one call only. Nothing is recorded before it
+                    # is complete, so that a kill never costs more than one interval.
                     self.checkpoints.wait()
                     step += self.plan.steps_per_call
                     self.record.train_call(step, scores, waited=self.feed.waited)
@@ -76,55 +73,50 @@ class Loop:
             raise self._diagnosed(state) from None
 
     def _diagnosed(self, state: TrainState) -> TrainingError:
-        """Finds out what was not finite; the state has stood still since."""
+        """Returns the error for a broken update, before which `state` has stopped."""
         newest = self.checkpoints.latest_step()
-        return nonfinite.stop(
-            self.plan, self.feed, state, self.feed.num_train, self.directory, newest
-        )
+        return nonfinite.stop(self.plan, self.feed, state, self.directory, newest)
 
     def _train(self, state: TrainState, arguments: Arguments):
-        # A batch is put on the devices explicitly. A hidden copy would stall them.
+        # Batches are put on the devices explicitly. An implicit copy would stall them.
         with jax.transfer_guard("disallow"):
             return self.compiled.train(state, self.compiled.keys.training, *arguments)
 
     def _end_row(self, state: TrainState, step: int) -> bool:
-        """Evaluates and saves what is due; returns whether it saved."""
+        """Evaluates and saves if due; returns whether it saved."""
+        config, ends_epochs = self.plan.config, self.plan.ends_epochs
         # Every checkpoint is evaluated: its accuracy decides which one is the best, and
         # waiting for it means that no state with a broken loss is saved.
         save = self._checkpoint_is_due(step)
-        watch = self._ends(step, self.config.knn.every) and self.neighbours
-        if save or watch or self._ends(step, self.config.evaluate_every):
+        neighbors = ends_epochs(step, config.knn.every) and self.neighbors
+        if save or neighbors or ends_epochs(step, config.evaluate_every):
             measures = [
                 functools.partial(evaluate, self.plan, self.compiled, state, self.feed)
             ]
-            if watch:
-                measures.append(functools.partial(watch, state))
+            if neighbors:
+                measures.append(functools.partial(neighbors, state))
             self.record.test(step, measures)
         if save:
             self._save(state, self.record.newest_test)
         return save
+
+    def _checkpoint_is_due(self, step: int) -> bool:
+        """Whether the state of `step`, the end of a row, is to be saved."""
+        within_an_epoch = step % self.plan.steps_per_epoch != 0
+        last = step == self.plan.total_steps
+        every = self.plan.config.checkpoint.every
+        return within_an_epoch or last or self.plan.ends_epochs(step, every)
 
     def _save(self, state: TrainState, scores: dict[str, float] | None) -> None:
         self.record.flush()
         self.checkpoints.save(state, scores, self.record.row())
         self.record.restart_clock()
 
-    def _checkpoint_is_due(self, step: int) -> bool:
-        """Whether the state of `step`, the end of a row, is to be saved."""
-        within_an_epoch = step % self.plan.steps_per_epoch != 0
-        last = step == self.plan.total_steps
-        every = self.config.checkpoint.every
-        return within_an_epoch or last or self._ends(step, every)
-
-    def _ends(self, step: int, epochs: int) -> bool:
-        """Whether a multiple of `epochs` ends at `step`; never for 0."""
-        return epochs > 0 and step % (epochs * self.plan.steps_per_epoch) == 0
-
     def _signal(self) -> int:
-        """Returns the signal that the processes have agreed to end for, or 0.
+        """Returns the signal for which all processes have agreed to stop, or 0.
 
-        They ask each other after every call and read the answer a call later, when it
-        has long been there; all of them read the same one after the same call.
+        They vote after every call and read the result one call later, when it is ready;
+        all of them read the same result after the same call.
         """
         if not processes.are_several():
             return self.interruption.signal

@@ -1,7 +1,7 @@
-"""Why an update was not finite: it is computed again, and everything is looked at.
+"""Diagnoses an update that was not finite by computing it again.
 
-The state that the train step leaves under on_nonfinite=stop is the one that the broken
-update began with. Batch, keys and draws follow from its step.
+Under on_nonfinite=stop, the train step keeps the state before the broken update. Batch,
+keys and draws follow from its step.
 """
 
 import contextlib
@@ -9,8 +9,8 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,11 @@ from duet_jax.types import TrainState
 
 _log = logging.getLogger(__name__)
 
-# What a loss is made of says more than what it is, and comes first.
+# The parts of the loss say more than the total, and come first.
 _TOTAL = "loss"
 _REMEDIES = (
     "try a lower config.optimizer.learning_rate or config.compute_dtype=float32, or "
-    "leave such updates out with config.on_nonfinite=skip"
+    "skip such updates with config.on_nonfinite=skip"
 )
 
 
@@ -40,66 +40,49 @@ def stop(
     plan: Plan,
     feed: Feed,
     state: TrainState,
-    num_train: int,
     directory: pathlib.Path,
     last_good: int | None,
 ) -> TrainingError:
-    """Diagnoses a broken update, writes it down and returns the error that ends a run.
+    """Diagnoses a broken update, writes a file and returns the error to raise.
 
-    Every process of a job must call it: they compute together, the first one writes.
+    All processes of a job must call it: they compute together, the first one writes.
 
     Args:
       plan: of the run.
       feed: its batches.
       state: as the update left it; its step is that of the update.
-      num_train: images in the training split.
       directory: of the run, receives nonfinite_step_<n>.json.
-      last_good: step of the newest checkpoint; None where there is none.
+      last_good: step of the newest checkpoint; None if there is none.
     """
     _log.info("an update was not finite: computing it again ...")
+    step, kept = int(state.step), "there is no checkpoint yet"
+    if last_good is not None:
+        kept = f"the last good checkpoint is that of step {last_good}"
     try:
-        diagnosis = diagnose(plan, feed, state, num_train)
-    except Exception as error:  # such as want of memory: not what ends the run
+        diagnosis = diagnose(plan, feed, state)
+    except Exception as error:  # say for lack of memory: not what ends the run
         reason = " ".join(str(error).split())[:200]
         return TrainingError(
-            f"the update of step {int(state.step)} is not finite; it was not applied, "
-            f"and cannot be computed again ({reason}); {_kept(last_good)}; {_REMEDIES}."
+            f"the update of step {step} is not finite; it was not applied, and cannot "
+            f"be computed again ({reason}); {kept}; {_REMEDIES}."
         )
-    path = directory / f"nonfinite_step_{diagnosis['step']}.json"
+    path = directory / f"nonfinite_step_{step}.json"
     where = f"batch, draws and norms are in {path}"
     try:
         if processes.is_main_process():
             write(path, diagnosis)
-    except OSError as error:  # the cause of the stop matters more
+    except OSError as error:  # the diagnosis matters more
         where = f"{path} could not be written ({error.strerror or error})"
-    return TrainingError(explain(diagnosis, where, last_good))
-
-
-def explain(diagnosis: Mapping[str, Any], where: str, last_good: int | None) -> str:
-    """Returns what is wrong, what is left and what can be done, in one line.
-
-    Args:
-      diagnosis: from `diagnose`.
-      where: what has become of the file, in words.
-      last_good: step of the newest checkpoint; None where there is none.
-    """
-    causes = "; ".join(diagnosis["causes"])
-    return (
-        f"the update of step {diagnosis['step']} is not finite: {causes}. It was not "
-        f"applied; {_kept(last_good)}; {where}; {_REMEDIES}."
+    return TrainingError(
+        f"the update of step {step} is not finite: {'; '.join(diagnosis['causes'])}. "
+        f"It was not applied; {kept}; {where}; {_REMEDIES}."
     )
 
 
-def _kept(last_good: int | None) -> str:
-    if last_good is None:
-        return "there is no checkpoint yet"
-    return f"the last good checkpoint is that of step {last_good}"
-
-
 def write(path: str | os.PathLike, diagnosis: Mapping[str, Any]) -> None:
-    """Writes a diagnosis, whole or not at all.
+    """Writes a diagnosis as strict JSON, whole or not at all.
 
-    It is JSON as every reader takes it: what is not finite is "nan", "inf" or "-inf".
+    Numbers that are not finite become "nan", "inf" or "-inf".
     """
     entries = ",\n".join(
         f"  {json.dumps(name)}: {_rows(_plain(value))}"
@@ -110,7 +93,7 @@ def write(path: str | os.PathLike, diagnosis: Mapping[str, Any]) -> None:
 
 
 def _rows(value: Any) -> str:
-    """Returns JSON in which each layer has a line, and long lists have no more."""
+    """Returns JSON with one line for each layer, and one for any other value."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         lines = (json.dumps(each, allow_nan=False) for each in value)
         return "[\n    " + ",\n    ".join(lines) + "\n  ]"
@@ -118,7 +101,7 @@ def _rows(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Returns nested arrays and numbers as what strict JSON knows."""
+    """Returns nested arrays and numbers as types that strict JSON has."""
     if isinstance(value, Mapping):
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, np.ndarray | np.generic):
@@ -130,35 +113,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-class _Found(NamedTuple):
-    """The broken update, on the host; of every view by its name in `Views`.
-
-    Attributes:
-      metrics: scalars.
-      gradients: nested as the parameters.
-      labels: [batch].
-      drawn: parameters of the views.
-      views: what else is known of them: "finite" [images], "structure" by code or
-        "targets".
-    """
-
-    metrics: Mapping[str, np.ndarray]
-    gradients: dict
-    labels: np.ndarray
-    drawn: Mapping[str, Mapping]
-    views: Mapping[str, dict]
-
-
-def diagnose(
-    plan: Plan, feed: Feed, state: TrainState, num_train: int
-) -> dict[str, Any]:
-    """Computes the update of `state.step` again and returns all there is to know of it.
+def diagnose(plan: Plan, feed: Feed, state: TrainState) -> dict[str, Any]:
+    """Computes the update of `state.step` again and returns all that is known of it.
 
     Args:
       plan: of the run.
       feed: its batches.
       state: from before the update.
-      num_train: images in the training split.
 
     Returns:
       "step", "epoch"; "causes", sentences, the first cause first; "metrics", by name;
@@ -168,30 +129,35 @@ def diagnose(
       what was drawn.
     """
     step = int(state.step)
-    found = _compute_again(plan, feed, state, step)
-    layers = _layers(plan.method, jax.device_get(state), found.gradients)
+    metrics, gradients, labels, views = _compute_again(plan, feed, state, step)
+    layers = _layers(plan.method, jax.device_get(state), gradients)
     gradient = _norm([layer["gradient"] for layer in layers])
     epoch, batch = divmod(step, plan.steps_per_epoch)
     rows = TrainingRows(
-        plan.seed, num_train, plan.steps_per_epoch, plan.batch_size, (0, 0)
+        plan.seed, plan.facts.num_train, plan.steps_per_epoch, plan.batch_size, (0, 0)
     )
-    views = {
-        name: {**view, "drawn": found.drawn[name]} for name, view in found.views.items()
-    }
     return {
         "step": step,
         "epoch": epoch,
-        "causes": _causes(found, layers, gradient),
-        "metrics": found.metrics,
+        "causes": _causes(metrics, views, layers, gradient),
+        "metrics": metrics,
         "gradient": gradient,
         "layers": layers,
         "rows": rows.epoch(epoch)[batch],
-        "labels": found.labels,
+        "labels": labels,
         "views": views,
     }
 
 
-def _compute_again(plan: Plan, feed: Feed, state: TrainState, step: int) -> _Found:
+def _compute_again(
+    plan: Plan, feed: Feed, state: TrainState, step: int
+) -> tuple[dict[str, np.ndarray], dict, np.ndarray, dict[str, dict]]:
+    """Returns metrics, gradients, labels and views of an update, on the host.
+
+    Of each view: "finite" [images], "structure" by code or "targets", and "drawn", its
+    random parameters.
+    """
+
     def examine(state, *arguments):
         key = train_step.stream(np.uint32(plan.seed), train_step.TRAINING)
         key = jax.random.fold_in(key, state.step)
@@ -209,16 +175,20 @@ def _compute_again(plan: Plan, feed: Feed, state: TrainState, step: int) -> _Fou
             if view is not None
         }
         drawn = plan.method.draws(key, len(images))
-        return _Found(metrics, gradients, labels, drawn, known)
+        return metrics, gradients, labels, known, drawn
 
-    first = step - step % plan.steps_per_call  # calls begin at their multiples
+    first = step - step % plan.steps_per_call  # calls begin at multiples of it
     with contextlib.closing(feed.training(first)) as calls, jax.set_mesh(plan.mesh):
         examine = jax.jit(examine, out_shardings=mesh.replicated(plan.mesh))
-        return jax.device_get(examine(state, *next(calls)))
+        found = jax.device_get(examine(state, *next(calls)))
+    metrics, gradients, labels, views, drawn = found
+    for name, view in views.items():
+        view["drawn"] = drawn[name]
+    return metrics, gradients, labels, views
 
 
 def _layers(method: Method, state: TrainState, gradients: dict) -> list[dict[str, Any]]:
-    """Returns the norms of each layer; in float64, in which no square overflows."""
+    """Returns the norms of each layer, in float64, where no square overflows."""
     trees = {
         "parameters": state.params,
         "gradient": gradients,
@@ -240,7 +210,7 @@ def _norm(values: np.ndarray | Sequence[float]) -> float:
 
 
 def _arrays_at(tree: Mapping, path: Sequence) -> list[np.ndarray]:
-    """Returns the arrays directly under `path`, none where it leads nowhere."""
+    """Returns the arrays directly under `path`; [] if there is no such path."""
     for name in path:
         tree = tree.get(name, {})
     return [array for array in tree.values() if not isinstance(array, Mapping)]
@@ -249,50 +219,50 @@ def _arrays_at(tree: Mapping, path: Sequence) -> list[np.ndarray]:
 def _order(method: Method) -> list[tuple]:
     """Returns the paths of the layers in the order in which they are computed.
 
-    Modules write their layers down in that order; a dict of arrays has the order of the
-    alphabet.
+    Modules define their layers in that order, while dicts of arrays are sorted by name.
     """
-    paths = []
+    paths: dict[tuple, None] = {}
 
-    def begin() -> None:
-        paths.extend(_walk(method.init(nnx.Rngs(0)), ()))
+    def walk(module: nnx.Module, path: tuple) -> None:
+        is_list = isinstance(module, nnx.List)
+        for name, child in enumerate(module) if is_list else vars(module).items():
+            if isinstance(child, nnx.Module):
+                walk(child, (*path, name))
+            elif isinstance(child, nnx.Variable):
+                paths[path] = None
 
-    jax.eval_shape(begin)
-    return list(dict.fromkeys(paths))
-
-
-def _walk(module: nnx.Module, path: tuple) -> Iterator[tuple]:
-    inside = enumerate(module) if isinstance(module, nnx.List) else vars(module).items()
-    for name, child in inside:
-        if isinstance(child, nnx.Module):
-            yield from _walk(child, (*path, name))
-        elif isinstance(child, nnx.Variable):
-            yield path
+    jax.eval_shape(lambda: walk(method.init(nnx.Rngs(0)), ()))
+    return list(paths)
 
 
-def _causes(found: _Found, layers: Sequence[Mapping], gradient: float) -> list[str]:
-    """Says what is not finite, in the order in which one thing leads to another."""
+def _causes(
+    metrics: Mapping[str, np.ndarray],
+    views: Mapping[str, Mapping],
+    layers: Sequence[Mapping],
+    gradient: float,
+) -> list[str]:
+    """Returns what is not finite, in causal order."""
     causes = []
     if broken := _not_finite(layers, "parameters"):
         causes.append(f"the parameters of {_name(broken)} were not finite before it")
-    for name, view in found.views.items():
+    for name, view in views.items():
         if bad := np.sum(~view["finite"]):
             of = f"of {len(view['finite'])} images of the {name} view"
             causes.append(f"{bad} {of} are not finite")
-    parts = {k: v for k, v in found.metrics.items() if not np.isfinite(v)}
+    parts = {k: v for k, v in metrics.items() if not np.isfinite(v)}
     names = sorted(parts, key=lambda name: name == _TOTAL)  # stable
     if names:
         causes.append(", ".join(f"{name}={parts[name]:g}" for name in names))
     if broken := _not_finite(layers, "gradient"):
-        # The gradient runs backwards: the last layer is where it breaks first.
+        # Gradients are computed backwards: the last broken layer was the first one.
         value = f"the gradient of {_name(broken[::-1])} is {broken[-1]['gradient']:g}"
-        loss = found.metrics[_TOTAL]
+        loss = metrics[_TOTAL]
         causes.append(value if names else f"{value} while the loss is {loss:g}")
     if not causes and gradient**2 > float(np.finfo(np.float32).max):
         causes.append(f"the norm of the gradient, {gradient:g}, overflows when squared")
     return causes or [
-        "computed again it is finite, so it lies at the edge of the number format or "
-        "a device has failed"
+        "computed again it is finite, so it is at the limit of the number format or a "
+        "device has failed"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate."""
+"""The optimizer and its learning rate."""
 
 from collections.abc import Callable
 
@@ -8,15 +8,15 @@ import optax
 from duet_jax.errors import lookup
 from duet_jax.types import Array
 
-# Rate of the very first epoch, as a share of the base rate; the reference's floor.
+# Rate of the first epoch, as a fraction of the base rate; the reference's minimum.
 _WARMUP_FLOOR = 1e-3
 
 
 def warmup_cosine(epoch: Array, epochs: int, warmup_epochs: int) -> Array:
-    """Share of the base learning rate at `epoch`.
+    """Returns the fraction of the base learning rate at `epoch`.
 
     Args:
-      epoch: epochs done, from 0; fractional values are allowed.
+      epoch: epochs done, from 0; may be fractional.
       epochs: epochs of the whole run.
       warmup_epochs: epochs of linear warm-up; 0 starts at the full rate.
 
@@ -34,7 +34,7 @@ def warmup_cosine(epoch: Array, epochs: int, warmup_epochs: int) -> Array:
     return jnp.where(in_warmup, rising, falling)
 
 
-# When the rate moves: name -> epoch at a step.
+# When the rate changes: name -> epoch at a step.
 SCHEDULES: dict[str, Callable[[Array, int], Array]] = {
     "epoch": lambda step, steps_per_epoch: step // steps_per_epoch,
     "step": lambda step, steps_per_epoch: step / steps_per_epoch,
@@ -49,7 +49,7 @@ def learning_rate(
     steps_per_epoch: int,
     schedule: str = "epoch",
 ) -> optax.Schedule:
-    """Learning rate as a function of the step.
+    """Returns the learning rate as a function of the step.
 
     Args:
       base: the rate at the end of the warm-up.
@@ -77,9 +77,9 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 1e-4,
 ) -> optax.GradientTransformation:
-    """AdamW that decays **all** parameters, biases and normalisation included.
+    """Returns AdamW that decays **all** parameters, biases and normalization included.
 
-    Source: Loshchilov & Hutter 2019 with the reference's constants. Excluding biases
-    and normalisation is common elsewhere; the reference does not.
+    Source: Loshchilov & Hutter 2019 with the reference's constants. Others often
+    exclude biases and normalization; the reference does not.
     """
     return optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)

@@ -1,4 +1,4 @@
-"""What is decided of a run before anything is compiled."""
+"""The plan of a run: everything that is decided before anything is compiled."""
 
 import math
 from typing import NamedTuple
@@ -15,114 +15,122 @@ from duet_jax.runtime import mesh
 from duet_jax.training import optim, train_step
 from duet_jax.types import DatasetFacts
 
-# Updates per compiled call on a GPU: enough to hide the host, few enough for a live
-# bar.
+# Updates per compiled call on a GPU: enough to hide the host's work, few enough for a
+# live progress bar.
 _GPU_STEPS_PER_CALL = 50
-# Images that are put on a device for one call; two calls' worth is there at a time.
+# Images on a device for one streamed call. There are two calls' worth at a time.
 _BYTES_PER_CALL = 2**28
 
 
 class Plan(NamedTuple):
-    """What is decided before anything is compiled.
+    """A run's configuration and what follows from it.
 
     Attributes:
+      config: resolved.
+      facts: of the images.
+      streamed: True if the images come from the host, call by call.
       mesh: the devices.
       method: makes views and scores the networks.
       graphdef: structure of its networks.
       optimizer: of all parameters.
       rate: its learning rate, by step.
-      seed: of everything random.
-      epochs: of the whole run.
-      batch_size: examples in a training batch.
-      test_batch_size: likewise in evaluation; the last one may be padded.
+      test_batch_size: images in a test batch; the last one may be padded.
       steps_per_epoch: updates in an epoch.
       steps_per_call: updates in a compiled call; divides steps_per_epoch.
       unroll: write the updates of a call out instead of looping.
-      on_nonfinite: what becomes of an update that is not finite; see `make_train_step`.
-      rows_per_epoch: rows of training metrics in an epoch; a checkpoint goes with each
-        but the last, which has a rhythm of its own.
     """
 
+    config: ml_collections.ConfigDict
+    facts: DatasetFacts
+    streamed: bool
     mesh: jax.sharding.Mesh
     method: Method
     graphdef: nnx.GraphDef
     optimizer: optax.GradientTransformation
     rate: optax.Schedule
-    seed: int
-    epochs: int
-    batch_size: int
     test_batch_size: int
     steps_per_epoch: int
     steps_per_call: int
     unroll: bool
-    on_nonfinite: str
-    rows_per_epoch: int
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random."""
+        return self.config.seed
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a training batch."""
+        return self.config.batch_size
 
     @property
     def total_steps(self) -> int:
         """Updates in the whole run."""
-        return self.epochs * self.steps_per_epoch
+        return self.config.epochs * self.steps_per_epoch
 
     def test_batches(self, num_test: int) -> int:
-        """Returns the batches of an evaluation on `num_test` images."""
+        """Returns the number of batches in `num_test` test images."""
         return -(-num_test // self.test_batch_size)
 
     def ends_row(self, step: int) -> bool:
-        """Whether a row of training metrics ends at `step`, the end of a call."""
+        """Whether a row of training metrics ends at `step`, the end of a call.
+
+        Rows are evenly spaced in an epoch, and a checkpoint goes with each but the
+        last, for which `config.checkpoint.every` decides.
+        """
+        rows = self.config.checkpoint.within_epoch + 1
         calls = self.steps_per_epoch // self.steps_per_call
         done = -(-(step % self.steps_per_epoch) // self.steps_per_call)
-        return done in {
-            round(calls * row / self.rows_per_epoch)
-            for row in range(self.rows_per_epoch)
-        }
+        return done in {round(calls * row / rows) for row in range(rows)}
+
+    def ends_epochs(self, step: int, epochs: int) -> bool:
+        """Whether a multiple of `epochs` ends at `step`; never for 0."""
+        return epochs > 0 and step % (epochs * self.steps_per_epoch) == 0
 
 
 def make_plan(
     config: ml_collections.ConfigDict, facts: DatasetFacts, *, streamed: bool = False
 ) -> Plan:
-    """Returns the plan of the run that `config` describes on the devices at hand.
+    """Returns the plan of the run that `config` describes on the available devices.
 
     Args:
       config: resolved.
       facts: of the images.
-      streamed: whether they come from the host, call by call.
+      streamed: True if they come from the host, call by call.
 
     Raises:
-      UsageError: configuration, images and devices do not go together.
+      UsageError: configuration, images and devices do not fit together.
     """
     mesh.check_batch_size(config.batch_size)
     method = build.make_method(config, facts)
+    settings = config.optimizer
     steps_per_epoch = _steps_per_epoch(config, facts.num_train)
     rate = optim.learning_rate(
-        config.optimizer.learning_rate,
+        settings.learning_rate,
         epochs=config.epochs,
         warmup_epochs=config.warmup_epochs,
         steps_per_epoch=steps_per_epoch,
-        schedule=config.optimizer.schedule,
+        schedule=settings.schedule,
     )
-    on_cpu = jax.default_backend() == "cpu"
-    steps_per_call = _steps_per_call(config, facts, steps_per_epoch, streamed=streamed)
     return Plan(
+        config=config,
+        facts=facts,
+        streamed=streamed,
         mesh=mesh.make_mesh(),
         method=method,
         graphdef=train_step.graph_definition(method),
         optimizer=optim.adamw(
             rate,
-            b1=config.optimizer.b1,
-            b2=config.optimizer.b2,
-            eps=config.optimizer.eps,
-            weight_decay=config.optimizer.weight_decay,
+            b1=settings.b1,
+            b2=settings.b2,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
         ),
         rate=rate,
-        seed=config.seed,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
         test_batch_size=_test_batch_size(config.batch_size, facts.num_test),
         steps_per_epoch=steps_per_epoch,
-        steps_per_call=steps_per_call,
-        unroll=on_cpu,
-        on_nonfinite=config.on_nonfinite,
-        rows_per_epoch=config.checkpoint.within_epoch + 1,
+        steps_per_call=_steps_per_call(config, facts, steps_per_epoch, streamed),
+        unroll=jax.default_backend() == "cpu",
     )
 
 
@@ -130,10 +138,9 @@ def _steps_per_call(
     config: ml_collections.ConfigDict,
     facts: DatasetFacts,
     steps_per_epoch: int,
-    *,
     streamed: bool,
 ) -> int:
-    """Returns a divisor of `steps_per_epoch` near to what is asked for, or is best."""
+    """Returns a divisor of `steps_per_epoch` close to the requested or best size."""
     on_cpu = jax.default_backend() == "cpu"
     wanted = config.steps_per_call or (1 if on_cpu else _GPU_STEPS_PER_CALL)
     most = wanted if on_cpu else steps_per_epoch
@@ -146,7 +153,7 @@ def _steps_per_call(
 
 
 def _test_batch_size(batch_size: int, num_test: int) -> int:
-    """Returns a batch no larger than needed that the devices can share."""
+    """Returns the smallest sufficient batch size that all devices can share."""
     count = jax.device_count()
     return min(batch_size, -(-num_test // count) * count)
 
@@ -181,10 +188,10 @@ def nearest_divisor(number: int, wanted: int, most: int) -> int:
     """Returns the divisor of `number` whose ratio to `wanted` is closest to one.
 
     Args:
-      number: what is divided.
+      number: to divide.
       wanted: the ideal divisor.
-      most: the largest that will do. Updates that are written out, not looped over,
-        must not become more than was asked for.
+      most: the largest divisor allowed. Unrolled calls must not have more updates than
+        requested.
     """
     divisors = [d for d in range(1, min(number, most) + 1) if number % d == 0]
     return min(divisors, key=lambda d: abs(math.log(d / wanted)))

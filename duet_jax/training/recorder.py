@@ -1,4 +1,4 @@
-"""What the host does with the numbers that the device reports."""
+"""Turns the metrics that the device reports into rows, warnings and curves."""
 
 import collections
 import pathlib
@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
 from duet_jax import figures, loggers
@@ -19,27 +18,25 @@ from duet_jax.types import Array
 
 
 class BrokenUpdateError(Exception):
-    """An update was not finite, and with config.on_nonfinite=stop nothing follows."""
+    """An update was not finite, and config.on_nonfinite is "stop"."""
 
 
 class Record:
-    """Turns what the device reports into rows, a progress bar and pictures.
+    """Turns metrics on the device into rows, a progress bar and pictures.
 
-    Reports are read one call late: while the host waits for one and writes it down, the
-    device is already at the next.
+    The metrics of a call are read one call late: while the host waits for them and
+    writes them, the device is already computing the next call.
     """
 
     def __init__(
         self,
-        config: ml_collections.ConfigDict,
-        workdir: pathlib.Path,
         plan: Plan,
+        workdir: pathlib.Path,
         writers: loggers.Writers,
-        progress: loggers.Progress,
+        progress: loggers.Progress | loggers.NoProgress,
     ):
-        self._config = config
-        self._workdir = workdir
         self._plan = plan
+        self._workdir = workdir
         self._writers = writers
         self._progress = progress
         self._waiting: collections.deque = collections.deque()
@@ -55,18 +52,18 @@ class Record:
     def train_call(
         self, step: int, scores: Mapping[str, Array], waited: float | None = None
     ) -> None:
-        """Takes the report of a call.
+        """Takes the metrics of a training call.
 
         Args:
           step: at which it ended.
           scores: its metrics, each [steps]; "skipped" is 1 for an update that was not
             finite.
-          waited: seconds that were spent waiting for images so far; None where they
-            are on the device.
+          waited: seconds spent waiting for images so far; None if they are on the
+            device.
 
         Raises:
-          BrokenUpdateError: an update of the call before was not finite, and the run is
-            to stop at that.
+          BrokenUpdateError: an update of the call before was not finite, and
+            config.on_nonfinite is "stop".
         """
         self._waited = waited
         self._waiting.append((step, scores))
@@ -78,7 +75,7 @@ class Record:
     ) -> None:
         """Runs `measures`, which return means over the test split, at `step`.
 
-        The first is what the test split's images per second are counted for.
+        The images per second of the test row are those of the first one.
         """
         self.flush()
         means = dict(measures[0]())
@@ -89,14 +86,14 @@ class Record:
         self.restart_clock()
 
     def flush(self) -> None:
-        """Waits for everything taken so far and writes it down."""
+        """Waits for all metrics taken so far and writes them."""
         while self._waiting:
             self._pop()
 
     def row(self) -> dict[str, Any]:
-        """Returns what the unfinished row has gathered, for `go_on`; empty at its end.
+        """Returns the unfinished row, for `resume`; empty at its end.
 
-        It can be written as JSON without a loss.
+        JSON stores it without loss.
         """
         if not self._row_scores:
             return {}
@@ -107,8 +104,8 @@ class Record:
         waited = None if self._waited is None else self._waited - self._waited_before
         return {"scores": scores, "seconds": self._row_seconds, "waited": waited}
 
-    def go_on(self, row: Mapping[str, Any]) -> None:
-        """Takes up the row that a run was stopped in, from `row`."""
+    def resume(self, row: Mapping[str, Any]) -> None:
+        """Continues the row in which a run was stopped, from `row`."""
         if not row:
             return
         calls = zip(*row["scores"].values(), strict=True)
@@ -120,7 +117,7 @@ class Record:
         self._waited_before = -(row["waited"] or 0.0)
 
     def restart_clock(self) -> None:
-        """Leaves what has been done until now out of the images per second."""
+        """Excludes the time until now from the images per second."""
         self._lap()
 
     def _pop(self) -> None:
@@ -129,7 +126,7 @@ class Record:
         self._write_train(step, scores, self._lap())
 
     def _lap(self) -> float:
-        """Seconds since this was last asked."""
+        """Returns the seconds since the last call."""
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         return seconds
@@ -139,7 +136,7 @@ class Record:
         return {"step": step, "epoch": epoch, "split": split, **values}
 
     def _write_train(self, step: int, scores: Mapping, seconds: float) -> None:
-        if self._plan.on_nonfinite == "stop" and scores["skipped"].any():
+        if self._plan.config.on_nonfinite == "stop" and scores["skipped"].any():
             raise BrokenUpdateError
         self._row_scores.append(scores)
         self._learning_rate = float(scores["learning_rate"][-1])
@@ -151,7 +148,6 @@ class Record:
             self._end_row(step)
 
     def _end_row(self, step: int) -> None:
-        plan = self._plan
         means = self._row_means(step)
         if self._waited is not None:
             seconds = self._waited - self._waited_before
@@ -160,35 +156,41 @@ class Record:
         self._writers.write(self._row(step, "train", means))
         self._symptoms.train(means)
         self._row_scores, self._row_seconds = [], 0.0
-        if step % (self._config.figures_every * plan.steps_per_epoch) == 0:
+        if self._plan.ends_epochs(step, self._plan.config.figures_every):
             draw_curves(self._workdir, self._plan, self._writers, step)
             self.restart_clock()
 
     def _row_means(self, step: int) -> dict[str, float]:
-        """Returns means over the updates that were made, and how many were not."""
+        """Returns means over the updates that were applied, and how many were not."""
         scores = {
             name: np.concatenate([scores[name] for scores in self._row_scores])
             for name in self._row_scores[0]
         }
-        made = scores["skipped"] == 0
-        if not made.any():
+        applied = scores["skipped"] == 0
+        if not applied.any():
             raise TrainingError(
-                f"none of the {len(made)} updates up to step {step} was finite, and "
-                "config.on_nonfinite=skip has skipped them all; what there is in "
-                f"{self._workdir / 'checkpoints'} is older and sound. Repeat the "
+                f"none of the {len(applied)} updates up to step {step} was finite, and "
+                "config.on_nonfinite=skip has skipped them all; the checkpoints in "
+                f"{self._workdir / 'checkpoints'} are older and intact. Rerun the "
                 "command with config.on_nonfinite=stop for a diagnosis."
             )
-        means = {name: float(np.mean(values[made])) for name, values in scores.items()}
-        images = len(made) * self._plan.batch_size
+        means = {name: float(np.mean(x[applied])) for name, x in scores.items()}
+        images = len(applied) * self._plan.batch_size
         return {
             **means,
-            "skipped": int(np.sum(~made)),
+            "skipped": int(np.sum(~applied)),
             "images_per_second": images / self._row_seconds,
         }
 
     def _write_test(self, step: int, means: Mapping, seconds: float) -> None:
         if not np.isfinite(means["loss"]):
-            self._stop(step, means)
+            shown = ", ".join(f"{name}={float(x):g}" for name, x in means.items())
+            raise TrainingError(
+                f"the test loss of step {step} is not finite ({shown}); the "
+                f"checkpoints in {self._workdir / 'checkpoints'} are older and intact. "
+                "Try a lower config.optimizer.learning_rate or "
+                "config.compute_dtype=float32."
+            )
         self.newest_test = means
         extra = {
             "learning_rate": self._learning_rate,
@@ -197,21 +199,13 @@ class Record:
         self._writers.write(self._row(step, "test", {**means, **extra}))
         self._symptoms.test(step, means)
 
-    def _stop(self, step: int, means: Mapping[str, float]) -> None:
-        shown = ", ".join(f"{name}={float(value):g}" for name, value in means.items())
-        raise TrainingError(
-            f"the test loss of step {step} is not finite ({shown}); what there is in "
-            f"{self._workdir / 'checkpoints'} is older and sound. Try a lower "
-            "config.optimizer.learning_rate or config.compute_dtype=float32."
-        )
-
 
 def draw_curves(
     workdir: pathlib.Path, plan: Plan, writers: loggers.Writers, step: int
 ) -> None:
     """Draws figures/curves.png from metrics.jsonl, if there are any rows yet.
 
-    The first process alone writes rows and pictures.
+    Only the first process writes rows and pictures.
     """
     if not processes.is_main_process():
         return

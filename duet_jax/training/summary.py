@@ -14,21 +14,13 @@ from duet_jax.methods.networks import split
 from duet_jax.runs.checkpoints import BEST_METRIC, Checkpoints
 from duet_jax.runtime import devices
 from duet_jax.training.plan import Plan
-from duet_jax.types import DatasetFacts
 
 _log = logging.getLogger(__name__)
 
 
-def start_lines(
-    config: ml_collections.ConfigDict,
-    plan: Plan,
-    facts: DatasetFacts,
-    workdir: pathlib.Path,
-    start: int,
-    *,
-    streamed: bool = False,
-) -> None:
-    """Says on what, with what and from where the run starts."""
+def start_lines(plan: Plan, workdir: pathlib.Path, start: int) -> None:
+    """Logs devices, data, networks, schedule, configuration and first step."""
+    config, facts = plan.config, plan.facts
     _log.info("devices      %s", devices.describe())
     _log.info(
         "data         %s: %d training and %d test images, %d px, %d classes, %s",
@@ -37,13 +29,13 @@ def start_lines(
         facts.num_test,
         facts.side,
         len(facts.class_names),
-        "read batch by batch" if streamed else "on the device",
+        "read batch by batch" if plan.streamed else "on the device",
     )
-    _log.info("views        %s", _describe_stack(config, plan))
+    _log.info("views        %s", _describe_stack(plan))
     _log.info("parameters   %s", _describe_parameters(plan))
     _log.info(
         "schedule     %d epochs of %d steps of %d images, %d steps a call",
-        plan.epochs,
+        config.epochs,
         plan.steps_per_epoch,
         plan.batch_size,
         plan.steps_per_call,
@@ -67,7 +59,7 @@ def start_lines(
 
 
 def _sections(config: ml_collections.ConfigDict) -> Iterator[tuple[str, dict]]:
-    """The configuration line by line: its own fields, then every section."""
+    """Yields name and values of each line: the top-level fields, then the sections."""
     items = config.to_dict()
     inner = {
         name: items.pop(name) for name in [*items] if isinstance(items[name], dict)
@@ -84,17 +76,15 @@ def _shown(value: object) -> str:
     return str(value) or "''"
 
 
-def _describe_stack(config: ml_collections.ConfigDict, plan: Plan) -> str:
+def _describe_stack(plan: Plan) -> str:
+    config = plan.config
     codes = " ".join(plan.method.two_views.stack.codes) or "no augmentation"
     if config.method == "essl":
-        without = (
-            f" (without {config.learned})"
-            if config.learned in config.augmentation.stack
-            else ""
-        )
+        removed = config.learned in config.augmentation.stack
+        without = f" (without {config.learned})" if removed else ""
         return f"{codes}{without}; {config.learned} is predicted"
     if config.method == "duet":
-        return f"{codes}; {config.learned} is learnt, target {plan.method.target}"
+        return f"{codes}; {config.learned} is learned, target {plan.method.target}"
     return codes
 
 
@@ -110,7 +100,7 @@ def _describe_parameters(plan: Plan) -> str:
 
 
 def end_lines(workdir: pathlib.Path) -> None:
-    """Says how far the run came, which checkpoint is the best, and where it all is."""
+    """Logs the last accuracy, the best checkpoint and the work directory."""
     rows = loggers.read_rows(workdir / "metrics.jsonl")
     rows = [row for row in rows if row["split"] == "test"]
     if rows:
@@ -124,7 +114,7 @@ def end_lines(workdir: pathlib.Path) -> None:
 
 
 def _describe_best(workdir: pathlib.Path, rows: list[dict]) -> str:
-    """Says what --step=best restores: not the best row, which may not be saved."""
+    """Describes what --step=best restores; the best row may not have been saved."""
     with Checkpoints(workdir / "checkpoints", create=False) as saved:
         best = saved.best()
     if best is None:

@@ -1,6 +1,6 @@
-"""Training: from a configuration to checkpoints, metrics and pictures.
+"""Trains a run: from a configuration to checkpoints, metrics and pictures.
 
-Read `train` first; it is the whole program in order.
+Read `train` first: it shows all steps in order.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from duet_jax.types import Dataset, TrainState, View
 
 _log = logging.getLogger(__name__)
 
-# What the first process tells the others in the place of a step.
+# What the first process broadcasts if there is no step.
 _NONE, _REFUSED = -1, -2
 
 
@@ -50,81 +50,66 @@ def train(
     Args:
       config: resolved, from `config.checks.check`.
       directory: receives config.json, dataset.json, metrics.jsonl, checkpoints/,
-        figures/ and tensorboard/. If it holds checkpoints of the same configuration
-        the run goes on from the newest one that is sound.
+        figures/ and tensorboard/. If it holds checkpoints of the same configuration,
+        the run continues from the newest intact one.
       **cluster: which process of which job this is; see `processes.start`.
 
     Raises:
-      UsageError: anything the user can put right, before anything is compiled.
-      TrainingError: the loss is no longer finite, or nothing can be saved any more.
+      UsageError: anything the user can fix, before anything is compiled.
+      TrainingError: the loss is no longer finite, or nothing can be saved.
       InterruptionError: by SIGTERM or SIGINT, after the run was saved.
     """
     workdir.check(config, directory)
     loggers.check_wandb(config.wandb.project, config.wandb.mode)
     devices.select(config.device)
     processes.start(**cluster)
-    with Interruption() as interruption:  # after JAX has set what it does at SIGTERM
+    with Interruption() as interruption:  # after JAX has set its SIGTERM handler
         devices.check(config.device)
         mesh.check_batch_size(config.batch_size)
         devices.enable_compilation_cache(config.compilation_cache)
         dataset = open_dataset(config)
         workdir.check_dataset(dataset.facts, directory)
         plan = make_plan(config, dataset.facts, streamed=dataset.streamed)
+        claim = contextlib.nullcontext()
+        if processes.is_main_process():  # for all of them
+            claim = workdir.claimed(config, directory)
         try:
-            with _claimed(config, directory):
-                _go_on(config, directory, dataset, plan, interruption)
+            with claim:
+                _continue(plan, directory, dataset, interruption)
         except InterruptionError:
             processes.shutdown()
             raise
         summary.end_lines(directory)
-        processes.barrier("the end")  # who leaves early is taken for dead
+        # A process that exits early is reported as lost.
+        processes.barrier("the end")
 
 
-def _claimed(
-    config: ml_collections.ConfigDict, directory: pathlib.Path
-) -> contextlib.AbstractContextManager:
-    """Keeps other jobs out of `directory`: the first process does, for all."""
-    if processes.is_main_process():
-        return workdir.claimed(config, directory)
-    return contextlib.nullcontext()
-
-
-def _go_on(
-    config: ml_collections.ConfigDict,
+def _continue(
+    plan: Plan,
     directory: pathlib.Path,
     dataset: Dataset | StreamedDataset,
-    plan: Plan,
     interruption: Interruption,
 ) -> None:
-    """Trains from the newest sound checkpoint to the end."""
-    with Checkpoints(directory / "checkpoints", keep=config.checkpoint.keep) as saved:
+    """Trains from the newest intact checkpoint to the end."""
+    keep = plan.config.checkpoint.keep
+    with Checkpoints(directory / "checkpoints", keep=keep) as saved:
         newest = _newest(saved)
         start = newest or 0
         check_start(plan, start)
         if processes.is_main_process():
-            workdir.write_run(config, dataset.facts, directory, start)
-            saved.set_aside(newest)
-        summary.start_lines(
-            config,
-            plan,
-            dataset.facts,
-            directory,
-            start,
-            streamed=dataset.streamed,
-        )
+            workdir.write_run(plan.config, plan.facts, directory, start)
+        saved.set_aside(newest)
+        summary.start_lines(plan, directory, start)
         if start >= plan.total_steps:
             draw_curves(directory, plan, loggers.Writers([]), start)
             return
-        writers = _open_writers(config, directory, newest)
-        try:
-            _run(config, directory, dataset, plan, saved, writers, start, interruption)
+        with contextlib.closing(_open_writers(plan, directory, newest)) as writers:
+            _run(plan, directory, dataset, saved, writers, start, interruption)
             draw_curves(directory, plan, writers, plan.total_steps)
-        finally:
-            writers.close()
 
 
 def _newest(saved: Checkpoints) -> int | None:
-    """Returns the step to go on from, for all processes; None for a new run."""
+    """Returns the step to continue from, for all processes; None for a new run."""
     newest, refusal = _NONE, None
     if processes.is_main_process():
         try:
@@ -134,61 +119,59 @@ def _newest(saved: Checkpoints) -> int | None:
             newest, refusal = _REFUSED, error
     newest = processes.broadcast(newest)
     if newest == _REFUSED:
-        raise refusal or UsageError("process 0 refuses to go on; it says why.")
+        raise refusal or UsageError("process 0 refuses to continue; it says why.")
     return None if newest == _NONE else newest
 
 
 def _open_writers(
-    config: ml_collections.ConfigDict, directory: pathlib.Path, newest: int | None
+    plan: Plan, directory: pathlib.Path, newest: int | None
 ) -> loggers.Writers:
-    """Opens what rows are written to: by the first process, for all."""
+    """Opens the writers of rows, in the first process."""
     if not processes.is_main_process():
         return loggers.Writers([])
     return loggers.open_writers(
         directory,
-        config_dict=config.to_dict(),
+        config_dict=plan.config.to_dict(),
         run_name=directory.name,
-        wandb=config.wandb.to_dict(),
-        tensorboard=config.tensorboard,
+        wandb=plan.config.wandb.to_dict(),
+        tensorboard=plan.config.tensorboard,
         resume_step=newest,
     )
 
 
 def _run(
-    config: ml_collections.ConfigDict,
+    plan: Plan,
     directory: pathlib.Path,
     dataset: Dataset | StreamedDataset,
-    plan: Plan,
     checkpoints: Checkpoints,
     writers: loggers.Writers,
     start: int,
     interruption: Interruption,
 ) -> None:
     """Compiles, then trains from step `start` to the end."""
-    feed = make_feed(config, plan, dataset)
+    feed = make_feed(plan, dataset)
     if start:
         state = checkpoints.restore(initial_shapes(plan), start)
     else:
         state = initial_state(plan)
-        _show_views(config, directory, plan, feed, writers)
+        _show_views(plan, directory, feed, writers)
     _log.info("compiling ...")
     clock = time.monotonic()
     compiled = compile_functions(plan, feed)
     _log.info("compiled in %.1f s", time.monotonic() - clock)
     with contextlib.closing(_progress(plan, start)) as progress:
-        record = Record(config, directory, plan, writers, progress)
+        record = Record(plan, directory, writers, progress)
         if start:
-            record.go_on(checkpoints.row(start))
+            record.resume(checkpoints.row(start))
         loop = Loop(
-            config=config,
-            directory=directory,
             plan=plan,
+            directory=directory,
             compiled=compiled,
             feed=feed,
             checkpoints=checkpoints,
             record=record,
             interruption=interruption,
-            neighbours=_make_neighbours(config, plan, dataset),
+            neighbors=_make_neighbors(plan, dataset),
         )
         loop.run(state, start)
 
@@ -196,18 +179,21 @@ def _run(
 def _progress(plan: Plan, start: int) -> loggers.Progress | loggers.NoProgress:
     if not processes.is_main_process():
         return loggers.NoProgress()
-    return loggers.Progress(plan.total_steps, plan.steps_per_epoch, plan.epochs, start)
+    return loggers.Progress(
+        plan.total_steps, plan.steps_per_epoch, plan.config.epochs, start
+    )
 
 
-def _make_neighbours(
-    config: ml_collections.ConfigDict, plan: Plan, dataset: Dataset | StreamedDataset
+def _make_neighbors(
+    plan: Plan, dataset: Dataset | StreamedDataset
 ) -> Callable[[TrainState], dict[str, float]] | None:
     """Returns `score(state) -> {"knn_top1": ...}`, the accuracy on the test split.
 
-    The neighbours are those of `--mode=knn`, on the full features; a watch on the
-    representation that no classifier's training stands behind. None if not wanted.
+    As `--mode=knn` does on the full features, it measures the representation without
+    training a classifier. None if `config.knn.every` is 0.
     """
-    if not config.knn.every:
+    settings = plan.config.knn
+    if not settings.every:
         return None
     encoder = FrozenEncoder(plan.method, batch_size=plan.test_batch_size)
 
@@ -225,8 +211,8 @@ def _make_neighbours(
             dataset.train.labels,
             queries,
             num_classes=len(dataset.class_names),
-            k=config.knn.k,
-            temperature=config.knn.temperature,
+            k=settings.k,
+            temperature=settings.temperature,
         )
         return {"knn_top1": classification(scores, dataset.test.labels).top1}
 
@@ -234,28 +220,24 @@ def _make_neighbours(
 
 
 def _show_views(
-    config: ml_collections.ConfigDict,
-    directory: pathlib.Path,
-    plan: Plan,
-    feed: Feed,
-    writers: loggers.Writers,
+    plan: Plan, directory: pathlib.Path, feed: Feed, writers: loggers.Writers
 ) -> None:
-    """Draws the first views of the run in figures/views.png: the first process does."""
+    """Draws the run's first views in figures/views.png, in the first process."""
     if not processes.is_main_process():
         return
     key = jax.random.fold_in(train_step.stream(plan.seed, train_step.TRAINING), 0)
     make_views = jax.jit(functools.partial(plan.method.make_views, train=True))
     views = make_views(key, feed.first_images())
     path = directory / "figures" / "views.png"
-    # Asked of the method: one that learns no augmentation does not read the field.
+    # Asked of the method: SimCLR has no learned augmentation, whatever the field says.
     learned = getattr(plan.method, "learned", None)
     figures.draw_views(
         path,
         views.first,
         views.second,
         learned=learned,
-        title=f"{config.method} on {config.dataset.name}",
-        half_size=_one_of_each(views.prediction, config, plan.batch_size),
+        title=f"{plan.config.method} on {plan.config.dataset.name}",
+        half_size=_one_of_each(views.prediction, learned, plan.batch_size),
     )
     writers.picture("views", path, 0)
     if learned in views.first.structure:
@@ -267,11 +249,11 @@ def _show_views(
 
 
 def _one_of_each(
-    view: PredictionView | None, config: ml_collections.ConfigDict, batch: int
+    view: PredictionView | None, learned: str | None, batch: int
 ) -> View | None:
-    """One member of each image's orbit, taking turns; None without a prediction."""
+    """Returns one member of each image's orbit, in turns; None without a prediction."""
     if view is None:
         return None
     members = len(view.targets) // batch
     rows = np.arange(batch) * members + np.arange(batch) % members
-    return View(view.images[rows], {config.learned: view.targets[rows]})
+    return View(view.images[rows], {learned: view.targets[rows]})

@@ -1,8 +1,7 @@
-"""How the arrays of a run begin, and how one update changes them.
+"""Initializes the train state and defines the train step.
 
-Modules exist only while a function is traced: outside, their state is plain nested
-dicts, which `jax.jit` handles at a fraction of the cost and Orbax stores under clean
-names.
+Modules exist only while a function is traced. Outside, their state is plain nested
+dicts, which cost `jax.jit` much less and have clean names in Orbax's files.
 """
 
 import functools
@@ -19,7 +18,7 @@ from duet_jax.methods.networks import split
 from duet_jax.types import Array, TrainState
 
 # Independent streams of random numbers, each derived from the seed alone. The order of
-# the images is not among them: it is drawn on the host (`data.order`).
+# the images is drawn on the host instead (`data.order`).
 TRAINING, EVALUATION = 1, 2
 
 
@@ -31,8 +30,8 @@ def stream(seed: int | Array, which: int) -> Array:
 def initial_key(seed: int | Array) -> Array:
     """Returns the key of the initial parameters.
 
-    Of another generator than the streams: XLA takes minutes to compile JAX's default
-    one for as many differently shaped arrays as a network has.
+    It uses another generator than the streams: XLA takes minutes to compile JAX's
+    default one for all the different shapes of a network.
     """
     return jax.random.key(seed, impl="rbg")
 
@@ -67,9 +66,9 @@ def make_train_step(
       method: makes the views, outside the differentiated function, and scores them.
       graphdef: structure of its networks.
       optimizer: updates all parameters.
-      rate: the optimiser's learning rate, reported among the metrics.
-      on_nonfinite: key of ON_NONFINITE, what becomes of the state where the loss or the
-        norm of the gradient is not finite.
+      rate: the optimizer's learning rate, reported among the metrics.
+      on_nonfinite: key of ON_NONFINITE: the state after an update whose loss or
+        gradient norm is not finite.
 
     Returns:
       A function to compile. Among its metrics are "grad_norm", the norm of the gradient
@@ -83,7 +82,7 @@ def make_train_step(
         loss, (metrics, batch_stats) = result
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # It overflows before the squares that the optimiser keeps of the gradient do.
+        # Overflows earlier than the optimizer's squares of the gradient.
         norm = optax.tree.norm(grads)
         applied = jnp.isfinite(loss) & jnp.isfinite(norm) & state.sound
         after = TrainState(state.step + 1, params, batch_stats, opt_state, state.sound)
@@ -93,9 +92,10 @@ def make_train_step(
             "grad_norm": norm,
             "skipped": 1 - applied.astype(norm.dtype),
         }
-        # A choice leaf by leaf and no branch: it is a part of the loops that make the
-        # update, and nothing waits for the host.
-        return _choose(applied, after, leave_out(state, after)), metrics
+        # Chosen leaf by leaf, without a branch: XLA fuses it with the update, and
+        # nothing waits for the host.
+        choose = functools.partial(jnp.where, applied)
+        return jax.tree.map(choose, after, leave_out(state, after)), metrics
 
     return update
 
@@ -125,20 +125,16 @@ def differentiate(
     return jax.value_and_grad(loss, has_aux=True)(state.params)
 
 
-def _choose(condition: Array, one: TrainState, other: TrainState) -> TrainState:
-    return jax.tree.map(functools.partial(jnp.where, condition), one, other)
-
-
 def _stand_still(before: TrainState, after: TrainState) -> TrainState:
-    """Keeps the state of the broken step, from which it can be computed again."""
+    """Keeps the state before the broken update, which can then be recomputed."""
     del after
     return before._replace(sound=jnp.zeros_like(before.sound))
 
 
-def _go_on(before: TrainState, after: TrainState) -> TrainState:
-    """Moves on in the data and in the schedule, with the networks as they were.
+def _skip(before: TrainState, after: TrainState) -> TrainState:
+    """Advances data and schedule, and keeps the networks.
 
-    What counts is integers: the step and the optimiser's own counts.
+    The counters are the integers: the step and the optimizer's own counts.
     """
     return jax.tree.map(
         lambda old, new: old if jnp.issubdtype(old.dtype, jnp.inexact) else new,
@@ -147,8 +143,8 @@ def _go_on(before: TrainState, after: TrainState) -> TrainState:
     )
 
 
-# What is left of an update that is not finite: name -> f(state before it, after it).
+# The state after an update that is not finite: name -> f(state before, state after).
 ON_NONFINITE: dict[str, Callable[[TrainState, TrainState], TrainState]] = {
     "stop": _stand_still,
-    "skip": _go_on,
+    "skip": _skip,
 }

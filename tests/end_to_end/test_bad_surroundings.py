@@ -121,7 +121,7 @@ CASES = {
             or fill(place / "images", ["emu"])
         ),
         {"told": 1},
-        ["run holds a run on other images", "give back its data"],
+        ["run holds a run on other images", "restore its data"],
     ),
     "half a configuration": (
         TRAIN,

@@ -152,7 +152,7 @@ def test_the_encoder_is_the_one_that_was_trained(trained):
     _, params, _ = of_methods.split(networks)
     with Checkpoints(directory / "checkpoints", create=False) as saved:
         only = {"online_probe": params["online_probe"]}
-        probe = saved.restore_model(only, {})[0]["online_probe"]["linear"]
+        probe = saved.restore_model(only, {})[1]["online_probe"]["linear"]
     test = load_dataset("digits", image_size=16).test
     logits = run(test.images)["full"] @ probe["kernel"] + probe["bias"][None, :]
     accuracy = float(top_k(logits, test.labels, 1).mean())

@@ -200,7 +200,7 @@ def test_the_real_images_can_be_streamed(tmp_path):
     )
     dataset = profiling.open_dataset(config)
     run = plan.make_plan(config, dataset.facts, streamed=True)
-    feed = make_feed(config, run, dataset)
+    feed = make_feed(run, dataset)
     calls = profiling._endless(feed)
     found = [next(calls) for _ in range(6)]  # the run has four steps
     calls.close()

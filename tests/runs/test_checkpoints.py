@@ -67,8 +67,11 @@ def check_restored(directory, step):
     with Checkpoints(directory, create=False) as checkpoints:
         restored = checkpoints.restore(state(0), step)
         jax.tree.map(np.testing.assert_array_equal, restored, state(step))
-        model = checkpoints.restore_model(state(0).params, state(0).batch_stats, step)
-        jax.tree.map(np.testing.assert_array_equal, model, restored[1:3])
+        found, *model = checkpoints.restore_model(
+            state(0).params, state(0).batch_stats, step
+        )
+        assert found == step
+        jax.tree.map(np.testing.assert_array_equal, model, list(restored[1:3]))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path, keep, accuracies, kept, best
         save_all(checkpoints, accuracies)
     with Checkpoints(tmp_path, keep=keep) as checkpoints:
         assert checkpoints.all_steps() == kept
-        assert checkpoints.best_step() == best
+        found = checkpoints.best()
+        assert (found and found.step) == best
         assert checkpoints.latest_step() == len(accuracies)
     assert sorted(path.name for path in tmp_path.iterdir()) == list(map(str, kept))
 
@@ -97,7 +101,7 @@ def test_who_saves_nothing_deletes_nothing(tmp_path):
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         save_all(checkpoints, [0.1, 0.2, 0.3])
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.restore(state(0))
+        checkpoints.restore(state(0), 3)
     assert checkpoints.all_steps() == [1, 2, 3]
 
 
@@ -115,21 +119,14 @@ def test_a_damaged_accuracy_is_not_the_best(tmp_path):
         save_all(checkpoints, [0.1, 0.5])
         checkpoints.wait()
         (tmp_path / "1" / "metrics" / "metrics").write_text('{"online_top1": 0.9}')
-        assert checkpoints.best_step() == 2
+        assert checkpoints.best().step == 2
 
 
 def test_every_array_comes_back(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         save_all(checkpoints, [0.1, 0.2])
-    with Checkpoints(tmp_path) as checkpoints:
-        for step, restored in (
-            (2, checkpoints.restore(state(0))),
-            (1, checkpoints.restore(state(0), step=1)),
-        ):
-            jax.tree.map(np.testing.assert_array_equal, restored, state(step))
-        params, stats = checkpoints.restore_model(state(0).params, state(0).batch_stats)
-        np.testing.assert_array_equal(params["encoder"]["kernel"], 2)
-        np.testing.assert_array_equal(stats["encoder"]["mean"], -2)
+    for step in (1, 2):
+        check_restored(tmp_path, step)
 
 
 def test_a_part_of_the_model(tmp_path):
@@ -137,7 +134,7 @@ def test_a_part_of_the_model(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(saved, None)
         checkpoints.wait()
-        params, stats = checkpoints.restore_model({"c": saved.params["c"]}, {})
+        _, params, stats = checkpoints.restore_model({"c": saved.params["c"]}, {})
     assert jax.tree.map(jnp.shape, params) == {"c": {"d": (3,)}}
     assert stats == {}
 
@@ -208,8 +205,7 @@ def test_remainders_go_when_the_training_does(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert {path.name for path in tmp_path.iterdir()} == {"1", ASIDE}
         checkpoints.save(state(2), {"online_top1": 0.2})
-    with Checkpoints(tmp_path) as checkpoints:
-        np.testing.assert_array_equal(checkpoints.restore(state(0)).step, 2)
+    check_restored(tmp_path, 2)
 
 
 def test_set_aside(tmp_path, caplog, monkeypatch):
@@ -301,7 +297,7 @@ def full_disk(_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-FULL = r"^.*cannot be written \(No space left on device\); make room .* from step 1\.$"
+FULL = r"^.*cannot be written \(No space left on device\); free .* from step 1\.$"
 
 
 @pytest.mark.parametrize("notice", ["wait", "close", "save"])
@@ -326,8 +322,8 @@ def test_a_full_disk_does_not_hide_what_ends_the_run(tmp_path, sealing, caplog):
     checkpoints.save(state(1), None)
     with pytest.raises(KeyboardInterrupt), checkpoints:
         raise KeyboardInterrupt
-    assert "No space left on device); make room or put it right" in caplog.text
-    with pytest.raises(TrainingError, match="starts anew"), Checkpoints(tmp_path) as c:
+    assert "No space left on device); free some space" in caplog.text
+    with pytest.raises(TrainingError, match="starts over"), Checkpoints(tmp_path) as c:
         c.save(state(1), None)
 
 
@@ -344,7 +340,7 @@ def test_a_lost_process_is_not_the_disk(tmp_path, sealing):
 
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"cannot be made \(Not a directory\)"):
+    with pytest.raises(UsageError, match=r"cannot be created \(Not a directory\)"):
         Checkpoints(tmp_path / "file" / "checkpoints")
 
 
@@ -525,7 +521,7 @@ def refused(directory):
     check_restored(directory, 1)
     text = str(caught.value)
     start = f"{directory}: a checkpoint cannot be written ("
-    end = "); make room or put it right, then the same command goes on from step 1."
+    end = "); free some space or fix this, then the same command continues from step 1."
     assert text.startswith(start)
     assert text.endswith(end)
     reason = text.removeprefix(start).removesuffix(end)
@@ -704,7 +700,6 @@ def test_others_may_complain(directory, silent, sealing):
 
 
 def test_what_is_shown_stays_as_it_is(tmp_path, silent, monkeypatch, caplog):
-    """Also of two directories that are written at a time."""
     absl_logging.set_verbosity(absl_logging.ERROR)
 
     def complain():
@@ -713,13 +708,10 @@ def test_what_is_shown_stays_as_it_is(tmp_path, silent, monkeypatch, caplog):
 
     with monkeypatch.context() as patch:
         patch.setattr(ocdbt_utils, "merge_ocdbt_per_process_files", merging(complain))
-        both = [Checkpoints(tmp_path / name) for name in "ab"]
-        for each in both:
-            each.save(state(1), None)
-        for each in both:
-            with pytest.raises(TrainingError, match=r"Orbax reports: (not )?shown"):
-                each.wait()
-            each.close()
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(state(1), None)
+            with pytest.raises(TrainingError, match=r"Orbax reports: not shown"):
+                checkpoints.wait()
     messages = {each.getMessage() for each in caplog.records if each.name == "absl"}
     assert "shown" in messages
     assert "not shown" not in messages
@@ -816,7 +808,7 @@ def test_one_checkpoint_is_the_best_everywhere(tmp_path, caplog, epochs, best, s
     text = "\n".join(map(json.dumps, rows))
     (tmp_path / "metrics.jsonl").write_text(text)
     with Checkpoints(tmp_path / "checkpoints", create=False) as checkpoints:
-        assert checkpoints.find("best") == checkpoints.best_step() == best
+        assert checkpoints.find("best") == checkpoints.best().step == best
         assert set(checkpoints.all_steps()) == {best, 2 * len(epochs)}
         assert checkpoints.best().accuracy == rows[best - 1]["online_top1"]
     assert told(tmp_path, caplog) == [

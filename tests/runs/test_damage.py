@@ -113,7 +113,7 @@ def test_every_file_of_the_newest(directory, warnings, damage):
         [warning] = warnings()
         name = path.relative_to(directory / "6").as_posix()
         assert warning.startswith(f"the checkpoint of step 6 is damaged ({name} ")
-        assert warning.endswith("; going on from that of step 4")
+        assert warning.endswith("; continuing from step 4 instead")
         assert "\n" not in warning
         path.write_bytes(content)
     assert newest_intact(directory) == 6
@@ -200,8 +200,8 @@ def test_an_earlier_version_can_be_evaluated(directory, caplog):
             saved.restore_model(like.params, like.batch_stats)
         for step in STEPS[:-1]:
             (directory / str(step) / "checksums.json").unlink()
-        params, _ = saved.restore_model(like.params, like.batch_stats)
-    assert "whether they are damaged cannot be told" in caplog.text
+        _, params, _ = saved.restore_model(like.params, like.batch_stats)
+    assert "damage cannot be detected" in caplog.text
     jax.tree.map(np.testing.assert_array_equal, params, state(STEPS[-1]).params)
 
 
@@ -211,7 +211,7 @@ def test_what_is_restored_is_checked(directory):
     saved = state(0)
     with Checkpoints(directory, create=False) as checkpoints:
         for restore in (
-            lambda: checkpoints.restore(saved),
+            lambda: checkpoints.restore(saved, 6),
             lambda: checkpoints.restore_model(saved.params, saved.batch_stats),
             lambda: checkpoints.restore_model(saved.params, {}, 6),
         ):
@@ -227,7 +227,7 @@ def test_the_model_is_of_use_without_the_rest(directory):
     shutil.rmtree(directory / "6" / "train")
     (directory / "6" / "row" / "metadata").write_text("{}")
     with Checkpoints(directory, create=False) as checkpoints:
-        params, _ = checkpoints.restore_model(state(0).params, {})
+        _, params, _ = checkpoints.restore_model(state(0).params, {})
         jax.tree.map(np.testing.assert_array_equal, params, state(6).params)
         with pytest.raises(UsageError, match=r"damaged \(row/metadata has 2 bytes"):
             checkpoints.row(6)
@@ -298,9 +298,9 @@ def test_a_hostile_seal(directory, warnings, text):
         [warning] = warnings()
         assert "\n" not in warning
         checkpoints = Checkpoints(directory, create=False)
-        assert checkpoints.best_step() == 4
+        assert checkpoints.best().step == 4
         with pytest.raises(UsageError, match="damaged"):
-            checkpoints.restore(state(0))
+            checkpoints.restore(state(0), 6)
 
 
 def test_a_seal_of_nothing(directory):
@@ -310,7 +310,7 @@ def test_a_seal_of_nothing(directory):
     (directory / "6" / "checksums.json").write_text(sealed({}))
     checkpoints = Checkpoints(directory, create=False)
     with pytest.raises(UsageError, match=r"checkpoint 6 .* cannot be read \(KeyError"):
-        checkpoints.restore(state(0))
+        checkpoints.restore(state(0), 6)
 
 
 def test_a_file_that_cannot_be_read(directory, warnings, monkeypatch):
@@ -405,8 +405,8 @@ except TrainingError as error:
 def test_a_full_disk_is_one_line(tmp_path):
     """No traceback of any thread, and the checkpoint before is as it was."""
     assert call_python(FULL_DISK, tmp_path) == (
-        f"{tmp_path}: a checkpoint cannot be written (File too large); make room or "
-        "put it right, then the same command goes on from step 1.\n"
+        f"{tmp_path}: a checkpoint cannot be written (File too large); free some space "
+        "or fix this, then the same command continues from step 1.\n"
     )
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.newest_intact() == 1
@@ -469,7 +469,7 @@ def check_next(directory, step):
     """Finds step 4 for what means step 6 no longer."""
     saved = state(4)
     with Checkpoints(directory, create=False) as checkpoints:
-        found, *model = checkpoints.find_model(saved.params, saved.batch_stats, step)
+        found, *model = checkpoints.restore_model(saved.params, saved.batch_stats, step)
     assert found == 4
     jax.tree.map(np.testing.assert_array_equal, model, list(saved[1:3]))
 
@@ -488,13 +488,16 @@ def test_what_a_word_means_is_looked_up_again(directory, going, way, step):
     check_next(directory, step)
 
 
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_asked_for_and_goes(directory, going, way):
+def test_what_is_asked_for_and_goes(directory, going, way, whole):
     going(way, "the arrays")
     saved = state(6)
     checkpoints = Checkpoints(directory, create=False)
+    arguments = (saved,) if whole else (saved.params, saved.batch_stats)
+    restore = checkpoints.restore if whole else checkpoints.restore_model
     with pytest.raises(DeletedError) as caught:
-        checkpoints.restore_model(saved.params, saved.batch_stats, 6)
+        restore(*arguments, 6)
     assert str(caught.value) == (
         f"checkpoint 6 in {directory} was deleted while it was read; choose another "
         "step: 2, 4."
@@ -507,7 +510,7 @@ def test_what_goes_while_it_is_checked(directory, monkeypatch):
     go = at(3, lambda: rename(directory / "6"))
     monkeypatch.setattr(seal, "_facts", lambda f: (go(), facts(f))[1])
     with Checkpoints(directory, create=False) as checkpoints:
-        step, *_ = checkpoints.find_model(state(0).params, {})
+        step, *_ = checkpoints.restore_model(state(0).params, {})
         assert step == 4
 
 
@@ -519,14 +522,6 @@ def test_the_only_one_goes(directory, going, warnings):
     with pytest.raises(UsageError, match="holds no checkpoint; train first"):
         checkpoints.restore_model(state(0).params, {})
     assert warnings() == []
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_whole_state_goes(directory, going, way):
-    going(way, "the arrays")
-    with Checkpoints(directory, create=False) as checkpoints:
-        restored = checkpoints.restore(state(0))
-    jax.tree.map(np.testing.assert_array_equal, restored, state(4))
 
 
 def test_the_best_makes_way_for_a_better_one(directory, monkeypatch):
@@ -585,7 +580,7 @@ else:
     like = state(0)
     with Checkpoints(directory, create=False) as checkpoints:
         try:
-            found = checkpoints.find_model(
+            found = checkpoints.restore_model(
                 like.params, like.batch_stats, None if step == "None" else int(step)
             )
             saved = state(1).params["a"]["3"]

@@ -343,8 +343,8 @@ MUTATIONS: list[Mutation] = [
         "training/loop.py",
         (
             "the end is not saved",
-            "within_an_epoch or last or self._ends(step, every)",
-            "within_an_epoch or self._ends(step, every)",
+            "within_an_epoch or last or self.plan.ends_epochs",
+            "within_an_epoch or self.plan.ends_epochs",
         ),
     ),
     *_rows(
@@ -357,7 +357,7 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "the best is deleted",
-            "{*steps[-self._keep :], self.best_step()}",
+            "{*steps[-self._keep :], best and best.step}",
             "{*steps[-self._keep :]}",
         ),
         ("the same step is saved twice", "newest >= step:", "newest > step:"),
@@ -386,8 +386,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "what Orbax reports is ignored",
-            "        raise_first(self._reports.messages)\n",
-            "",
+            "        self.raise_reported()\n        while",
+            "        while",
         ),
     ),
     *_rows(

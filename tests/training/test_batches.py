@@ -143,7 +143,7 @@ def test_both_train_to_the_same_parameters(folder, monkeypatch):
 def final_state(config, directory):
     run = plan.make_plan(config, both(config)[0].facts)
     with Checkpoints(directory / "checkpoints") as saved:
-        return saved.restore(steps.initial_shapes(run))
+        return saved.restore(steps.initial_shapes(run), saved.latest_step())
 
 
 def rows_of(directory):

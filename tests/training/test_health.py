@@ -153,7 +153,7 @@ def test_skipped_updates(caplog):
     for _ in range(2):
         watch.train({**FINE, "skipped": 3.0})
     (message,) = messages(caplog)
-    assert message.startswith("3 updates were not finite and left out ")
+    assert message.startswith("3 updates were not finite and skipped ")
 
 
 # --- structure ------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_structure_that_is_all_the_same(code, caplog):
     assert "\n" not in message
     for field in fields:
         assert field in message
-    assert fields or "no field of the configuration decides" in message
+    assert fields or "no field of the configuration determines" in message
 
 
 @pytest.mark.parametrize("names", [(), ("config.augmentation.rotation_degrees",)])
