@@ -80,15 +80,7 @@ def open_writers(
     writers: list[MetricWriter] = []
     # First the one that may refuse to open, before any file is shortened.
     if wandb.get("project"):
-        run = open_wandb(
-            workdir,
-            config_dict=config_dict,
-            run_name=run_name,
-            project=wandb["project"],
-            entity=wandb.get("entity"),
-            mode=wandb.get("mode"),
-            resume_step=resume_step,
-        )
+        run = open_wandb(workdir, wandb, config_dict, run_name, resume_step)
         writers += [run] if run else []
     try:
         if tensorboard:
