@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 import yaml
 
 from duet_jax.errors import UsageError, lookup
+from duet_jax.loggers.jsonl import scalars
 
 CREDENTIALS_FILE = ".wandb.yaml"
 
@@ -109,11 +110,7 @@ class WandB:
 
     def write(self, row: Mapping[str, float | int | str]) -> None:
         """Logs the numbers of `row` at `row["step"]`, and the epoch as an axis."""
-        values = {
-            f"{row['split']}/{name}": float(value)
-            for name, value in row.items()
-            if name not in ("step", "epoch", "split") and not isinstance(value, str)
-        }
+        values = scalars(row)
         if "epoch" in row:
             values["epoch"] = float(row["epoch"])
         self._attempt(lambda: self._run.log(values, step=int(row["step"])))
