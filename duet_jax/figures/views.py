@@ -113,19 +113,11 @@ def _draw_values(canvas: Canvas, left: int, top: int, row: _Row, column: int) ->
         gauge.plot([value], [0], "o", color=ACCENT, ms=6, clip_on=False)
         top += _GAUGE_HEIGHT
     entries = [_entry(code, structure[code][column]) for code in row.codes]
-    lines = [
-        "  ".join(entries[at : at + _CODES_PER_LINE])
-        for at in range(0, len(entries), _CODES_PER_LINE)
-    ]
-    for number, line in enumerate(lines):
-        canvas.text(
-            left,
-            top + _LINE_HEIGHT * number,
-            line,
-            size=8,
-            color=MUTED,
-            family="DejaVu Sans Mono",
-        )
+    style = {"size": 8, "color": MUTED, "family": "DejaVu Sans Mono"}
+    for start in range(0, len(entries), _CODES_PER_LINE):
+        line = "  ".join(entries[start : start + _CODES_PER_LINE])
+        canvas.text(left, top, line, **style)
+        top += _LINE_HEIGHT
 
 
 def _entry(code: str, value: np.ndarray) -> str:

@@ -75,8 +75,9 @@ def benchmark(
     """
     if images not in IMAGES:
         raise UsageError(f"--images={images!r} must be one of {', '.join(IMAGES)}.")
-    path = files.local(out, "--out") if out else directory / "benchmark.json"
-    workdir.check_writable(path.parent, "--out" if out else "--workdir", path.name)
+    flag = "--out" if out else "--workdir"
+    path = files.local(out, flag) if out else directory / "benchmark.json"
+    workdir.check_writable(path.parent, flag, path.name)
     devices.select(config.device)
     processes.start(**cluster)
     devices.check(config.device)
@@ -94,7 +95,7 @@ def benchmark(
             **measure(plan, make_feed(config, plan, dataset)),
         }
     if processes.is_main_process():
-        with workdir.writing(path, "--out" if out else "--workdir"):
+        with workdir.writing(path, flag):
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(path) as partial:
                 partial.write_text(json.dumps(results, indent=2) + "\n")

@@ -73,7 +73,9 @@ def compile_part(plan: Plan, name: str, arguments: tuple[Any, ...]) -> Callable:
         def turn(total, number):
             # Everything depends on the previous turn, or the compiler would compute it
             # only once.
-            state_, batch_, views_ = _moved((state, batch, views), 0 * total)
+            state_, batch_, views_, _ = jax.lax.optimization_barrier(
+                (state, batch, views, 0 * total)
+            )
             turn_key = jax.random.fold_in(key, number)
             result = PARTS[name](plan, state_, turn_key, batch_, views_)
             return total + result, None
@@ -87,11 +89,6 @@ def compile_part(plan: Plan, name: str, arguments: tuple[Any, ...]) -> Callable:
 
     with jax.set_mesh(plan.mesh):
         return jax.jit(part).lower(*arguments).compile()
-
-
-def _moved(tree: Any, nothing: Array) -> Any:
-    """Returns the same arrays, with an artificial dependence on `nothing`."""
-    return jax.lax.optimization_barrier((tree, nothing))[0]
 
 
 def _sum(tree: Any) -> Array:

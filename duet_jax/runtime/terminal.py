@@ -28,7 +28,7 @@ class _Handler(logging.Handler):
 
 
 def log_to_terminal(level: int) -> None:
-    """Sends the project's own log records, and nobody else's, to standard error."""
+    """Sends only the log records of this project to standard error."""
     logger = logging.getLogger("duet_jax")
     logger.handlers = [_Handler()]
     logger.setLevel(level)
