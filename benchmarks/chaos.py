@@ -1,16 +1,15 @@
-"""Kills a training again and again, and checks that nothing of it is lost.
+"""Kills a training repeatedly and checks that nothing is lost.
 
     python benchmarks/chaos.py --kills=100
 
-The training command is the one that users run, in a process of its own. It is killed
-with SIGKILL at a random moment of a random phase, started again with the same
-arguments, and so on; after every few kills it is left to finish. Then it is compared
-with a run that nobody has touched:
+The training command, in its own process, is killed with SIGKILL at a random moment of a
+random phase and started again with the same arguments; after every few kills it may
+finish. Then the run is compared with one that was not interrupted:
 
-- parameters, running statistics and the state of the optimiser: equal bits;
-- metrics.jsonl: every line whole, none missing or twice, equal values (other than the
-  speed); never more than one checkpoint interval is recorded again;
-- every .json file and picture can be read.
+- parameters, running statistics and optimizer state: equal bits;
+- metrics.jsonl: every line complete, none missing or duplicated, equal values (other
+  than the speed); at most one checkpoint interval is recorded again;
+- every .json file and figure can be read.
 """
 
 import argparse
@@ -38,35 +37,35 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).parent.parent
 _PATIENCE = 300.0  # seconds for a single start
 
-# Of every run; the smoke configuration has two updates an epoch.
+# Of the smoke configuration, which has a checkpoint after each epoch.
 EPOCHS = 12
-STEPS_PER_EPOCH = 2  # and a checkpoint after each epoch
+STEPS_PER_EPOCH = 2
 
 
 def _text(path: pathlib.Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-def recorded_steps(workdir: pathlib.Path) -> list[int]:
-    """Returns the step of every whole line of metrics.jsonl, test rows only."""
-    steps = []
+def last_step(workdir: pathlib.Path) -> int:
+    """Returns the step of the last complete test row of metrics.jsonl, or 0."""
+    step = 0
     for line in _text(workdir / "metrics.jsonl").splitlines():
         with contextlib.suppress(ValueError):
             row = json.loads(line)
-            steps += [row["step"]] if row["split"] == "test" else []
-    return steps
+            step = max(step, row["step"]) if row["split"] == "test" else step
+    return step
 
 
 class Start:
-    """One process that trains in `workdir`, to be used in `with`.
+    """A process that trains in `workdir`; a context manager.
 
     Attributes:
-      recorded: the last step that had been recorded before.
+      recorded: the last step recorded before this start.
     """
 
     def __init__(self, workdir: pathlib.Path):
         self.workdir = workdir
-        self.recorded = max(recorded_steps(workdir), default=0)
+        self.recorded = last_step(workdir)
         self._log = workdir.with_suffix(f".{time.monotonic_ns()}.log")
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
@@ -92,12 +91,12 @@ class Start:
 
     @property
     def log(self) -> str:
-        """What the process has said so far."""
+        """The output of the process so far."""
         return _text(self._log)
 
     @property
     def continued(self) -> int | None:
-        """The step it went on from; None while it has not said."""
+        """The step that training resumed from; None if not known yet."""
         found = re.search(r"from the checkpoint of step (\d+)\n", self.log)
         if found:
             return int(found[1])
@@ -105,13 +104,14 @@ class Start:
 
     @property
     def repeats(self) -> int:
-        """Updates that had been recorded before, and that it makes again."""
+        """Number of recorded updates that are repeated."""
         return 0 if self.continued is None else self.recorded - self.continued
 
     def wait_for(self, phase: str) -> bool:
-        """Returns whether the process has come to `phase` before its end."""
+        """Returns True when the process reaches `phase`, False if it ends before."""
+        reached, _ = PHASES[phase]
         deadline = time.monotonic() + _PATIENCE
-        while not PHASES[phase](self):
+        while not reached(self):
             if self.process.poll() is not None:
                 return False
             if time.monotonic() > deadline:
@@ -120,35 +120,29 @@ class Start:
         return True
 
 
-def _recorded(start: Start) -> int:
-    return max(recorded_steps(start.workdir), default=0)
+def _evaluated(start: Start) -> bool:
+    """True after the first evaluation since the start; the next one is near."""
+    recorded = last_step(start.workdir)
+    return "compiled in" in start.log and recorded > (start.continued or 0)
 
 
-# Phase -> whether a process has come to it.
-PHASES: dict[str, Callable[[Start], bool]] = {
-    "starting": lambda start: True,
-    "compiling": lambda start: "compiling" in start.log,
-    "stepping": lambda start: "compiled in" in start.log,
-    # A row is written at the end of an evaluation; the next one is not far.
-    "evaluating": lambda start: (
-        "compiled in" in start.log and _recorded(start) > (start.continued or 0)
+# Phase -> whether a process has reached it, and the longest time from then to the kill
+# in seconds.
+PHASES: dict[str, tuple[Callable[[Start], bool], float]] = {
+    "starting": (lambda start: True, 4.0),
+    "compiling": (lambda start: "compiling" in start.log, 2.0),
+    "stepping": (lambda start: "compiled in" in start.log, 1.0),
+    "evaluating": (_evaluated, 0.3),
+    "saving": (lambda start: any(start.workdir.glob("checkpoints/*.orbax*")), 0.1),
+    "finishing": (
+        lambda start: last_step(start.workdir) == EPOCHS * STEPS_PER_EPOCH,
+        0.5,
     ),
-    "saving": lambda start: any(start.workdir.glob("checkpoints/*.orbax*")),
-    "finishing": lambda start: _recorded(start) == EPOCHS * STEPS_PER_EPOCH,
-}
-# The longest time from then to the kill, in seconds.
-_SPREAD = {
-    "starting": 4.0,
-    "compiling": 2.0,
-    "stepping": 1.0,
-    "evaluating": 0.3,
-    "saving": 0.1,
-    "finishing": 0.5,
 }
 
 
 def finish(workdir: pathlib.Path) -> Start:
-    """Lets the training in `workdir` come to its end."""
+    """Runs the training in `workdir` to its end."""
     with Start(workdir) as start:
         status = start.process.wait(_PATIENCE)
     if status:
@@ -157,18 +151,25 @@ def finish(workdir: pathlib.Path) -> Start:
 
 
 def kill(workdir: pathlib.Path, phase: str, moment: float) -> Start | None:
-    """Kills a training in `phase`; None if it ended before."""
+    """Kills a training in `phase`; returns None if it ended before.
+
+    Args:
+      workdir: of the run.
+      phase: key of PHASES.
+      moment: of the kill within the phase, from 0 to 1.
+    """
     with Start(workdir) as start:
         if not start.wait_for(phase):
             return None
-        time.sleep(moment * _SPREAD[phase])
+        _, longest = PHASES[phase]
+        time.sleep(moment * longest)
         if start.process.poll() is not None:
             return None
     return start
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:
-    """Returns the rows of a run; fails at a line that is not whole."""
+    """Returns the rows of a run; fails at an incomplete line."""
     text = (workdir / "metrics.jsonl").read_text()
     found = [json.loads(line) for line in text.splitlines()]
     for row in found:
@@ -183,7 +184,7 @@ def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     found = {}
     for item in ("model", "train"):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that they go back to where they were
+            warnings.simplefilter("ignore")  # about the sharding of the arrays
             tree = ocp.PyTreeCheckpointer().restore(newest.absolute() / item)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
             found[f"{item}{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
@@ -191,10 +192,8 @@ def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def differences(whole: pathlib.Path, killed: pathlib.Path) -> list[str]:
-    """Lists in what a killed run differs from one that was left alone."""
-    problems = []
-    if rows(killed) != rows(whole):
-        problems.append("metrics.jsonl differs")
+    """Returns the differences between a killed run and an uninterrupted one."""
+    problems = ["metrics.jsonl differs"] if rows(killed) != rows(whole) else []
     expected, actual = arrays(whole), arrays(killed)
     if expected.keys() != actual.keys():
         problems.append("the checkpoints hold other arrays")
@@ -214,10 +213,10 @@ def differences(whole: pathlib.Path, killed: pathlib.Path) -> list[str]:
 def trial(
     workdir: pathlib.Path, kills: int, moments: random.Random
 ) -> tuple[collections.Counter, list[int]]:
-    """Trains in `workdir` to the end, through up to so many kills.
+    """Trains in `workdir` to the end, with at most `kills` kills.
 
     Returns:
-      The kills by phase, and how many updates each start had to record again.
+      The kills by phase, and the number of updates that each start repeated.
     """
     killed, repeats = collections.Counter(), []
     for _ in range(kills):
@@ -231,14 +230,14 @@ def trial(
 
 
 def main() -> None:
-    """Counts kills by phase, and what went wrong."""
+    """Prints the kills by phase and the problems."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=100, help="in all")
+    parser.add_argument("--kills", type=int, default=100, help="total number")
     parser.add_argument(
         "--kills_per_run", type=int, default=8, help="before a run may finish"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the counts")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the results")
     options = parser.parse_args()
     for name in ("kills", "kills_per_run"):
         if getattr(options, name) < 1:
@@ -269,9 +268,10 @@ def main() -> None:
         "problems": problems,
         "seconds": round(time.monotonic() - begun),
     }
-    print(json.dumps(result, indent=2))
+    text = json.dumps(result, indent=2)
+    print(text)
     if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+        options.out.write_text(text + "\n")
     if problems or max(repeats) > STEPS_PER_EPOCH:
         raise SystemExit(1)
 

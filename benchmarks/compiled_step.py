@@ -1,16 +1,17 @@
-"""What XLA makes of the training step for a GPU, which need not be there.
+"""Analyzes the program that XLA compiles for the training step on a GPU.
 
     pip install -r requirements.txt          # with the CUDA wheels
     python benchmarks/compiled_step.py --target=a100 --config.compute_dtype=bfloat16
     python benchmarks/compiled_step.py --config=configs/cifar10_duet_rot.py --devices=8
 
-One update is compiled ahead of time and never run: memory as the compiler plans it,
-the operations it launches, the layouts of convolutions, and what they read and write.
-Nothing is tuned, as that takes the card: the workspaces of cuDNN, which come on top of
+One update is compiled ahead of time, without a GPU, and never run. The report has the
+planned memory, the operations, the layouts of convolutions, and the bytes read and
+written. Nothing is tuned, as that takes the GPU: the workspaces of cuDNN, which add to
 the memory, and the choice of algorithms are missing. An operand counts as read once in
-full, or for what is gathered from it.
+full, or as far as it is gathered.
 """
 
+import argparse
 import collections
 import math
 import os
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# The CUDA plugin is there, but is not to look for a card.
+# The CUDA plugin is installed, but must not look for a GPU.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -153,7 +154,7 @@ def parse(text: str) -> tuple[dict[str, dict[str, Operation]], str]:
 
 
 def launched(computations, name: str) -> Iterator[tuple[dict, Operation]]:
-    """Yields what the device is told to do, and the computation it is in."""
+    """Yields the operations launched on the device, with their computations."""
     for operation in computations[name].values():
         inner = re.search(r"(?:body|to_apply)=%([\w.-]+)", operation.attributes)
         if operation.kind in ("call", "while") and inner:
@@ -163,13 +164,13 @@ def launched(computations, name: str) -> Iterator[tuple[dict, Operation]]:
 
 
 def inside(computations, operation: Operation) -> dict[str, Operation]:
-    """Returns the operations that were fused into one; none for any other."""
+    """Returns the operations inside a fusion; none for other operations."""
     called = re.search(r"calls=%([\w.-]+)", operation.attributes)
     return computations[called[1]] if operation.kind == "fusion" and called else {}
 
 
 def category(computations, operation: Operation) -> str:
-    """Returns what an operation mainly does, in words."""
+    """Returns the kind of an operation, as text."""
     target = re.search(r'custom_call_target="([^"]*)"', operation.attributes)
     if target:
         return f"convolution ({target[1].removeprefix('__cudnn$conv')})"
@@ -199,7 +200,7 @@ def read(computations, scope: dict, operation: Operation) -> int:
 
 
 def _is_activation(operation: Operation, batch_size: int) -> bool:
-    """Whether the result is as large as what a convolution makes of a batch."""
+    """Returns whether the result is as large as the activations of a batch."""
     return any(
         batch_size in dims and math.prod(dims) >= batch_size * 8 * 8 * 64
         for _, dims in operation.shapes
@@ -211,7 +212,7 @@ _EXCHANGES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all",
 
 
 def exchanges(computations) -> Iterator[str]:
-    """Yields what devices tell each other: how often, and how many bytes in all."""
+    """Yields the collectives: their number and size by kind."""
     found = collections.defaultdict(list)
     for computation in computations.values():
         for operation in computation.values():
@@ -267,27 +268,23 @@ def report(compiled, batch_size: int) -> Iterator[str]:
 
 
 def run(argv: list[str]) -> None:
-    """Compiles what the command line asks for, and prints the report."""
-    options = {"--target": "a100", "--devices": "1"}
-    others = []
-    for argument in argv:
-        name, _, value = argument.partition("=")
-        if name in options:
-            options[name] = value
-        else:
-            others.append(argument)
-    target, count = options.values()
-    if target not in TARGETS:
-        raise UsageError(f"--target={target!r} must be one of {', '.join(TARGETS)}.")
-    config = cli.parse([*others, "--mode=benchmark"]).config
-    print(
-        f"{count} x {target}, jax {jax.__version__}: {config.method}, "
-        f"{config.encoder.name}, {config.compute_dtype}, batch {config.batch_size}, "
-        f"remat {config.encoder.remat}"
+    """Compiles the step for the command line, and prints the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        epilog="All other arguments are those of main.py.",
+        allow_abbrev=False,
     )
+    parser.add_argument("--target", choices=TARGETS, default="a100")
+    parser.add_argument("--devices", type=int, default=1, help="number of GPUs")
+    options, others = parser.parse_known_args(argv[1:])
+    config = cli.parse([argv[0], *others, "--mode=benchmark"]).config
     print(
-        "\n".join(report(compile_step(config, target, int(count)), config.batch_size))
+        f"{options.devices} x {options.target}, jax {jax.__version__}: "
+        f"{config.method}, {config.encoder.name}, {config.compute_dtype}, batch "
+        f"{config.batch_size}, remat {config.encoder.remat}"
     )
+    compiled = compile_step(config, options.target, options.devices)
+    print("\n".join(report(compiled, config.batch_size)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How much memory NT-Xent takes, at once and in blocks.
+"""Compares the memory of NT-Xent with all candidates at once and in blocks.
 
     python benchmarks/contrastive_memory.py
 
-A Markdown table of the temporary memory that the compiler sets aside for the loss and
-its gradient, on the device that JAX finds. Nothing is run, so that also a form can be
-measured that fits in no memory.
+Prints a Markdown table of the temporary memory that the compiler plans for the loss and
+its gradient, on JAX's default device. Nothing is run, so the memory may exceed that of
+the device.
 """
 
 import pathlib
@@ -28,8 +28,8 @@ def temporary_bytes(pairs: int, block: int) -> int:
     """Returns the compiler's temporary memory for the loss and its gradient.
 
     Args:
-      pairs: examples, of two embeddings each.
-      block: candidates that are compared at once.
+      pairs: number of examples, with two embeddings each.
+      block: candidates compared at once.
     """
 
     def loss(embeddings1: jax.Array, embeddings2: jax.Array) -> jax.Array:

@@ -1,10 +1,10 @@
-"""Watches memory, open files and threads of a long training.
+"""Records memory, open files and threads of a long training.
 
     python benchmarks/long_run.py --epochs=2000 --out=long_run.json
 
-The smoke configuration, with an evaluation and two rows after each of the short epochs,
-a drawing after every ten, and a checkpoint after every --checkpoint_every. Linux only:
-the figures are those of /proc.
+Trains the smoke configuration, with an evaluation and two rows after each of the short
+epochs, a figure after every ten, and a checkpoint after every --checkpoint_every. Linux
+only, as the numbers come from /proc.
 """
 
 import argparse
@@ -22,12 +22,11 @@ _PARTS = 10  # lines of the table
 
 
 def look(pid: int, metrics: pathlib.Path) -> dict[str, float] | None:
-    """Returns what a process uses, and the epochs it has done; None at its end."""
+    """Returns the resources of a process and its epochs; None if it has ended."""
     place = pathlib.Path("/proc") / str(pid)
     try:
-        status = dict(
-            line.split(":", 1) for line in (place / "status").read_text().splitlines()
-        )
+        lines = (place / "status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
         return {
             "epoch": metrics.read_bytes().count(b'"test"') if metrics.exists() else 0,
             "memory_mib": int(status["VmRSS"].split()[0]) / 1024,
@@ -41,7 +40,7 @@ def look(pid: int, metrics: pathlib.Path) -> dict[str, float] | None:
 def watch(
     workdir: pathlib.Path, epochs: int, checkpoint_every: int, seconds: float
 ) -> list[dict]:
-    """Trains, and looks at the process every so many seconds."""
+    """Trains, and returns a `look` at the process every `seconds` seconds."""
     command = [
         sys.executable,
         "main.py",
@@ -64,7 +63,7 @@ def watch(
 
 
 def by_part(looks: list[dict], epochs: int) -> list[dict[str, float]]:
-    """Returns the medians over each tenth of the epochs."""
+    """Returns the medians of each tenth of the epochs."""
     table = []
     for part in range(_PARTS):
         first, last = part * epochs / _PARTS, (part + 1) * epochs / _PARTS
@@ -79,7 +78,7 @@ def by_part(looks: list[dict], epochs: int) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    """Prints a table, and writes it."""
+    """Prints and writes a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--epochs", type=int, default=2000, help="of the run")
     parser.add_argument(
@@ -93,12 +92,8 @@ def main() -> None:
             parser.error(f"--{name}={getattr(options, name)} must be at least {least}")
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
-        looks = watch(
-            pathlib.Path(place) / "run",
-            options.epochs,
-            options.checkpoint_every,
-            options.seconds,
-        )
+        run = pathlib.Path(place) / "run"
+        looks = watch(run, options.epochs, options.checkpoint_every, options.seconds)
     table = by_part(looks, options.epochs)
     for row in table:
         print("  ".join(f"{name} {value}" for name, value in row.items()))

@@ -1,14 +1,14 @@
-"""Tells whether two versions of the program compute the same, bit for bit.
+"""Compares the results of two versions of the program bit for bit.
 
     python benchmarks/same_bits.py record CHECKOUT before.json
     python benchmarks/same_bits.py record ANOTHER after.json
     python benchmarks/same_bits.py compare before.json after.json
 
-Trains on the digits as the smoke configuration does, with each method, and as
-`digits_duet_rot` does, evaluates these runs, and records a hash of every array of the
-checkpoints and of every value of the metrics and results, save for times and speeds.
-Both versions are run with the Python that runs this file, and with products in a single
-thread; on the same machine, since another processor rounds otherwise.
+Trains the smoke configuration with each method, and `digits_duet_rot`, evaluates these
+runs, and records a hash of every array of the checkpoints and of every value of the
+metrics and results, except times and speeds. Both versions use the Python that runs
+this file and single-threaded matrix products. Record both on the same machine, since
+another processor may round differently.
 """
 
 import argparse
@@ -26,14 +26,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 EVALUATIONS = "linear_probe,knn,equivariance,features,report"
-# Name of a run -> what is trained.
+# Name of a run -> configuration and flags.
 RUNS = {
     "smoke-duet": ("smoke", "--config.method=duet"),
     "smoke-simclr": ("smoke", "--config.method=simclr"),
     "smoke-essl": ("smoke", "--config.method=essl", "--config.learned=ron"),
     "digits": ("digits_duet_rot", "--config.epochs=2", "--config.warmup_epochs=1"),
 }
-# What differs from one run to the next on the same version.
+# Values that differ between runs of the same version.
 VOLATILE = {"images_per_second", "seconds"}
 
 
@@ -42,7 +42,7 @@ def _hash(data: bytes) -> str:
 
 
 def _steady(value: Any) -> Any:
-    """Leaves out what differs from one run to the next."""
+    """Returns `value` without volatile entries."""
     if isinstance(value, dict):
         return {key: _steady(value[key]) for key in sorted(value.keys() - VOLATILE)}
     if isinstance(value, list):
@@ -61,7 +61,7 @@ def _of_checkpoint(directory: pathlib.Path) -> dict[str, str]:
 
 
 def _of_run(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns what a run and its evaluations have left, by file and name."""
+    """Returns the results of a run and its evaluations, by file and name."""
     found = {}
     for number, line in enumerate((workdir / "metrics.jsonl").read_text().splitlines()):
         for name, value in _steady(json.loads(line)).items():
@@ -80,7 +80,7 @@ def _of_run(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def record(checkout: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Returns what each of RUNS leaves, trained by the program in `checkout`."""
+    """Returns the results of each of RUNS, by the program in `checkout`."""
     found = {}
     with tempfile.TemporaryDirectory() as place:
         flags = "--xla_cpu_multi_thread_eigen=false"
@@ -95,19 +95,14 @@ def record(checkout: pathlib.Path) -> dict[str, dict[str, Any]]:
                 "--config.compilation_cache=off",
                 *fields,
             ]
-            subprocess.run(
-                command,
-                cwd=place,
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                check=True,
-            )
+            options = {"cwd": place, "env": environment, "check": True}
+            subprocess.run(command, stdout=subprocess.DEVNULL, **options)
             found[name] = _of_run(pathlib.Path(place, name))
     return found
 
 
 def differences(before: dict[str, dict], after: dict[str, dict]) -> list[str]:
-    """Returns what is not the same in two records, a line for each."""
+    """Returns one line for each difference between two records."""
     lines = []
     for run in sorted(before.keys() | after.keys()):
         ours, theirs = before.get(run, {}), after.get(run, {})
@@ -118,7 +113,7 @@ def differences(before: dict[str, dict], after: dict[str, dict]) -> list[str]:
 
 
 def main() -> int:
-    """Records, or compares; the exit status is 1 where something differs."""
+    """Records or compares; the exit status is 1 if something differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")

@@ -1,13 +1,13 @@
-"""Images per second and memory of streaming from a folder.
+"""Measures speed and memory of streaming images from a folder.
 
     python benchmarks/streaming.py --images=200000 --side=64 --workers=8
 
-makes a folder of JPEG files, takes one epoch of batches from it as training does, and
-prints how fast they came and how much memory each process held meanwhile.
+makes a folder of JPEG files, reads one epoch of batches from it as in training, and
+prints the speed and the memory of each process.
 
-The files have 5/4 of the side, and 5/3 of it across, so that they are resized and cut.
-Only `DISTINCT` of them are encoded; all others are hard links. The operating system
-therefore reads them from its page cache: the disk is not measured.
+The files are 5/4 of the side high and 5/3 wide, so that they are resized and cropped.
+Only `DISTINCT` of them are encoded; all others are hard links. They are read from the
+page cache: the disk is not measured.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
@@ -33,34 +32,29 @@ CLASSES = 20
 
 
 def main() -> None:
-    """Makes the folder, unless it is there, and streams one epoch of it."""
+    """Makes the folder if it does not exist, and streams one epoch."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=200_000, help="of training")
-    parser.add_argument("--side", type=int, default=64, help="of the squares in pixels")
+    parser.add_argument("--images", type=int, default=200_000, help="for training")
+    parser.add_argument("--side", type=int, default=64, help="of the crops in pixels")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
-        "--directory", type=pathlib.Path, help="kept, and used again; default temporary"
+        "--directory", type=pathlib.Path, help="kept and reused; default: temporary"
     )
     options = parser.parse_args()
     if options.images < options.batch:
         parser.error(f"--images={options.images} is less than --batch={options.batch}")
-    with _directory(options.directory) as directory:
+    if options.directory:
+        place = contextlib.nullcontext(options.directory)
+    else:
+        place = tempfile.TemporaryDirectory()
+    with place as name:
+        directory = pathlib.Path(name)
         if not (directory / "train").exists():
             started = time.perf_counter()
             make_folder(directory, options.images, options.side)
             print(f"made in {time.perf_counter() - started:.1f} s: {directory}")
         measure(directory, options)
-
-
-@contextlib.contextmanager
-def _directory(given: pathlib.Path | None) -> Iterator[pathlib.Path]:
-    if given is not None:
-        given.mkdir(parents=True, exist_ok=True)
-        yield given
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        yield pathlib.Path(temporary)
 
 
 def make_folder(root: pathlib.Path, count: int, side: int) -> None:
@@ -80,10 +74,10 @@ def make_folder(root: pathlib.Path, count: int, side: int) -> None:
 
 
 def _jpeg(generator: np.random.Generator, side: int) -> bytes:
-    """Returns an image of smooth colours with a little noise, about 2 bits a pixel."""
+    """Returns an image of smooth colors with some noise, about 2 bits per pixel."""
     shape = (side * 5 // 4, side * 5 // 3)
-    colours = Image.fromarray(generator.integers(0, 256, (6, 8, 3), np.uint8))
-    pixels = np.asarray(colours.resize(shape[::-1], Image.Resampling.BICUBIC), np.int16)
+    colors = Image.fromarray(generator.integers(0, 256, (6, 8, 3), np.uint8))
+    pixels = np.asarray(colors.resize(shape[::-1], Image.Resampling.BICUBIC), np.int16)
     pixels = pixels + generator.integers(-12, 13, pixels.shape)
     buffer = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG")
@@ -91,7 +85,7 @@ def _jpeg(generator: np.random.Generator, side: int) -> bytes:
 
 
 def measure(directory: pathlib.Path, options: argparse.Namespace) -> None:
-    """Streams one epoch and prints the speed and the memory."""
+    """Streams one epoch and prints speed and memory."""
     started = time.perf_counter()
     dataset = stream_dataset("folder", path=str(directory), image_size=options.side)
     facts = dataset.facts
@@ -137,7 +131,7 @@ def _processes() -> list[int]:
 
 
 def _resident(pid: int) -> float:
-    """Returns the resident memory of a process in MiB, with what it shares."""
+    """Returns the resident memory of a process in MiB, including shared memory."""
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 

@@ -1,10 +1,9 @@
 """The training step of DUET and SimCLR in plain PyTorch, views by kornia.
 
-Written from the methods' definitions as the thing to measure `duet_jax` against, the
-way such a step is usually written for speed: channels-last memory, bfloat16 by
-autocast, fused AdamW, data on the device, nothing that makes the host wait. Modules
-are named like the keys of `duet_jax.models.torch_weights`, so that weights can be
-handed over.
+The baseline for the speed of `duet_jax`, written from the definitions of the methods
+and optimized as is usual in PyTorch: channels-last memory, bfloat16 by autocast, fused
+AdamW, data on the device, no synchronization with the host. Modules are named like the
+keys of `duet_jax.models.torch_weights`, so that weights can be transferred.
 """
 
 import math
@@ -98,7 +97,7 @@ Weights = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def build_networks(weights: Weights) -> nn.ModuleDict:
-    """Returns networks with these weights; their sizes are those of the arrays.
+    """Returns networks with these weights and of the same sizes.
 
     Args:
       weights: parameters and running statistics by torch name, of "encoder",
@@ -122,7 +121,7 @@ def build_networks(weights: Weights) -> nn.ModuleDict:
     for name, network in networks.items():
         arrays = {k: torch.from_numpy(a.copy()) for k, a in weights[name].items()}
         loaded = network.load_state_dict(arrays, strict=False)
-        # Counters of updates are the one thing that torch alone has.
+        # Only torch has counters of updates.
         missing = {k for k in loaded.missing_keys if "num_batches_tracked" not in k}
         if missing or loaded.unexpected_keys:
             raise RuntimeError(f"{name}: {missing} and {loaded.unexpected_keys}")
@@ -134,7 +133,7 @@ def _depth(encoder: Mapping[str, np.ndarray], stage: str) -> int:
 
 
 class Stage(NamedTuple):
-    """How kornia carries out an augmentation, and how its structure value is read."""
+    """kornia's module for an augmentation, and the function for its structure value."""
 
     make: Any
     structure: Any
@@ -143,11 +142,11 @@ class Stage(NamedTuple):
 def _resized_crop(options: Options, side: int, device: torch.device) -> nn.Module:
     return kornia.RandomResizedCrop(
         (side, side),
-        # kornia draws where this is, on the host unless it is a tensor on the device.
+        # kornia draws on the device of this tensor.
         scale=torch.tensor(options.crop_area, device=device),
         ratio=options.crop_ratio,
         align_corners=True,
-        # "slice" cuts images one by one; this one resamples the batch at once.
+        # "slice" crops images one by one; "resample" processes the whole batch.
         cropping_mode="resample",
     )
 
@@ -169,7 +168,7 @@ STAGES = {
 
 
 class ViewMaker(nn.Module):
-    """Makes one view of a batch and keeps the structure value of what was drawn."""
+    """Makes one view of a batch, with the structure values of the drawn parameters."""
 
     def __init__(self, stack: Stack, learned: str | None, device: torch.device):
         """Checks the codes of `stack`; `learned` is None without a structure."""
@@ -267,7 +266,7 @@ class Objective(nn.Module):
     """The total loss of a method on two views."""
 
     def __init__(self, networks: nn.ModuleDict, method: Method, *, bfloat16: bool):
-        """Takes the numbers of `method`; bfloat16 is for encoder and projector."""
+        """Takes the settings of `method`; bfloat16 is for encoder and projector."""
         super().__init__()
         self.networks, self.bfloat16 = networks, bfloat16
         self.temperature = method.two_views.temperature
@@ -279,7 +278,7 @@ class Objective(nn.Module):
     def forward(
         self, first: tuple, second: tuple, labels: torch.Tensor
     ) -> tuple[torch.Tensor, Metrics]:
-        """Returns the loss, and the metrics that the project reports as well.
+        """Returns the loss and the metrics of the project.
 
         Args:
           first: view 1, images [batch, channels, side, side] and structure values
@@ -330,10 +329,10 @@ class Peer:
         device: str,
         compile_mode: str | None = None,
     ):
-        """Builds the networks, the optimiser and what makes views.
+        """Builds the networks, the optimizer and the view maker.
 
         Args:
-          method: DUET or SimCLR of the project, for its numbers.
+          method: DUET or SimCLR of the project, for its settings.
           config: resolved.
           weights: see `build_networks`.
           device: "cpu" or "cuda".
@@ -371,18 +370,18 @@ class Peer:
         self.data = images, self.as_labels(labels), order
 
     def as_view(self, images: np.ndarray, structure: np.ndarray | None) -> tuple:
-        """Returns a finished view, NHWC float32, as `update` takes it."""
+        """Returns a view, NHWC float32, in the form that `update` needs."""
         nchw = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
         if structure is not None:
             structure = torch.from_numpy(structure).to(self.device)
         return nchw.contiguous(memory_format=torch.channels_last), structure
 
     def as_labels(self, labels: np.ndarray) -> torch.Tensor:
-        """Returns int labels as `update` takes them."""
+        """Returns int labels in the form that `update` needs."""
         return torch.from_numpy(labels.astype(np.int64)).to(self.device)
 
     def update(self, first: tuple, second: tuple, labels: torch.Tensor) -> Metrics:
-        """One update of the parameters from two views; see `Objective`."""
+        """Updates the parameters from two views; see `Objective`."""
         loss, metrics = self.objective(first, second, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -394,7 +393,7 @@ class Peer:
         images, labels, order = self.data
         for step in range(steps):
             rows = order[step % len(order)]
-            # NHWC, read as NCHW in channels-last memory.
+            # NHWC is NCHW in channels-last memory.
             batch = images[rows].permute(0, 3, 1, 2)
             views = self.make_view(batch), self.make_view(batch)
             metrics = self.update(*views, labels[rows])

@@ -1,18 +1,18 @@
-"""Times a training step of this project against the same step in plain PyTorch.
+"""Compares the speed of the training step with the same step in plain PyTorch.
 
     pip install -r requirements-benchmark.txt
     python benchmarks/torch_step.py --config=configs/digits_duet_rot.py --steps=20
 
-A step is two augmented views, encoder, projector, NT-Xent and DUET's structure loss,
-online probe, backward pass, AdamW and the metrics of a training row. Network, batch,
-size and method come from the configuration, with --config.<field>=<value> as in
+A step consists of two augmented views, encoder, projector, NT-Xent and DUET's structure
+loss, online probe, backward pass, AdamW and the metrics of a training row. Network,
+batch, size and method come from the configuration, with --config.<field>=<value> as in
 `main.py`; the method is duet or simclr, the stack `sca rot` or `sca`. The images are
-noise in three channels, since time does not depend on the pixels, and the learning
-rate is constant. PyTorch runs eagerly and compiled, see `torch_peer`.
+RGB noise, since the time does not depend on the pixels, and the learning rate is
+constant. PyTorch runs eagerly and compiled, see `torch_peer`.
 
-First all get the same weights, views and structure values, and one float32 update of
-each is compared. Then rounds of --steps updates take turns. A round ends when its last
-loss is on the host.
+First, one float32 update of each program is compared, with the same weights, views and
+structure values. Then rounds of --steps updates of all programs take turns. A round
+ends when its last loss is on the host.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any, NamedTuple
 
-# PyTorch needs room on the same GPU; and a cache would hide the time of compiling.
+# PyTorch needs memory on the same GPU, and a cache would hide the compilation time.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -53,35 +53,23 @@ from duet_jax.runtime import devices
 from duet_jax.training import optim, train_step
 from duet_jax.types import Array, DatasetFacts, TrainState, View
 
-_BATCHES = 8  # of different images, from which the steps take theirs in turn
+_BATCHES = 8  # of different images, used in turn
 _CLASSES = 10
 
-# Differences at which two float32 updates count as the same. They leave room for
-# rounding alone: an untrained network amplifies it layer by layer, and PyTorch's eager
-# channels-last BN on a CPU has more of it than either compiler.
+# Largest differences between equal float32 updates. They allow for rounding only: an
+# untrained network amplifies it layer by layer, and PyTorch's eager channels-last BN on
+# a CPU has more of it than either compiler.
 TOLERANCES = {"losses": 1e-4, "gradients": 5e-2, "statistics": 1e-4, "weights": 5e-2}
-# AdamW first moves by the sign of the gradient, times the rate. Weights are compared
-# where the gradient is at least this share of its network's typical one: elsewhere,
-# at biases that a BN cancels above all, the sign is that of a rounding error.
+# The first step of AdamW is the sign of the gradient times the rate. Weights are
+# compared where the gradient is at least this fraction of the typical one in its
+# network: elsewhere, such as at biases before a BN, its sign is a rounding error.
 _SIGNIFICANT = 0.1
 
 OURS = "duet_jax"
 
 
-class Trial(NamedTuple):
-    """Times of one of the programs.
-
-    Attributes:
-      first: seconds of the first round, with everything that is compiled in it.
-      seconds: of every round after it.
-    """
-
-    first: float
-    seconds: list[float]
-
-
 class FixedViews:
-    """A method that is shown given views instead of making them."""
+    """A method that uses given views instead of making them."""
 
     def __init__(self, method: Method, views: Views):
         self.loss, self._views = method.loss, views
@@ -108,7 +96,7 @@ def load_peer() -> ModuleType:
 
 
 def check_comparable(config: ml_collections.ConfigDict) -> None:
-    """Raises a UsageError for what the PyTorch side does not have."""
+    """Raises a UsageError for options that the PyTorch side does not support."""
     if config.method not in ("duet", "simclr"):
         raise UsageError(
             f"config.method={config.method!r} cannot be compared; use duet or simclr."
@@ -126,19 +114,19 @@ def stored_side(config: ml_collections.ConfigDict) -> int:
 
 
 def make_method(config: ml_collections.ConfigDict) -> Method:
-    """Returns the method that `config` describes, on images of three channels."""
+    """Returns the configured method, for images of three channels."""
     names = tuple(map(str, range(_CLASSES)))
     data = DatasetFacts("noise", stored_side(config), 3, names, 0, 0)
     return build.make_method(config, data)
 
 
 def constant_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Returns the rate at the end of the warm-up: the first one would be too small."""
+    """Returns the rate after the warm-up: the first one would be too small."""
     return optax.constant_schedule(config.optimizer.learning_rate)
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Returns the optimiser that `config` describes, at a constant rate."""
+    """Returns the configured optimizer, with a constant rate."""
     options = config.optimizer
     return optim.adamw(
         constant_rate(config),
@@ -152,7 +140,7 @@ def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransform
 def make_train_step(
     config: ml_collections.ConfigDict, method: Method, views: Views | None = None
 ) -> train_step.Update:
-    """Returns the project's update, on views of its own or on those given."""
+    """Returns the project's update, with its own views or given ones."""
     return train_step.make_train_step(
         method if views is None else FixedViews(method, views),
         train_step.graph_definition(method),
@@ -172,7 +160,7 @@ def exported(*trees: dict) -> dict[str, dict[str, np.ndarray]]:
     """Returns the arrays of each network by torch name.
 
     Args:
-      *trees: shaped like the parameters or the running statistics of all networks.
+      *trees: with the structure of the parameters or the running statistics.
     """
     return {
         name: torch_weights.export_network(name, *(t[name] for t in trees if name in t))
@@ -198,7 +186,7 @@ def make_run(
 ) -> Callable[[int], float]:
     """Returns the project's `run(steps) -> last loss`.
 
-    On a GPU all updates are one call, on a CPU each is one, as when training.
+    On a GPU, all updates are one call; on a CPU, each is one, as in training.
     """
     update, key = make_train_step(config, method), jax.random.key(config.seed)
     images, labels, order = jax.device_put(data)
@@ -242,7 +230,7 @@ def fixed_views(config: ml_collections.ConfigDict) -> list[View]:
 
 
 class Outcome(NamedTuple):
-    """What an update on given views led to; arrays by torch name, by network."""
+    """Result of an update on given views; arrays by network and torch name."""
 
     losses: dict[str, float]
     gradients: dict[str, dict[str, np.ndarray]]
@@ -252,7 +240,7 @@ class Outcome(NamedTuple):
 def our_outcome(
     config: ml_collections.ConfigDict, views: list[View], labels: np.ndarray
 ) -> tuple[dict, Outcome]:
-    """Returns the initial weights, and where one update of ours leads from them."""
+    """Returns the initial weights, and the outcome of one update of this project."""
     method = make_method(config)
     state = initial_state(config, method)
     weights = exported(state.params, state.batch_stats)
@@ -267,7 +255,7 @@ def our_outcome(
 
 
 def peer_outcome(peer: Any, views: list[View], labels: np.ndarray) -> Outcome:
-    """Returns where one update of `peer` leads."""
+    """Returns the outcome of one update of `peer`."""
     inputs = [
         peer.as_view(view.images, next(iter(view.structure.values()), None))
         for view in views
@@ -295,32 +283,25 @@ def differences(ours: Outcome, theirs: Outcome, rate: float) -> dict[str, float]
         [abs(theirs.losses[k] / ours.losses[k] - 1) for k in losses]
     )
     for network in ours.gradients:
-        mine, other = (
-            Network(o.gradients[network], o.weights[network]) for o in (ours, theirs)
-        )
-        for kind, value in network_differences(mine, other, rate).items():
-            worst[kind] = np.maximum(worst[kind], value)  # a NaN stays
+        for kind, value in network_differences(ours, theirs, network, rate).items():
+            worst[kind] = np.maximum(worst[kind], value)  # keeps NaN
     return {kind: float(value) for kind, value in worst.items()}
 
 
-class Network(NamedTuple):
-    """Gradients, and parameters with running statistics, by torch name."""
-
-    gradients: dict[str, np.ndarray]
-    weights: dict[str, np.ndarray]
-
-
-def network_differences(ours: Network, theirs: Network, rate: float) -> dict:
+def network_differences(
+    ours: Outcome, theirs: Outcome, network: str, rate: float
+) -> dict[str, float]:
     """Returns the differences of one network; see `differences`."""
-    names = list(ours.gradients)
-    gradient, other = (flat(n.gradients, names) for n in (ours, theirs))
+    names = list(ours.gradients[network])
+    gradient, other = (flat(each.gradients[network], names) for each in (ours, theirs))
     found = {"gradients": np.linalg.norm(other - gradient) / np.linalg.norm(gradient)}
     significant = np.abs(gradient) > _SIGNIFICANT * np.sqrt(np.mean(gradient**2))
-    moved = (flat(theirs.weights, names) - flat(ours.weights, names)) / rate
+    mine, other = ours.weights[network], theirs.weights[network]
+    moved = (flat(other, names) - flat(mine, names)) / rate
     found["weights"] = np.sqrt(np.mean(moved[significant] ** 2))
-    if running := [name for name in ours.weights if name not in names]:
-        mine, other = (flat(n.weights, running) for n in (ours, theirs))
-        found["statistics"] = np.abs(other - mine).max() / np.abs(mine).max()
+    if running := [name for name in mine if name not in names]:
+        expected, actual = flat(mine, running), flat(other, running)
+        found["statistics"] = np.abs(actual - expected).max() / np.abs(expected).max()
     return found
 
 
@@ -332,14 +313,14 @@ def check_equal(config: ml_collections.ConfigDict, modes: dict, build: Build) ->
 
     Args:
       config: resolved.
-      modes: of torch.compile, by the name of the peer.
+      modes: name of the peer -> mode of torch.compile.
       build: (method, config, weights, compile_mode=) -> peer.
 
     Returns:
       The differences by the name of the peer.
 
     Raises:
-      TrainingError: they are too large for the same computation.
+      TrainingError: they exceed TOLERANCES.
     """
     config = config.copy_and_resolve_references()
     config.compute_dtype = "float32"
@@ -353,7 +334,7 @@ def check_equal(config: ml_collections.ConfigDict, modes: dict, build: Build) ->
         found[name] = differences(ours, outcome, config.optimizer.learning_rate)
         print(f"{name}: {in_words(ours, outcome, found[name])}", flush=True)
     for name, values in found.items():
-        # A NaN is not within its limit either.
+        # NaN exceeds any limit.
         bad = [k for k, limit in TOLERANCES.items() if not values[k] <= limit]
         if bad:
             limits = ", ".join(f"{k} at most {TOLERANCES[k]:g}" for k in bad)
@@ -362,7 +343,7 @@ def check_equal(config: ml_collections.ConfigDict, modes: dict, build: Build) ->
 
 
 def in_words(ours: Outcome, theirs: Outcome, found: dict[str, float]) -> str:
-    """Returns the losses of both and the differences, in one line."""
+    """Returns the losses of both and the differences as text."""
     names = [k for k in ("loss", "nt_xent", "structure_loss") if k in ours.losses]
     losses = [f"{k} {theirs.losses[k]:.6g} (ours {ours.losses[k]:.6g})" for k in names]
     return ", ".join(losses + [f"{k} {v:.1e}" for k, v in found.items()])
@@ -370,11 +351,14 @@ def in_words(ours: Outcome, theirs: Outcome, found: dict[str, float]) -> str:
 
 def alternate(
     runs: dict[str, Callable[[int], float]], steps: int, rounds: int
-) -> dict[str, Trial]:
+) -> dict[str, list[float]]:
     """Times rounds of `steps` updates, of all programs in turn.
 
+    Returns:
+      The seconds of each round by program; the first one includes compilation.
+
     Raises:
-      TrainingError: a loss is not finite, and its time may be that of something else.
+      TrainingError: a loss is not finite, so that the time is not representative.
     """
     seconds = {name: [] for name in runs}
     for number in range(rounds + 1):
@@ -384,14 +368,16 @@ def alternate(
             seconds[name].append(time.perf_counter() - start)
             if not math.isfinite(loss):
                 raise TrainingError(f"{name}: the loss is {loss} in round {number}")
-    return {name: Trial(first, rest) for name, (first, *rest) in seconds.items()}
+    return seconds
 
 
-def summary(trials: dict[str, Trial], steps: int, batch_size: int) -> dict[str, dict]:
-    """Returns what the table shows, by program: milliseconds, images/s, seconds."""
-    ours = trials[OURS].seconds
+def summary(
+    trials: dict[str, list[float]], steps: int, batch_size: int
+) -> dict[str, dict]:
+    """Returns the values of the table by program: milliseconds, images/s, seconds."""
+    ours = trials[OURS][1:]
     rows = {}
-    for name, (first, seconds) in trials.items():
+    for name, (first, *seconds) in trials.items():
         median = statistics.median(seconds)
         ratios = [theirs / mine for theirs, mine in zip(seconds, ours, strict=True)]
         rows[name] = {
@@ -434,7 +420,7 @@ def processor() -> str:
 
 
 def circumstances(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """Returns what was run, on what, with which versions."""
+    """Returns the step, the versions and the device of this benchmark."""
     packages = ("jax", "jaxlib", "torch", "kornia")
     side = config.dataset.image_size
     return {
@@ -447,27 +433,19 @@ def circumstances(config: ml_collections.ConfigDict) -> dict[str, str]:
 
 
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Returns this script's own arguments, and those of the configuration.
-
-    Raises:
-      UsageError: a value is not what the argument needs.
-    """
+    """Returns the arguments of this script, and those of the configuration."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        exit_on_error=False,
     )
     parser.add_argument("--steps", type=_count, default=20, help="updates in a round")
-    parser.add_argument("--rounds", type=_count, default=5, help="rounds that count")
+    parser.add_argument("--rounds", type=_count, default=5, help="after the first one")
     parser.add_argument(
         "--compile_mode", default="default", help="of torch.compile, for the networks"
     )
     parser.add_argument("--out", type=pathlib.Path, help="JSON file for the results")
-    try:
-        return parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UsageError(f"{error.argument_name} {error.message}.") from error
+    return parser.parse_known_args(argv)
 
 
 def _count(text: str) -> int:
@@ -477,7 +455,7 @@ def _count(text: str) -> int:
 
 
 def compare(own: argparse.Namespace, config: ml_collections.ConfigDict) -> dict:
-    """Checks, times, prints, and returns the results."""
+    """Checks and times the programs; prints and returns the results."""
     torch_peer = load_peer()
     check_comparable(config)
     devices.select(config.device)

@@ -1,8 +1,7 @@
-"""Pictures: what a run trains on, how it goes, and what its representations tell.
+"""Figures of the views, the metrics and the representations of a run.
 
-Each `build_*` returns a figure; the two that a training redraws have a `draw_*` that
-writes it. Files appear whole or not at all, so a viewer that reloads them never meets
-half of one. No window system is touched.
+Each `build_*` returns a figure; `draw_*` writes it to a file atomically. No window
+system is used.
 """
 
 from duet_jax.figures.bars import build_bars

@@ -1,6 +1,6 @@
-"""Pictures laid out in pixels.
+"""Figures of images, laid out in pixels.
 
-Every pixel of an image is then a whole number of pixels of the picture.
+Every pixel of an image becomes a whole number of pixels of the figure.
 """
 
 import numpy as np
@@ -10,18 +10,28 @@ from matplotlib.figure import Figure
 from duet_jax.figures.style import DPI
 
 COLUMNS = 8
-CELL, GAP, MARGIN, HEADER = 128, 16, 78, 48
+CELL, HEADER = 128, 48
+GAP, MARGIN = 16, 78  # between columns, left of the first one
+
+
+def column_left(column: int) -> int:
+    """Returns the left edge of a column of images."""
+    return MARGIN + column * (CELL + GAP)
 
 
 class Canvas:
-    """A figure whose parts are placed in pixels from its upper left corner."""
+    """A titled figure whose parts are placed in pixels from its upper left corner."""
 
-    def __init__(self, width: int, height: int) -> None:
-        self.width, self.height = width, height
-        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    def __init__(self, columns: int, height: int, title: str) -> None:
+        """Makes room for columns of images and `height` pixels below the title."""
+        # A letter of the title is about eleven pixels wide.
+        self.width = max(column_left(columns), 32 + 11 * len(title))
+        self.height = HEADER + height
+        self.figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI)
+        self.text(16, 14, title, size=12, weight="bold")
 
     def axes(self, x: int, y: int, width: int, height: int) -> Axes:
-        """Returns axes in a box given by its upper left corner, without a frame."""
+        """Returns frameless axes in a box given by its upper left corner."""
         bottom = self.height - y - height
         box = np.array([x, bottom, width, height], float)
         scale = np.array([self.width, self.height] * 2)
@@ -35,24 +45,18 @@ class Canvas:
         self.figure.text(x / self.width, 1 - y / self.height, text, **style)
 
 
-def width_of(columns: int, title: str) -> int:
-    """Returns the pixels that so many columns of images and the title need."""
-    # A title has about eleven pixels a letter.
-    return max(MARGIN + columns * (CELL + GAP), 32 + 11 * len(title))
-
-
 def enlargement(side: int) -> int:
-    """Returns the whole number by which images of `side` pixels are enlarged."""
+    """Returns the integer factor by which images of `side` pixels are enlarged."""
     return max(1, CELL // side)
 
 
 def draw_image(axes: Axes, image: np.ndarray) -> None:
-    """Fills `axes` with an image, [side, side, channels] in [-0.5, 0.5]."""
+    """Draws an image, [side, side, channels] in [-0.5, 0.5], over all of `axes`."""
     pixels = np.clip(np.asarray(image, np.float32) + 0.5, 0, 1)
-    grey = pixels.shape[-1] == 1
+    gray = pixels.shape[-1] == 1
     axes.imshow(
-        pixels[..., 0] if grey else pixels,
-        cmap="gray" if grey else None,
+        pixels[..., 0] if gray else pixels,
+        cmap="gray" if gray else None,
         vmin=0,
         vmax=1,
         interpolation="nearest",

@@ -1,8 +1,9 @@
-"""Parameters that come round again: errors by angle, and one image turned through."""
+"""Figures of circular parameters: errors by angle, and one image at many angles."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
@@ -11,13 +12,11 @@ from matplotlib.projections.polar import PolarAxes
 from duet_jax.figures.canvas import (
     CELL,
     COLUMNS,
-    GAP,
     HEADER,
-    MARGIN,
     Canvas,
+    column_left,
     draw_image,
     enlargement,
-    width_of,
 )
 from duet_jax.figures.style import (
     BLUE,
@@ -34,6 +33,8 @@ from duet_jax.figures.style import (
 
 _SECTORS = 24
 _WIDTH = 2 * np.pi / _SECTORS  # radians
+_ANGLES = np.arange(_SECTORS) * _WIDTH  # centers of the sectors
+_FINE = np.linspace(0, 2 * np.pi, 361)  # of a circle
 _NEAR = 30  # degrees within which a reading counts as right, or as half a turn off
 
 
@@ -44,13 +45,13 @@ def _wrap(degrees: np.ndarray) -> np.ndarray:
 
 @styled
 def build_polar(true: np.ndarray, predicted: np.ndarray, *, title: str = "") -> Figure:
-    """Lays out the error of angles read from the structure by the true angle.
+    """Draws the errors of angles read from the structure, by true angle.
 
-    Left, around the circle of error zero, the median error and the band from the 10th
-    to the 90th percentile. In the middle the share of readings that are right, within
-    30 degrees, and that are half a turn off, within 30 degrees of the opposite; a
-    guess does either in one case of six. Right all errors. The sectors are 15 degrees
-    wide and centred on the multiples of it.
+    Left: median error and the band from the 10th to the 90th percentile, around the
+    circle of error zero. Middle: share of the readings within 30 degrees of the true
+    angle, and of those within 30 degrees of the opposite one; a guess has a chance of
+    one in six for either. Right: histogram of all errors. The sectors are 15 degrees
+    wide and centered on the multiples of 15 degrees.
 
     Args:
       true: angles applied, in radians, [n]; any period.
@@ -58,9 +59,9 @@ def build_polar(true: np.ndarray, predicted: np.ndarray, *, title: str = "") -> 
       title: written above.
 
     Returns:
-      The figure. The second line of its first axes is the medians in degrees; the bars
-      of the second are the shares in percent, all of right before all of half a turn
-      off. Sectors without examples have neither.
+      The figure. The second line of its first axes shows the medians in degrees; the
+      bars of the second axes are the shares in percent, first those of right readings,
+      then those of opposite ones. Sectors without examples have neither.
     """
     true = np.rad2deg(np.asarray(true, float))
     errors = _wrap(np.rad2deg(np.asarray(predicted, float)) - true)
@@ -75,15 +76,10 @@ def build_polar(true: np.ndarray, predicted: np.ndarray, *, title: str = "") -> 
     return figure
 
 
-def _angles() -> np.ndarray:
-    """Returns the centres of the sectors in radians."""
-    return np.arange(_SECTORS) * _WIDTH
-
-
 def _by_sector(
     function: Callable[[np.ndarray], float], values: np.ndarray, sector: np.ndarray
 ) -> np.ndarray:
-    """Returns `function` of the values of each sector, NaN where there is none."""
+    """Returns `function` of the values of each sector, NaN for empty sectors."""
     found = [
         function(values[sector == number]) if (sector == number).any() else np.nan
         for number in range(_SECTORS)
@@ -92,7 +88,7 @@ def _by_sector(
 
 
 def _around_mean(level: float) -> Callable[[np.ndarray], float]:
-    """Returns the function that takes a quantile of angles, counted from their mean."""
+    """Returns a function for the quantile of angles, relative to their mean."""
 
     def quantile(degrees: np.ndarray) -> float:
         mean = np.rad2deg(np.angle(np.exp(1j * np.deg2rad(degrees)).mean()))
@@ -107,14 +103,12 @@ def _draw_error_ring(axes: PolarAxes, errors: np.ndarray, sector: np.ndarray) ->
     )
     reach = float(np.nanmax(np.abs([low, high])))
     limit = next((limit for limit in (30, 60, 90) if reach <= limit), 180)
-    angles = _angles()
-    fine = np.linspace(0, 2 * np.pi, 361)
-    (zero,) = axes.plot(fine, np.zeros_like(fine), color=INK, lw=1)
-    # The line comes round to where it began.
-    around = [np.append(values, values[0]) for values in (angles, median)]
+    (zero,) = axes.plot(_FINE, np.zeros_like(_FINE), color=INK, lw=1)
+    # A closed line.
+    around = [np.append(values, values[0]) for values in (_ANGLES, median)]
     (line,) = axes.plot(*around, color=BLUE, lw=1.6, marker="o", ms=3)
     for turn in (-360, 360, 0):
-        # What leaves the ring at half a turn comes in on its other side.
+        # A band that leaves the ring at half a turn continues on its other side.
         inside = (low + turn < 180) & (high + turn >= -180)
         spans = np.where(inside, high - low, np.nan)
         style = {"color": BLUE, "alpha": 0.25}
@@ -124,15 +118,7 @@ def _draw_error_ring(axes: PolarAxes, errors: np.ndarray, sector: np.ndarray) ->
     axes.set_rorigin(-3 * limit)
     ticks = np.array([-limit, -limit / 2, 0, limit / 2, limit])
     _name_radii(axes, ticks, [_signed(tick, "+") for tick in ticks])
-    legend(
-        axes,
-        [line, band, zero],
-        ["median", "10 to 90 %", "no error"],
-        ncols=3,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.08),
-        columnspacing=1,
-    )
+    _legend_below(axes, [line, band, zero], ["median", "10 to 90 %", "no error"])
 
 
 def _draw_bars_around(
@@ -142,45 +128,41 @@ def _draw_bars_around(
     base: np.ndarray | float = 0,
     **style,
 ) -> BarContainer:
-    """Draws a bar as wide as `part` of its sector, none where there are no examples."""
+    """Draws bars as wide as `part` of their sectors, none for empty sectors."""
     bases = np.broadcast_to(base, lengths.shape)
     known = np.isfinite(lengths)  # Polar axes fail on bars of length NaN.
     width = part * _WIDTH
-    return axes.bar(_angles()[known], lengths[known], width, bases[known], **style)
+    return axes.bar(_ANGLES[known], lengths[known], width, bases[known], **style)
 
 
 def _draw_near(
     axes: PolarAxes, right: np.ndarray, opposite: np.ndarray, sector: np.ndarray
 ) -> None:
     handles = []
-    for hits, colour, part in ((right, LIGHT, 0.9), (opposite, ORANGE, 0.4)):
+    for hits, color, part in ((right, LIGHT, 0.9), (opposite, ORANGE, 0.4)):
         share = 100 * _by_sector(np.mean, hits, sector)
-        handles.append(_draw_bars_around(axes, share, part, color=colour))
-    fine = np.linspace(0, 2 * np.pi, 361)
-    chance = np.full_like(fine, 100 * 2 * _NEAR / 360)
-    handles += axes.plot(fine, chance, color=INK, lw=1, ls=":")
+        handles.append(_draw_bars_around(axes, share, part, color=color))
+    chance = np.full_like(_FINE, 100 * 2 * _NEAR / 360)
+    handles += axes.plot(_FINE, chance, color=INK, lw=1, ls=":")
     _dress(axes, "right, and half a turn off")
     axes.set_ylim(0, 100)
     _name_radii(axes, [25, 50, 75, 100], ["25", "50", "75", "100 %"])
-    legend(
-        axes,
-        handles,
-        [f"within {_NEAR}°", "half a turn off", "guess"],
-        ncols=3,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.08),
-        columnspacing=1,
-    )
+    _legend_below(axes, handles, [f"within {_NEAR}°", "half a turn off", "guess"])
+
+
+def _legend_below(axes: Axes, handles: Sequence[Artist], names: Sequence[str]) -> None:
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08)}
+    legend(axes, handles, names, ncols=len(names), columnspacing=1, **place)
 
 
 def _signed(degrees: float, plus: str = "") -> str:
-    """Returns whole degrees with a minus sign of the width of a plus."""
+    """Returns whole degrees, with a typographic minus sign."""
     sign = "\N{MINUS SIGN}" if degrees < 0 else plus if degrees > 0 else ""
     return f"{sign}{abs(degrees):.0f}°"
 
 
 def _name_radii(axes: PolarAxes, radii: Sequence[float], names: Sequence[str]) -> None:
-    """Names circles between two spokes, on a light ground."""
+    """Labels the circles between two spokes, on a light background."""
     axes.set_rgrids(radii, names)
     axes.set_rlabel_position(22.5)
     for text in axes.get_yticklabels():
@@ -188,7 +170,7 @@ def _name_radii(axes: PolarAxes, radii: Sequence[float], names: Sequence[str]) -
 
 
 def _dress(axes: PolarAxes, title: str) -> None:
-    """Puts the angle zero on top, counter-clockwise, as images turn."""
+    """Puts angle zero on top, counter-clockwise: images turn this way."""
     axes.set_theta_zero_location("N")
     names = [_signed(angle) for angle in (0, 45, 90, 135, 180, -135, -90, -45)]
     axes.set_thetagrids(np.arange(0, 360, 45), names)
@@ -229,18 +211,18 @@ def build_turned(
     *,
     title: str = "",
 ) -> Figure:
-    """Lays out one image at several parameters, each with its structure marginal.
+    """Draws one image at several parameters, each with its structure marginal.
 
-    Bars are the predicted marginal, the outline is the target; all have one scale. At
-    most eight steps stand in a row.
+    Bars are the predicted marginal, the outline is the target; all have the same scale.
+    A row has at most eight steps.
 
     Args:
-      images: the image at every step, normalised to [-0.5, 0.5],
+      images: the image at every step, normalized to [-0.5, 0.5],
         [steps, side, side, channels].
       marginals: predicted over the structure bins, [steps, G].
       targets: prescribed for these parameters, [steps, G].
       labels: written above the images, such as the parameters.
-      title: written above all.
+      title: of the figure.
 
     Returns:
       The figure; the axes alternate between an image and its marginal.
@@ -251,12 +233,11 @@ def build_turned(
     rows = -(-steps // COLUMNS)
     columns = -(-steps // rows)
     height = _LABEL + shown + _BARS + _BELOW
-    canvas = Canvas(width_of(columns, title), HEADER + rows * height)
-    canvas.text(16, 14, title, size=12, weight="bold")
+    canvas = Canvas(columns, rows * height, title)
     top = max(float(marginals.max()), float(targets.max()))
     for step in range(steps):
         row, column = divmod(step, columns)
-        left, above = MARGIN + column * (CELL + GAP), HEADER + row * height
+        left, above = column_left(column), HEADER + row * height
         canvas.text(left, above, labels[step])
         draw_image(canvas.axes(left, above + _LABEL, shown, shown), images[step])
         bars = canvas.axes(left, above + _LABEL + shown + 8, shown, _BARS)

@@ -1,4 +1,4 @@
-"""Which classes a classifier takes for which."""
+"""Confusion matrices."""
 
 from collections.abc import Sequence
 
@@ -12,12 +12,13 @@ from duet_jax.figures.style import (
     INK,
     MUTED,
     SHARES,
+    colorbar,
     shorten,
     styled,
     titled,
 )
 
-_MOST_NUMBERS = 20  # classes up to which every cell has its number
+_MOST_NUMBERS = 20  # classes up to which the percentages are written
 _MOST_NAMES = 25  # names along an axis
 _MOST_CELLS = 500  # cells along an axis; there are hardly more pixels
 _LETTERS = 20
@@ -27,12 +28,12 @@ _LETTERS = 20
 def build_confusion(
     matrix: np.ndarray, class_names: Sequence[str], *, title: str = ""
 ) -> Figure:
-    """Lays out a confusion matrix, each row in percent of its true class.
+    """Draws a confusion matrix, each row in percent of its true class.
 
-    The colour follows the square root of the percentage, so that rare mistakes among
-    many classes are seen. With up to 20 classes the percentages are written into their
-    cells (none where nothing was counted); with more, every few classes one is named,
-    with its number. With more than 500, a cell is the largest percentage of several.
+    The color follows the square root of the percentage, so that rare mistakes among
+    many classes are visible. Up to 20 classes, the percentages above zero are written
+    into their cells; with more classes, only some are named, with their numbers. With
+    more than 500 classes, a cell shows the maximum of several percentages.
 
     Args:
       matrix: numbers of examples, [true class, predicted class].
@@ -58,10 +59,9 @@ def build_confusion(
         extent=(-0.5, end, end, -0.5),
         interpolation="nearest",
     )
-    bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=30, pad=0.02)
-    bar.set_label("share of the true class [%]")
+    options = {"ax": axes, "shrink": 0.7, "aspect": 30, "pad": 0.02}
+    bar = colorbar(figure, image, "share of the true class [%]", **options)
     bar.set_ticks([0, 1, 5, 10, 25, 50, 75, 100])
-    bar.outline.set_visible(False)
     _name_classes(axes, class_names)
     if empty.any():
         axes.set_ylabel("true class (hatched: no examples)")
@@ -79,9 +79,9 @@ def _percentages(matrix: np.ndarray) -> tuple[np.ma.MaskedArray, np.ndarray]:
 
 
 def _largest(percent: np.ma.MaskedArray) -> np.ma.MaskedArray:
-    """Returns the largest values of square blocks, no more than can be drawn.
+    """Returns the maxima of square blocks, at most `_MOST_CELLS` per axis.
 
-    An average would dilute the diagonal, whose neighbours are small.
+    A mean would dilute the diagonal, whose neighbors are small.
     """
     block = -(-len(percent) // _MOST_CELLS)
     starts = np.arange(0, len(percent), block)
@@ -92,7 +92,7 @@ def _largest(percent: np.ma.MaskedArray) -> np.ma.MaskedArray:
 
 
 def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
-    """Labels both axes with as many names as can be read."""
+    """Labels both axes with as many names as are legible."""
     many = len(class_names) > _MOST_NUMBERS
     every = -(-len(class_names) // _MOST_NAMES) if many else 1
     places = range(0, len(class_names), every)
@@ -112,5 +112,5 @@ def _write_percentages(
     for row, column in np.argwhere(matrix > 0):
         share = percent[row, column]
         text = f"{share:.0f}" if share >= 0.5 else "<1"
-        colour = "white" if share > 35 else INK if share >= 0.5 else MUTED
-        axes.text(column, row, text, ha="center", va="center", size=size, color=colour)
+        color = "white" if share > 35 else INK if share >= 0.5 else MUTED
+        axes.text(column, row, text, ha="center", va="center", size=size, color=color)

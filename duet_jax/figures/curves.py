@@ -1,4 +1,4 @@
-"""The metrics of a run over its epochs."""
+"""Metrics of a run over its epochs."""
 
 import itertools
 import os
@@ -11,9 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from duet_jax.figures.style import BLUE, MUTED, ORANGE, grid, save, styled, titled
+from duet_jax.figures.style import (
+    BLUE,
+    MUTED,
+    ORANGE,
+    grid,
+    legend,
+    save,
+    styled,
+    titled,
+)
 
-_SPLIT_COLOURS = {"train": BLUE, "test": ORANGE}
+_SPLIT_COLORS = {"train": BLUE, "test": ORANGE}
 
 
 class _Panel(NamedTuple):
@@ -21,10 +30,10 @@ class _Panel(NamedTuple):
 
     Attributes:
       title: with the unit.
-      curves: line style by the row entry it draws.
+      curves: entry of the row -> line style.
       scale: factor from the row to the axis.
       from_zero: whether the axis starts at zero.
-      noisy: whether a running mean shows more than the values themselves.
+      noisy: whether to draw a running mean over many values.
     """
 
     title: str
@@ -50,11 +59,11 @@ _PANELS = (
 )
 
 _COLUMNS_OF_PANELS = 3
-_FEW, _MANY = 30, 200  # points: up to here with markers, from there on smoothed
+_FEW, _MANY = 30, 200  # points: with markers up to _FEW, smoothed above _MANY
 
 
 def _series(rows: Sequence[Mapping], split: str, name: str) -> np.ndarray:
-    """Returns abscissa and values of one curve, [2, points]; NaN where not finite."""
+    """Returns x and y of one curve, [2, points]; NaN if not finite."""
     axis = _abscissa(rows)
     points = [
         (row.get(axis), row.get(name))
@@ -66,14 +75,14 @@ def _series(rows: Sequence[Mapping], split: str, name: str) -> np.ndarray:
 
 
 def _abscissa(rows: Sequence[Mapping]) -> str:
-    """Epochs, unless a row does not say its own."""
+    """Returns "epoch" if all rows have it, else "step"."""
     return "epoch" if all("epoch" in row for row in rows) else "step"
 
 
 def _has_values(rows: Sequence[Mapping], panel: _Panel) -> bool:
     return any(
         np.isfinite(_series(rows, split, name)[1]).any()
-        for split in _SPLIT_COLOURS
+        for split in _SPLIT_COLORS
         for name in panel.curves
     )
 
@@ -82,14 +91,14 @@ def _has_values(rows: Sequence[Mapping], panel: _Panel) -> bool:
 def build_curves(
     rows: Sequence[Mapping], *, title: str = "", num_classes: int | None = None
 ) -> Figure:
-    """Lays out one panel for every quantity the rows tell about.
+    """Draws one panel for every quantity in the rows.
 
     Args:
-      rows: as `read_rows` returns them, in any order of splits. Entries may be
-        missing, None or not finite; such points leave a gap. With many points the
-        curve is a running mean over the pale measurements.
-      title: written above.
-      num_classes: draws the accuracy of guessing.
+      rows: as returned by `read_rows`, in any order of splits. Entries that are
+        missing, None or not finite leave a gap. Many points are drawn pale, with their
+        running mean.
+      title: of the figure.
+      num_classes: if given, the accuracy of guessing is drawn.
 
     Returns:
       The figure; its axes are the panels, titled on the left.
@@ -112,7 +121,7 @@ def _draw_panel(
     axes.set_title(panel.title, loc="left")
     axes.set_xlabel(_abscissa(rows))
     grid(axes)
-    for split, name in itertools.product(_SPLIT_COLOURS, panel.curves):
+    for split, name in itertools.product(_SPLIT_COLORS, panel.curves):
         _draw_curve(axes, panel, _series(rows, split, name), split, name)
     if num_classes and "online_top1" in panel.curves:
         axes.axhline(100 / num_classes, color=MUTED, lw=1, ls=":", label="chance")
@@ -126,11 +135,11 @@ def _draw_panel(
 def _draw_curve(
     axes: Axes, panel: _Panel, series: np.ndarray, split: str, name: str
 ) -> None:
-    """Draws the measurements and, where they are many, their running mean."""
+    """Draws the values and, if they are many, their running mean."""
     x, y = series[0], panel.scale * series[1]
     finite = np.isfinite(x) & np.isfinite(y)
     many = panel.noisy and finite.sum() > _MANY
-    options = {"color": _SPLIT_COLOURS[split], "ls": panel.curves[name], "lw": 1.6}
+    options = {"color": _SPLIT_COLORS[split], "ls": panel.curves[name], "lw": 1.6}
     if finite.any():
         measured = options | ({"alpha": 0.25, "lw": 0.8} if many else {})
         marker = "o" if finite.sum() <= _FEW else None
@@ -150,34 +159,22 @@ def _draw_legend(
     rows: Sequence[Mapping],
     num_classes: int | None,
 ) -> None:
-    """One legend for all panels, above them, where it covers no data."""
-    entries = [
-        (split, {"color": colour})
-        for split, colour in _SPLIT_COLOURS.items()
+    """Draws one legend for all panels, above them, where it covers no data."""
+    styles = {
+        split: {"color": color}
+        for split, color in _SPLIT_COLORS.items()
         if any(row.get("split") == split for row in rows)
-    ]
+    }
     if any("online_top5" in panel.curves for panel in panels):
-        entries += [
-            ("top-1", {"color": MUTED}),
-            ("top-5", {"color": MUTED, "ls": "--"}),
-        ]
+        styles["top-1"] = {"color": MUTED}
+        styles["top-5"] = {"color": MUTED, "ls": "--"}
         if num_classes:
-            entries.append(("chance", {"color": MUTED, "ls": ":", "lw": 1}))
-    if entries:
-        figure.legend(
-            handles=[Line2D([], [], label=name, **style) for name, style in entries],
-            loc="upper right",
-            ncols=len(entries),
-            frameon=False,
-        )
+            styles["chance"] = {"color": MUTED, "ls": ":", "lw": 1}
+    if styles:
+        handles = [Line2D([], [], **style) for style in styles.values()]
+        legend(figure, handles, [*styles], loc="upper right", ncols=len(styles))
 
 
-def draw_curves(
-    path: str | os.PathLike,
-    rows: Sequence[Mapping],
-    *,
-    title: str = "",
-    num_classes: int | None = None,
-) -> None:
-    """Writes the picture that `build_curves` describes to `path`."""
-    save(path, build_curves(rows, title=title, num_classes=num_classes))
+def draw_curves(path: str | os.PathLike, rows: Sequence[Mapping], **options) -> None:
+    """Writes the figure of `build_curves`, which takes the same options, to `path`."""
+    save(path, build_curves(rows, **options))

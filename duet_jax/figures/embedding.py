@@ -1,4 +1,4 @@
-"""Representations in the plane, coloured by what they might tell."""
+"""Projections of the representations to the plane."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from duet_jax.figures.style import (
     FAINT,
     SERIES,
+    colorbar,
     legend,
     locator,
     shorten,
@@ -20,7 +21,7 @@ from duet_jax.figures.style import (
     titled,
 )
 
-_MOST_NAMES = 20  # classes up to which a legend names them
+_MOST_NAMES = 20  # classes in a legend
 _MARKERS = ("o", "^", "s")
 _LETTERS = 16
 
@@ -38,26 +39,25 @@ def build_embedding(
     limits: tuple[float, float] | None = None,
     title: str = "",
 ) -> Figure:
-    """Lays out projections of the representations, one a column.
+    """Draws projections of the representations, one per column.
 
-    The first row is coloured by class, the second by the parameter of an augmentation:
-    content shows in the first, structure in the second.
+    The first row is colored by class, the second by the parameter of an augmentation:
+    the first shows content, the second structure.
 
     Args:
-      points: name of the projection, such as "PCA", -> places in the plane, [n, 2].
+      points: name of the projection, such as "PCA" -> coordinates, [n, 2].
       classes: class of every image, [n], from 0.
-      class_names: one name per class; up to 20 are listed, with one colour and marker
-        each, more are coloured by their number.
+      class_names: one name per class; up to 20 are listed, each with a color and a
+        marker, more are colored by their number.
       values: parameter of every image, [n]; without it there is no second row.
       name: of the parameter.
       unit: of the parameter; may be empty.
-      circular: whether the parameter comes round again, and its colours with it.
-      limits: of the colours; one period of a circle. The extremes of `values` if None.
-      title: written above.
+      circular: whether the parameter, and with it the color map, is circular.
+      limits: of the colors; one period of a circle. The extremes of `values` if None.
+      title: of the figure.
 
     Returns:
-      The figure; its axes are titled with projection and colouring, and every row ends
-      with the place of its legend or colour bar.
+      The figure; the last axes of every row hold its legend or color bar.
     """
     rows = 1 if values is None else 2
     figure = titled(1.8 + 3.8 * len(points), 0.6 + 3.8 * rows, title)
@@ -82,7 +82,7 @@ def build_embedding(
 
 
 def _clear(axes: Axes, title: str) -> None:
-    """Leaves a frame: the axes of a projection have no unit."""
+    """Removes the ticks: the axes of a projection have no unit."""
     axes.set_title(title, loc="left")
     axes.set(xticks=[], yticks=[])
     axes.margins(0.04)
@@ -90,12 +90,12 @@ def _clear(axes: Axes, title: str) -> None:
 
 
 def _size(points: int) -> float:
-    """Returns the area of a marker, smaller where there are many."""
+    """Returns the area of a marker, smaller if there are many."""
     return float(np.clip(12000 / points, 5, 30))
 
 
 def _mark(number: int) -> dict:
-    """Returns colour and marker of a class; colours repeat with another marker."""
+    """Returns color and marker of a class; colors repeat with another marker."""
     marker = _MARKERS[number // len(SERIES)]
     return {"color": SERIES[number % len(SERIES)], "marker": marker}
 
@@ -103,7 +103,11 @@ def _mark(number: int) -> dict:
 def _scatter_classes(
     axes: Axes, places: np.ndarray, classes: np.ndarray, num_classes: int
 ) -> PathCollection | None:
-    """Draws one collection per class, or if they are many, one on a colour map."""
+    """Draws one collection per class or, for many classes, one with a color map.
+
+    Returns:
+      The collection with a color map, if any.
+    """
     classes = np.asarray(classes)
     if num_classes > _MOST_NAMES:
         return _scatter_values(axes, places, classes, False, (0, num_classes - 1))
@@ -138,11 +142,11 @@ def _scatter_values(
 
 
 def _cycle() -> ListedColormap:
-    """Returns twilight with its white darkened, which white paper would swallow."""
-    colours = matplotlib.colormaps["twilight"](np.linspace(0, 1, 256))[:, :3]
-    light = colours @ np.array([0.2126, 0.7152, 0.0722])
+    """Returns the color map twilight with its white darkened."""
+    colors = matplotlib.colormaps["twilight"](np.linspace(0, 1, 256))[:, :3]
+    light = colors @ np.array([0.2126, 0.7152, 0.0722])
     dimmed = np.minimum(1, 0.68 / light)
-    return ListedColormap(colours * dimmed[:, None], name="cycle")
+    return ListedColormap(colors * dimmed[:, None], name="cycle")
 
 
 def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
@@ -157,10 +161,8 @@ def _name_classes(axes: Axes, class_names: Sequence[str]) -> None:
 
 
 def _add_bar(axes: Axes, drawn: PathCollection, label: str, unit: str) -> None:
-    """Draws the colour bar at the left of `axes`, which holds nothing else."""
+    """Draws the color bar at the left of `axes`, which contain nothing else."""
     axes.set_axis_off()
     place = axes.inset_axes((0, 0, 0.1, 1))
-    bar = axes.figure.colorbar(drawn, cax=place, ticks=locator(unit))
+    bar = colorbar(axes.figure, drawn, label, cax=place, ticks=locator(unit))
     bar.solids.set_alpha(1)
-    bar.outline.set_visible(False)
-    bar.set_label(label)

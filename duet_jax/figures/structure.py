@@ -1,4 +1,4 @@
-"""How well the structure tells the parameter of the augmentation that was applied."""
+"""Figures that relate the structure to the parameter of the augmentation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -15,6 +15,7 @@ from duet_jax.figures.style import (
     ORANGE,
     SERIES,
     SHARES,
+    colorbar,
     grid,
     legend,
     locator,
@@ -25,17 +26,17 @@ from duet_jax.figures.style import (
 Topology = Literal["circle", "line"]
 
 _MOST_CELLS = 48  # along an axis of a heat map
-_TELLING = 10  # images that a column needs for its shares to set the colours
+_TELLING = 10  # images that a column needs to count for the color scale
 
 
 class _Columns(NamedTuple):
-    """Examples gathered by their parameter.
+    """Examples grouped by their parameter.
 
     Attributes:
       index: the column of every example, [n].
       edges: of the columns along the axis, [columns + 1].
-      levels: the parameter of every column, if it takes few values; the axis then
-        counts them.
+      levels: the parameter of every column if it has few values; the axis then counts
+        them.
     """
 
     index: np.ndarray
@@ -47,11 +48,11 @@ class _Columns(NamedTuple):
         return len(self.edges) - 1
 
     @property
-    def centres(self) -> np.ndarray:
+    def centers(self) -> np.ndarray:
         return (self.edges[1:] + self.edges[:-1]) / 2
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """Returns means of [n, ...] by column, [columns, ...], NaN where none is."""
+        """Returns means of [n, ...] by column, [columns, ...]; NaN if empty."""
         counts = np.bincount(self.index, minlength=self.number)
         sums = np.zeros((self.number, *values.shape[1:]))
         np.add.at(sums, self.index, values)
@@ -59,7 +60,7 @@ class _Columns(NamedTuple):
         return sums / np.where(counts == 0, np.nan, counts)
 
     def quantiles(self, values: np.ndarray, at: Sequence[float]) -> np.ndarray:
-        """Returns quantiles of [n] by column, [len(at), columns], NaN where none is."""
+        """Returns quantiles of [n] by column, [len(at), columns]; NaN if empty."""
         found = np.full((len(at), self.number), np.nan)
         for column in np.unique(self.index):
             found[:, column] = np.quantile(values[self.index == column], at)
@@ -71,7 +72,7 @@ def _columns(
     levels: Sequence[float] | None,
     limits: tuple[float, float] | None,
 ) -> _Columns:
-    """Gathers by level, or else in equal intervals between the limits."""
+    """Groups by level if given, else in equal intervals between the limits."""
     if levels is not None:
         levels = np.asarray(levels, float)
         index = np.abs(parameters[:, None] - levels[None, :]).argmin(axis=1)
@@ -83,12 +84,12 @@ def _columns(
 
 
 def _cells(examples: int, fewest: int) -> int:
-    """Returns how many intervals so many examples can fill."""
+    """Returns a number of intervals that suits the number of examples."""
     return int(np.clip(0.75 * np.sqrt(examples), fewest, _MOST_CELLS))
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Returns the extremes, apart from each other even if the values are not."""
+    """Returns the extremes, widened if they are equal."""
     low, high = float(np.min(values)), float(np.max(values))
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
@@ -105,25 +106,25 @@ def build_marginals(
     limits: tuple[float, float] | None = None,
     levels: Sequence[float] | None = None,
 ) -> Figure:
-    """Lays out the mean structure marginal by parameter, beside its target.
+    """Draws the mean structure marginal by parameter, beside its target.
 
-    Left the predicted marginals, in the middle the targets, on one colour scale: a
-    network that has learned the parameter shows the stripe of the targets, one that
-    ignores it shows columns that are all alike. Right their total variation distance
-    (half the sum of absolute differences, between 0 and 1): mean, and the band from the
-    10th to the 90th percentile of the images; beside it, that of the uniform marginal.
+    Left: predicted marginals, middle: targets, on the same color scale. A network that
+    has learned the parameter shows the stripe of the targets; one that ignores it shows
+    equal columns. Right: their total variation distance (half the sum of absolute
+    differences, from 0 to 1): mean, and the band from the 10th to the 90th percentile
+    of the images; for comparison, the distance of the uniform marginal.
 
     Args:
       parameters: of the augmentation, in its own units, [n].
       marginals: predicted over the structure bins, [n, G], rows summing to 1.
       targets: prescribed for these parameters, [n, G], rows summing to 1.
       unit: of the parameters.
-      topology: "circle" if the first bin and the last are neighbours, else "line".
-      title: written above.
-      limits: the range of the parameter, which equal intervals share; the extremes of
+      topology: "circle" if the first and the last bin are neighbors, else "line".
+      title: of the figure.
+      limits: the range of the parameter, divided into equal intervals; the extremes of
         `parameters` if None.
-      levels: the parameters that occur, in own units, if they are few: one column for
-        each, in this order, whatever the limits.
+      levels: the values of the parameter, if they are few: one column for each, in this
+        order, whatever the limits.
 
     Returns:
       The figure; the images of its first two axes are [G, columns], masked in columns
@@ -138,11 +139,9 @@ def build_marginals(
     axes[0].set_title("predicted marginal, mean", loc="left")
     axes[1].set_title("target, mean", loc="left")
     circle = topology == "circle"
-    axes[0].set_ylabel("bin (last and first are neighbours)" if circle else "bin")
+    axes[0].set_ylabel("bin (last and first are neighbors)" if circle else "bin")
     axes[1].tick_params(labelleft=False)
-    bar = figure.colorbar(image, ax=axes[:2], aspect=25, pad=0.02)
-    bar.set_label("probability")
-    bar.outline.set_visible(False)
+    colorbar(figure, image, "probability", ax=axes[:2], aspect=25, pad=0.02)
     _draw_distances(axes[2], columns, marginals, targets)
     for panel in axes:
         _mark_parameter(panel, columns, unit)
@@ -153,7 +152,7 @@ def build_marginals(
 def _draw_means(
     axes: Sequence[Axes], columns: _Columns, distributions: Sequence[np.ndarray]
 ) -> AxesImage:
-    """Draws the mean of each of `distributions` by parameter, on one colour scale."""
+    """Draws the mean of each distribution by parameter, on one color scale."""
     means = [np.ma.masked_invalid(columns.mean(each).T) for each in distributions]
     for panel, mean in zip(axes, means, strict=True):
         image = panel.imshow(
@@ -173,12 +172,12 @@ def _draw_means(
 def _draw_distances(
     axes: Axes, columns: _Columns, marginals: np.ndarray, targets: np.ndarray
 ) -> None:
-    """Draws how far the marginals are from the targets, by parameter."""
+    """Draws the distance of the marginals from the targets, by parameter."""
     distances = np.abs(marginals - targets).sum(axis=1) / 2
     uniform = np.abs(1 / targets.shape[1] - targets).sum(axis=1) / 2
     low, high = columns.quantiles(distances, (0.1, 0.9))
     few = columns.number <= 12
-    x, marker = columns.centres, "o" if few else None
+    x, marker = columns.centers, "o" if few else None
     if few:
         band = axes.errorbar(x, (low + high) / 2, (high - low) / 2, fmt="none", lw=5)
         band.lines[2][0].set(color=BLUE, alpha=0.3)
@@ -199,7 +198,7 @@ def _mark_parameter(axes: Axes, columns: _Columns, unit: str) -> None:
         axes.xaxis.set_major_locator(locator(unit))
     else:
         names = [f"{level:.4g}" for level in columns.levels]
-        axes.set_xticks(columns.centres, names)
+        axes.set_xticks(columns.centers, names)
 
 
 @styled
@@ -213,21 +212,21 @@ def build_readout(
     limits: tuple[float, float],
     levels: Sequence[float] | None = None,
 ) -> Figure:
-    """Lays out the parameter that was read against the one that was applied.
+    """Draws the parameter that was read against the one that was applied.
 
-    A cell's colour is its share of the images in its column, so that parameters which
-    are rarely drawn are judged like the others; cells without images are white. The
-    solid line is the exact reading; on a circle the dotted one is half a turn off.
+    The color of a cell is its share of the images in its column, so that rare
+    parameters show like the others; cells without images are white. The solid line is
+    the exact reading; on a circle, the dotted one is half a turn off.
 
     Args:
       true: parameters of the augmentation, [n].
       predicted: the parameters read from the features, [n].
       unit: of both.
       topology: "circle" if the ends of `limits` are the same parameter, else "line".
-      title: written above.
-      limits: the range of the parameter; one period of a circle, into which both are
-        wrapped. On a line, what lies beyond is counted in the outermost cells.
-      levels: the parameters that occur, if they are few: one column for each.
+      title: of the figure.
+      limits: the range of the parameter. On a circle one period, into which both are
+        wrapped; on a line, both are clipped to it.
+      levels: the values of the parameter, if they are few: one column for each.
 
     Returns:
       The figure; the mesh of its first axes holds percentages, [predicted, true],
@@ -267,7 +266,7 @@ def _draw_shares(
     """Draws counts, [y, x], in percent of their column."""
     totals = counts.sum(axis=0)
     percent = 100 * counts / np.where(totals == 0, np.nan, totals)[None, :]
-    # A column of three images has large shares, which would make all others pale.
+    # Columns of few images have large shares, which would make all others pale.
     telling = totals >= min(_TELLING, totals.max())
     top, largest = percent[:, telling].max(), np.nanmax(percent)
     mesh = axes.pcolormesh(
@@ -278,16 +277,16 @@ def _draw_shares(
         vmin=0,
         vmax=top,
     )
-    bar = figure.colorbar(
+    colorbar(
+        figure,
         mesh,
+        "share of the images with this parameter [%]",
         ax=axes,
         shrink=0.8,
         aspect=30,
         pad=0.02,
         extend="max" if largest > top else "neither",
     )
-    bar.set_label("share of the images with this parameter [%]")
-    bar.outline.set_visible(False)
 
 
 def _within(
@@ -299,7 +298,7 @@ def _within(
 
 
 def _draw_identity(axes: Axes, low: float, high: float, topology: Topology) -> None:
-    """Draws the exact reading, and on a circle the one on the opposite side."""
+    """Draws the line of exact readings, and on a circle that of opposite ones."""
     ends = np.array([low, high])
     (exact,) = axes.plot(ends, ends, color=ORANGE, lw=1)
     handles, names = [exact], ["exact"]
@@ -324,17 +323,17 @@ def build_shift(
     ylabel: str,
     title: str = "",
 ) -> Figure:
-    """Lays out how well shifted bins agree with the features of the turned image.
+    """Draws how well shifted bins agree with the features of the turned image.
 
     Args:
       shifts: of the structure bins, [K], in bins.
       curves: name -> values by shift, [K], or mean, lower and upper end of a band,
-        [3, K]. Not finite values leave a gap.
-      ylabel: what the values are, written above their axis.
-      title: written above.
+        [3, K]. Values that are not finite leave a gap.
+      ylabel: written above the axis of the values.
+      title: of the figure.
 
     Returns:
-      The figure; its axes have one line per curve, labelled with its place in `curves`.
+      The figure; its axes have one line per curve, labeled with its index in `curves`.
     """
     shifts = np.asarray(shifts, float)
     figure = titled(7, 4.2, title)

@@ -1,13 +1,15 @@
-"""What all pictures share: colours that the colour-blind tell apart, fonts, files."""
+"""Style shared by all figures: color-blind safe colors, fonts, legends, files."""
 
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
@@ -17,10 +19,10 @@ from duet_jax.runtime import files
 BLUE, ORANGE, LIGHT = "#2a6fb0", "#d9680f", "#a9c5df"
 ACCENT, INK, MUTED, FAINT = "#b3261e", "#222222", "#666666", "#dddddd"
 
-# Okabe and Ito's order of contrast, with the blue and the orange of this project.
+# Okabe and Ito's palette by contrast, with the blue and orange of this project.
 SERIES = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#c9a400", INK)
 
-# From white for nothing: an empty cell looks empty.
+# White is zero: an empty cell looks empty.
 SHARES = "Blues"
 
 DPI = 100
@@ -29,7 +31,7 @@ _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
-    # Names of classes and runs are text, dollars included.
+    # Names of classes and runs may contain dollar signs.
     "text.parse_math": False,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -42,17 +44,17 @@ _STYLE = {
     "savefig.dpi": "figure",
 }
 
-# Decorates what makes or writes a picture; matplotlib's settings are left as they were.
+# Decorates functions that make or write a figure; restores matplotlib's settings.
 styled = matplotlib.rc_context(_STYLE)
 
 
 @styled
 def save(path: str | os.PathLike, figure: Figure) -> None:
-    """Writes `figure` in the format of the suffix, replacing the file at once."""
+    """Writes `figure` in the format of the suffix, replacing the file atomically."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as partial, warnings.catch_warnings():
-        # Names of classes may be in any script; the font has a box for what it lacks.
+        # Names of classes may be in any script; missing glyphs are drawn as boxes.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
         figure.savefig(partial)
 
@@ -72,26 +74,34 @@ def grid(axes: Axes) -> None:
 
 
 def legend(
-    where: Axes | Figure, handles: Sequence[Artist], names: Sequence[str], **options
+    where: Axes | Figure, handles: Iterable[Artist], names: Sequence[str], **options
 ) -> Legend:
-    """Adds a legend without a frame, in which a name may begin with an underscore."""
-    # Matplotlib leaves such labels out of a legend, but not such texts.
+    """Adds a legend without a frame, in which names may begin with an underscore."""
+    # Matplotlib skips such labels, but accepts such texts.
     places = [str(number) for number in range(len(names))]
-    made = where.legend(handles, places, frameon=False, **options)
+    made = where.legend([*handles], places, frameon=False, **options)
     for text, name in zip(made.get_texts(), names, strict=True):
         text.set_text(name)
     return made
 
 
+def colorbar(figure: Figure, drawn: ScalarMappable, label: str, **options) -> Colorbar:
+    """Adds a color bar without an outline."""
+    bar = figure.colorbar(drawn, **options)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+    return bar
+
+
 def shorten(name: str, length: int) -> str:
-    """Returns `name`, cut to at most `length` letters, the last one an ellipsis."""
+    """Returns `name`, cut to at most `length` characters including an ellipsis."""
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
 
 
 def locator(unit: str, most: int = 6) -> MaxNLocator:
-    """Returns round ticks, at most about `most`.
+    """Returns a locator of at most about `most` round ticks.
 
-    Degrees go in parts of a circle, bins are whole.
+    Degrees are divided as parts of a circle, bins are integers.
     """
     degrees = unit == "degrees"
     steps = [1, 1.5, 3, 4.5, 9, 10] if degrees else [1, 2, 2.5, 5, 10]

@@ -1,7 +1,7 @@
-"""The views a run trains on, with the values that were drawn."""
+"""The views that a run trains on, with their structure values."""
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,13 +9,11 @@ from matplotlib.figure import Figure
 from duet_jax.figures.canvas import (
     CELL,
     COLUMNS,
-    GAP,
     HEADER,
-    MARGIN,
     Canvas,
+    column_left,
     draw_image,
     enlargement,
-    width_of,
 )
 from duet_jax.figures.style import ACCENT, FAINT, MUTED, save, styled
 from duet_jax.types import View
@@ -24,14 +22,14 @@ _GAUGE_HEIGHT, _LINE_HEIGHT, _CODES_PER_LINE = 30, 14, 2
 
 
 class _Row(NamedTuple):
-    """One row of images with what is written beneath them.
+    """One row of images with the values below them.
 
     Attributes:
       name: written at its left.
       view: the images and their values.
-      side: of an image in the picture, in pixels.
-      codes: those listed.
-      learned: the code shown on a gauge instead, if the view has it.
+      side: of an image in the figure, in pixels.
+      codes: those written as text.
+      learned: the code shown on a gauge, if the view has it.
     """
 
     name: str
@@ -50,17 +48,17 @@ class _Row(NamedTuple):
 def _rows(
     view1: View, view2: View, learned: str | None, half_size: View | None
 ) -> list[_Row]:
-    """Returns the rows; all images are enlarged by the same whole number."""
+    """Returns the rows; all images are enlarged by the same factor."""
     scale = enlargement(view1.images.shape[1])
     rows = []
     for name, view in (("view 1", view1), ("view 2", view2), ("half size", half_size)):
         if view is not None:
             side = min(CELL, scale * view.images.shape[1])
-            # A prediction target is no structure value and would leave the gauge.
-            values = view.structure if view is not half_size else ()
-            emphasised = learned if learned in values else None
-            codes = tuple(code for code in view.structure if code != emphasised)
-            rows.append(_Row(name, view, side, codes, emphasised))
+            # Prediction targets are not in [0, 1], the range of the gauge.
+            gauged = view is not half_size and learned in view.structure
+            own = learned if gauged else None
+            codes = tuple(code for code in view.structure if code != own)
+            rows.append(_Row(name, view, side, codes, own))
     return rows
 
 
@@ -73,29 +71,28 @@ def build_views(
     title: str = "",
     half_size: View | None = None,
 ) -> Figure:
-    """Lays out the views of up to eight images, one image a column.
+    """Draws the views of up to eight images, one image per column.
 
     Args:
-      view1: the first views, normalised to [-0.5, 0.5], [n, side, side, channels].
-        Its structure values in [0, 1] are written under the images.
+      view1: the first views, normalized to [-0.5, 0.5], [n, side, side, channels].
+        Their structure values in [0, 1] are written below the images.
       view2: the second views of the same images.
-      learned: the code whose value the method learns, shown on a gauge.
-      title: written above.
-      half_size: the views the ESSL predictor sees, drawn at the same scale as the
-        others; `structure` holds the prediction targets, class numbers if integer.
+      learned: the code that the method learns; its value is shown on a gauge.
+      title: of the figure.
+      half_size: the views for the ESSL predictor, drawn at the same scale as the
+        others; `structure` holds the prediction targets, integers if they are classes.
 
     Returns:
       The figure; a row's images are the images of its axes, in order.
     """
     rows = _rows(view1, view2, learned, half_size)
     columns = min(COLUMNS, len(view1.images))
-    canvas = Canvas(width_of(columns, title), HEADER + sum(row.height for row in rows))
-    canvas.text(16, 14, title, size=12, weight="bold")
+    canvas = Canvas(columns, sum(row.height for row in rows), title)
     top = HEADER
     for row in rows:
         canvas.text(16, top + row.side // 2, row.name, va="center", color=MUTED)
         for column in range(min(columns, len(row.view.images))):
-            left = MARGIN + column * (CELL + GAP)
+            left = column_left(column)
             axes = canvas.axes(left, top, row.side, row.side)
             draw_image(axes, row.view.images[column])
             _draw_values(canvas, left, top + row.side + 5, row, column)
@@ -116,39 +113,22 @@ def _draw_values(canvas: Canvas, left: int, top: int, row: _Row, column: int) ->
         gauge.plot([value], [0], "o", color=ACCENT, ms=6, clip_on=False)
         top += _GAUGE_HEIGHT
     entries = [_entry(code, structure[code][column]) for code in row.codes]
-    lines = [
-        "  ".join(entries[at : at + _CODES_PER_LINE])
-        for at in range(0, len(entries), _CODES_PER_LINE)
-    ]
-    for number, line in enumerate(lines):
-        canvas.text(
-            left,
-            top + _LINE_HEIGHT * number,
-            line,
-            size=8,
-            color=MUTED,
-            family="DejaVu Sans Mono",
-        )
+    style = {"size": 8, "color": MUTED, "family": "DejaVu Sans Mono"}
+    for start in range(0, len(entries), _CODES_PER_LINE):
+        line = "  ".join(entries[start : start + _CODES_PER_LINE])
+        canvas.text(left, top, line, **style)
+        top += _LINE_HEIGHT
 
 
 def _entry(code: str, value: np.ndarray) -> str:
-    """Returns a code and its value: a class number as it is, others rounded."""
+    """Returns a code and its value as text; values that are not integers rounded."""
     value = np.asarray(value)
     whole = np.issubdtype(value.dtype, np.integer)
     return f"{code} {int(value)}" if whole else f"{code} {float(value):.2f}"
 
 
 def draw_views(
-    path: str | os.PathLike,
-    view1: View,
-    view2: View,
-    *,
-    learned: str | None = None,
-    title: str = "",
-    half_size: View | None = None,
+    path: str | os.PathLike, view1: View, view2: View, **options: Any
 ) -> None:
-    """Writes the picture that `build_views` describes to `path`."""
-    figure = build_views(
-        view1, view2, learned=learned, title=title, half_size=half_size
-    )
-    save(path, figure)
+    """Writes the figure of `build_views`, which takes the same options, to `path`."""
+    save(path, build_views(view1, view2, **options))

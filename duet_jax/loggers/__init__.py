@@ -1,10 +1,9 @@
-"""What a run tells about itself while it trains: metric files and progress.
+"""Metric files and progress display of a training run.
 
-A *row* is a flat mapping of one measurement. `step` (updates made), `epoch` (float,
-`step / steps_per_epoch`) and `split` ("train" or "test") say what was measured; the
-other entries are scalars: `loss`, its parts, `online_top1` and `online_top5`
-(fractions from 0 to 1), `feature_spread`, `grad_norm`, `skipped`, `learning_rate`,
-`images_per_second`.
+A *row* is a flat mapping with one measurement: `step` (updates made), `epoch` (float,
+`step / steps_per_epoch`), `split` ("train" or "test"), and scalars: `loss`, its parts,
+`online_top1` and `online_top5` (fractions from 0 to 1), `feature_spread`, `grad_norm`,
+`skipped`, `learning_rate`, `images_per_second`.
 """
 
 from duet_jax.loggers.jsonl import JsonLines, read_rows

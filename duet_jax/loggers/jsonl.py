@@ -1,4 +1,4 @@
-"""Rows as JSON Lines: the record of a run that needs no program to read."""
+"""Rows as JSON Lines."""
 
 import json
 import math
@@ -15,14 +15,13 @@ from duet_jax.runtime import files
 def read_rows(path: str | os.PathLike) -> list[dict]:
     """Returns the rows of a metrics file, oldest first.
 
-    A run that was killed while it wrote leaves half a line at the end; lines that
-    are not a whole row are left out.
+    Incomplete lines are skipped: a run that is killed may leave one at the end.
 
     Args:
       path: a file written by `JsonLines`.
 
     Returns:
-      One dict per row. A value that was not finite is None.
+      One dict per row. Values that were not finite are None.
 
     Raises:
       UsageError: the file does not exist.
@@ -37,39 +36,47 @@ def read_rows(path: str | os.PathLike) -> list[dict]:
 
 
 def _parse(line: str) -> dict | None:
-    """Returns the row a line holds, or None where there is no whole one."""
+    """Returns the row in a line, or None if it is incomplete."""
     try:
         row = json.loads(line)
-        placed = isinstance(row["step"], int) and isinstance(row["split"], str)
+        complete = isinstance(row["step"], int) and isinstance(row["split"], str)
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    return row if placed else None
+    return row if complete else None
 
 
 def _plain(value: object) -> float | int | str | None:
-    """Returns a scalar of Python, NumPy or JAX as a value that JSON knows."""
+    """Returns a scalar of Python, NumPy or JAX as a JSON value."""
     value = np.asarray(value).item()
     if isinstance(value, str | int):
         return value
-    # JSON has neither NaN nor infinity: the tokens that Python would write
-    # instead are refused by most other readers, and would cost them the file.
+    # Most readers refuse the tokens that Python writes for NaN and infinity.
     return float(value) if math.isfinite(value) else None
 
 
-class JsonLines:
-    """Appends rows to a file, one JSON object a line, each flushed at once.
+def scalars(row: Mapping[str, float | int | str]) -> dict[str, float]:
+    """Returns the numbers of a row, named "<split>/<name>", without step and epoch."""
+    return {
+        f"{row['split']}/{name}": float(value)
+        for name, value in row.items()
+        if name not in ("step", "epoch") and not isinstance(value, str)
+    }
 
-    A value that is not finite is written as null, so that every line is valid JSON.
+
+class JsonLines:
+    """Appends rows to a file, one JSON object per line, each flushed at once.
+
+    Values that are not finite are written as null, so that every line is valid JSON.
     """
 
     def __init__(self, path: str | os.PathLike, resume_step: int | None) -> None:
-        """Opens the file and makes it agree with the checkpoint.
+        """Opens the file.
 
         Args:
-          path: the file; its directory is created where it is missing.
-          resume_step: the step of the checkpoint that training goes on from. Rows
-            of later steps are dropped, for they are about to be measured again,
-            and so is a half-written last line. None starts an empty file.
+          path: the file; its directory is created if missing.
+          resume_step: step of the checkpoint that training resumes from. Rows of later
+            steps are dropped, because they will be measured again, and so is an
+            incomplete last line. None starts an empty file.
         """
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +94,7 @@ class JsonLines:
         os.fsync(self._file.fileno())  # a checkpoint must not outlive its rows
 
     def picture(self, name: str, path: str | os.PathLike, step: int) -> None:
-        """Does nothing: the picture is a file already."""
+        """Does nothing: the figure is a file already."""
 
     def close(self) -> None:
         """Closes the file."""

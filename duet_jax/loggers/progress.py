@@ -1,6 +1,7 @@
-"""How training shows itself to the person who waits for it."""
+"""Progress of the training on the terminal."""
 
 import collections
+import math
 import os
 import sys
 import time
@@ -9,15 +10,16 @@ from typing import TextIO
 
 import tqdm
 
-# Loss, its parts and the probe, in the order they are shown; a method lacks some.
+# Metrics in the order they are shown; no method has all of them.
 SHOWN = ("loss", "nt_xent", "structure_loss", "prediction_loss", "online_top1")
 
-# Without a terminal: an epoch's line is left out when the last one is younger than
-# the first bound, and an epoch longer than the second one speaks in between.
+# Without a terminal: the line of an epoch is skipped if the last one is more recent
+# than the first bound, and longer epochs than the second one get lines in between.
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_OF_SILENCE = 60.0
 
-_Time = Callable[[], float]
+# The time left is estimated from this many of the latest reports.
+_REPORTS = 50
 
 
 def duration(seconds: float) -> str:
@@ -31,31 +33,6 @@ def duration(seconds: float) -> str:
     return f"{minute}:{second:02d}"
 
 
-class _Pace:
-    """Seconds a step takes, as a mean over the latest reports.
-
-    It starts at the first report and not at the start of training, because the time
-    in between is spent compiling and would be counted for every step to come.
-    Evaluations and checkpoints do count, for more of them will follow.
-    """
-
-    def __init__(self, clock: _Time, reports: int = 50) -> None:
-        self._clock = clock
-        self._reports = collections.deque(maxlen=reports)
-
-    def report(self, step: int) -> None:
-        self._reports.append((step, self._clock()))
-
-    def seconds_for(self, steps: int) -> float | None:
-        """Returns the time `steps` more steps will take; None while unknown."""
-        if len(self._reports) < 2:
-            return None
-        (first_step, first_time), (step, now) = self._reports[0], self._reports[-1]
-        if step <= first_step:
-            return None
-        return steps * (now - first_time) / (step - first_step)
-
-
 class Progress:
     """A live bar on a terminal, plain lines anywhere else."""
 
@@ -66,9 +43,9 @@ class Progress:
         epochs: int,
         initial_step: int = 0,
         stream: TextIO | None = None,
-        clock: _Time = time.monotonic,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Shows nothing yet, other than an empty bar on a terminal.
+        """Shows an empty bar on a terminal, and nothing yet anywhere else.
 
         Args:
           total_steps: updates of the whole training.
@@ -76,15 +53,15 @@ class Progress:
           epochs: number of epochs.
           initial_step: updates made before this start; 0 for a new run.
           stream: where to write; the standard error stream by default.
-          clock: seconds from any origin, never running backwards.
+          clock: monotonic time in seconds.
         """
         self._total = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._epochs = epochs
         self._stream = stream or sys.stderr
         self._clock = clock
-        self._pace = _Pace(clock)
-        self._written_at: float | None = None
+        self._reports = collections.deque(maxlen=_REPORTS)  # (step, time)
+        self._written_at = -math.inf
         self._written_epoch = 0
         self._unwritten: str | None = None
         self._bar = self._open_bar(initial_step) if _is_terminal(self._stream) else None
@@ -95,10 +72,9 @@ class Progress:
             initial=initial_step,
             file=self._stream,
             dynamic_ncols=True,
-            # Drawn for every report that is 0.1 s away from the last one, however
-            # many steps it stands for.
+            # Redraws after 0.1 s, however many steps a report stands for.
             miniters=1,
-            # What matters most comes first: a narrow terminal cuts the end off.
+            # The most important comes first: a narrow terminal cuts the end off.
             bar_format="{percentage:3.0f}%|{bar:12}| {desc}",
             desc=f"epoch {self._epoch(initial_step)}/{self._epochs}  compiling",
         )
@@ -114,11 +90,11 @@ class Progress:
             `online_top1` is a fraction and shown in percent.
           images_per_second: examples trained on per second.
         """
-        self._pace.report(step)
+        self._reports.append((step, self._clock()))
         values = [_value(name, metrics[name]) for name in SHOWN if name in metrics]
         values.append(f"{images_per_second:,.0f} images/s")
-        left = self._pace.seconds_for(self._total - step)
-        left = [f"{duration(left)} left"] if left and step < self._total else []
+        seconds = self._seconds_left(step)
+        left = [f"{duration(seconds)} left"] if seconds else []
         epoch = [f"epoch {self._epoch(step)}/{self._epochs}"]
         if self._bar is not None:
             self._draw(step, "  ".join(left + epoch + values))
@@ -126,6 +102,18 @@ class Progress:
             steps = [f"step {step}/{self._total}"]
             self._unwritten = "  ".join(epoch + steps + values + left)
             self._write_if_due(step)
+
+    def _seconds_left(self, step: int) -> float | None:
+        """Returns the time for the remaining steps; None while unknown.
+
+        The first report, and not the start of training, is the earliest time used: what
+        comes before is compilation. Evaluations and checkpoints count.
+        """
+        first_step, first_time = self._reports[0]
+        if step <= first_step:
+            return None
+        seconds = self._reports[-1][1] - first_time
+        return (self._total - step) * seconds / (step - first_step)
 
     def _draw(self, step: int, text: str) -> None:
         self._bar.set_description_str(text, refresh=False)
@@ -135,7 +123,7 @@ class Progress:
 
     def _write_if_due(self, step: int) -> None:
         now, epoch = self._clock(), self._epoch(step)
-        age = float("inf") if self._written_at is None else now - self._written_at
+        age = now - self._written_at
         new_epoch = epoch > self._written_epoch and age >= SECONDS_BETWEEN_LINES
         if new_epoch or age >= SECONDS_OF_SILENCE or step >= self._total:
             self._written_at, self._written_epoch = now, epoch
@@ -150,7 +138,7 @@ class Progress:
         return min(self._epochs, max(1, -(-step // self._steps_per_epoch)))
 
     def close(self) -> None:
-        """Leaves the last state on the screen, whether or not training finished."""
+        """Shows the last state, whether or not training finished."""
         if self._bar is not None:
             self._bar.refresh()
             self._bar.close()
@@ -159,7 +147,7 @@ class Progress:
 
 
 class NoProgress:
-    """Stands in for `Progress` in the processes that do not report."""
+    """Replaces `Progress` in processes that do not report."""
 
     def update(
         self, step: int, metrics: Mapping[str, float], images_per_second: float
@@ -171,12 +159,12 @@ class NoProgress:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    """Returns whether a line on `stream` can be drawn over."""
+    """Returns whether a line on `stream` can be overwritten."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _value(name: str, value: float) -> str:
-    """Returns "name value" with three digits, accuracies in percent."""
+    """Returns "name value" with three digits; accuracies in percent."""
     if name == "online_top1":
         return f"{name} {100 * float(value):.1f}%"
     return f"{name} {float(value):#.3g}"

@@ -12,31 +12,30 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-# Entries of a row that place it on the axes and are no curve of their own.
-AXES = ("step", "epoch", "split")
+from duet_jax.loggers.jsonl import scalars
 
 
 class TensorBoard:
-    """Writes one scalar per measured value, tagged "<split>/<name>".
+    """Writes one scalar per value, tagged "<split>/<name>".
 
-    Each row is in the file when `write` returns. TensorboardX's own writer leaves it to
-    a thread, which a full disk ends; after that, whoever writes would wait for ever.
+    Each row is in the file when `write` returns. TensorboardX's own writer uses a
+    thread, which a full disk ends; after that, every write would block forever.
     """
 
     def __init__(self, directory: str | os.PathLike, resume_step: int | None) -> None:
-        """Opens a new event file beside those of earlier parts of the run.
+        """Opens a new event file, beside those of earlier parts of the run.
 
         Args:
-          directory: where TensorBoard looks; created where it is missing.
-          resume_step: the step of the checkpoint that training goes on from, None
-            for a new run. TensorBoard hides what earlier files say of later steps.
+          directory: of the event files; created if missing.
+          resume_step: step of the checkpoint that training resumes from, None for a
+            new run. TensorBoard hides later steps of earlier files.
         """
         first_step = 0 if resume_step is None else resume_step + 1
         os.makedirs(directory, exist_ok=True)
         self._file = EventsWriter(
             os.path.join(directory, "events"),
-            # The rest of the name is the time in whole seconds: without this a run
-            # resumed within its first second would overwrite its own file.
+            # The rest of the name is the time in whole seconds: without this, a run
+            # that is resumed within a second would overwrite its own file.
             filename_suffix=f".{first_step:09d}",
         )
         self._add(first_step, session_log=SessionLog(status=SessionLog.START))
@@ -44,9 +43,8 @@ class TensorBoard:
     def write(self, row: Mapping[str, float | int | str]) -> None:
         """Adds the numbers of `row` at `row["step"]`."""
         values = [
-            Summary.Value(tag=f"{row['split']}/{name}", simple_value=float(value))
-            for name, value in row.items()
-            if name not in AXES and not isinstance(value, str)
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in scalars(row).items()
         ]
         self._add(int(row["step"]), summary=Summary(value=values))
 

@@ -1,25 +1,24 @@
 """Rows on a Weights & Biases server, or kept on disk until one can be reached.
 
-Training must not depend on a server. So the server is asked one bounded question
-before the client is started, because the client itself retries for minutes; whatever
-fails then or later costs one warning and never an exception. Text of the client's own
-errors is not repeated: some of them quote the API key.
+Training must not depend on a server: any failure costs one warning and never an
+exception. The text of the client's errors is not repeated, since it may quote the key.
 """
 
+import dataclasses
 import logging
 import os
 import pathlib
 import secrets
 import sys
+import urllib.parse
 from collections.abc import Callable, Mapping
 
+import yaml
+
 from duet_jax.errors import UsageError, lookup
-from duet_jax.loggers.wandb_access import (
-    Credentials,
-    read_credentials,
-    saved_key,
-    why_not_online,
-)
+from duet_jax.loggers.jsonl import scalars
+
+CREDENTIALS_FILE = ".wandb.yaml"
 
 MODES = {
     "online": "rows appear on the server while training runs",
@@ -27,33 +26,91 @@ MODES = {
     "disabled": "as without a project",
 }
 
-# With the import of the client and the question before it, a server that hangs at
-# either point costs less than ten seconds.
 _INIT_SECONDS = 4.0
-# For what is not uploaded yet when training ends.
+# To upload the rest when training ends.
 _FINISH_SECONDS = 30.0
 
-# The client keeps off the terminal, which belongs to the progress bar.
-_QUIET = {"silent": True, "console": "off"}
-
 _log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Credentials:
+    """Settings of the client, hidden when printed; None leaves one to the client."""
+
+    api_key: str | None = dataclasses.field(default=None, repr=False)
+    base_url: str | None = dataclasses.field(default=None, repr=False)
+
+
+def read_credentials(directory: str | os.PathLike = ".") -> Credentials:
+    """Returns the credentials; the environment takes precedence over the file.
+
+    Args:
+      directory: may contain `.wandb.yaml`, with the entries `WANDB_API_KEY` and
+        `WANDB_BASE_URL`, each of them optional.
+
+    Raises:
+      UsageError: the file or a value is malformed. The message does not quote it.
+
+    Source: the reference reads the same file; that the environment goes first is ours.
+    """
+    entries = _read_file(pathlib.Path(directory) / CREDENTIALS_FILE)
+    key, base_url = (
+        os.environ.get(name, "").strip() or entries.get(name)
+        for name in ("WANDB_API_KEY", "WANDB_BASE_URL")
+    )
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            "WANDB_API_KEY (environment or .wandb.yaml) contains characters that no "
+            "key has; copy it again from the settings of the server."
+        )
+    if base_url is not None and not _is_address(base_url):
+        raise UsageError(
+            "WANDB_BASE_URL (environment or .wandb.yaml) is not an address; "
+            "write it like https://api.wandb.ai."
+        )
+    return Credentials(key, base_url and base_url.rstrip("/"))
+
+
+def _read_file(path: pathlib.Path) -> dict[str, str]:
+    """Returns the non-empty entries of the credentials file; none without a file."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except Exception:  # a wrong date is a ValueError, deep nesting a RecursionError
+        content = "not YAML"  # the error itself would quote the file
+    content = {} if content is None else content
+    if not isinstance(content, dict) or not all(
+        isinstance(value, str | None) for value in content.values()
+    ):
+        raise UsageError(
+            f"{path.name} cannot be read as credentials; write two lines, "
+            "`WANDB_API_KEY: <key>` and `WANDB_BASE_URL: <address>`, "
+            "or set these variables in the environment."
+        )
+    return {name: value.strip() for name, value in content.items() if value}
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        parts.port  # noqa: B018  raises if it is not a number
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        return False
 
 
 class WandB:
     """Writes one value per measurement, named "<split>/<name>"."""
 
-    def __init__(self, run: object) -> None:
-        """Takes a run as `wandb.init` returns it."""
+    def __init__(self, run) -> None:
+        """Wraps a run as `wandb.init` returns it."""
         self._run = run
         self._broken = False
 
     def write(self, row: Mapping[str, float | int | str]) -> None:
         """Logs the numbers of `row` at `row["step"]`, and the epoch as an axis."""
-        values = {
-            f"{row['split']}/{name}": float(value)
-            for name, value in row.items()
-            if name not in ("step", "epoch", "split") and not isinstance(value, str)
-        }
+        values = scalars(row)
         if "epoch" in row:
             values["epoch"] = float(row["epoch"])
         self._attempt(lambda: self._run.log(values, step=int(row["step"])))
@@ -62,15 +119,13 @@ class WandB:
         """Logs the image file at `path` under `name`."""
         import wandb
 
-        def log() -> None:
-            self._run.log({name: wandb.Image(os.fspath(path))}, step=step)
-
-        self._attempt(log)
+        path = os.fspath(path)
+        self._attempt(lambda: self._run.log({name: wandb.Image(path)}, step=step))
 
     def close(self) -> None:
-        """Uploads what is left, for a bounded time; marks the run failed in an error.
+        """Uploads the rest, for a limited time.
 
-        The run counts as failed when this is called while an exception is handled.
+        The run counts as failed if this is called while an exception is handled.
         """
         failed = sys.exception() is not None
         self._attempt(lambda: self._run.finish(exit_code=int(failed)))
@@ -82,11 +137,8 @@ class WandB:
             action()
         except Exception as error:  # whatever the client raises, training goes on
             self._broken = True
-            _log.warning(
-                "wandb stopped working (%s); %s",
-                type(error).__name__,
-                _how_to_upload(self._run),
-            )
+            kind, remedy = type(error).__name__, _how_to_upload(self._run)
+            _log.warning("wandb stopped working (%s); %s", kind, remedy)
 
 
 def check_wandb(project: str, mode: str | None) -> None:
@@ -103,120 +155,47 @@ def _chosen(mode: str | None) -> str:
 
 def open_wandb(
     workdir: pathlib.Path,
-    *,
+    wandb: Mapping[str, str | None],
     config_dict: Mapping,
     run_name: str,
-    project: str,
-    entity: str | None = None,
-    mode: str | None = None,
-    resume_step: int | None = None,
+    resume_step: int | None,
 ) -> WandB | None:
-    """Starts a run on the server or, where that fails, offline with one warning.
+    """Starts a run on the server or, if that fails, offline with one warning.
 
-    Args:
-      workdir: directory of the run; all files of the client go below `wandb` in it.
-      config_dict: the resolved configuration, without secrets.
-      run_name: how the server calls the run.
-      project: the server's project.
-      entity: user or team; the user's default if None.
-      mode: one of `MODES`; None takes WANDB_MODE or else "online".
-      resume_step: None starts a new run; otherwise the run of this directory goes on.
+    The arguments are those of `open_writers`. All files go below `wandb` in `workdir`.
 
     Returns:
       The writer; None if disabled or if not even an offline run can be started.
 
     Raises:
-      UsageError: unknown mode, unreadable credentials, or wandb is not installed.
+      UsageError: unknown mode, malformed credentials, or wandb is not installed.
     """
-    mode = _chosen(mode)
+    mode = _chosen(wandb.get("mode"))
     if mode == "disabled":
         return None
-    credentials = read_credentials() if mode == "online" else Credentials(None, None)
+    credentials = read_credentials() if mode == "online" else Credentials()
     client = _import_client()
     options = {
-        "project": project,
-        "entity": entity,
+        "project": wandb["project"],
+        "entity": wandb.get("entity"),
         "name": run_name,
         "id": _run_id(workdir, resume_step),
         "resume": "allow",
         "dir": os.path.abspath(workdir),
         "config": dict(config_dict),
     }
-    problem = None
-    if mode == "online":
-        run, problem = _start_online(client, options, credentials)
-        if run is not None:
-            return WandB(run)
-    return _start_offline(client, options, problem)
-
-
-def _run_id(workdir: pathlib.Path, resume_step: int | None) -> str:
-    """Returns the name by which the server knows this directory's run."""
-    path = workdir / "wandb_run_id"
-    if resume_step is not None and path.exists():
-        return path.read_text(encoding="utf-8").strip()
-    run_id = secrets.token_hex(4)
-    path.write_text(run_id + "\n", encoding="utf-8")
-    return run_id
-
-
-def _import_client() -> object:
-    # The client reports its own failures to its makers, and prints when it cannot.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    problem = ""
     try:
-        import wandb  # here, because it takes a second and few runs want it
-    except ImportError:
-        raise UsageError(
-            "config.wandb.project is set but wandb is not installed; "
-            "run `pip install wandb` or leave the project empty."
-        ) from None
-    return wandb
-
-
-def _open_session(client: object) -> object:
-    """Returns the client's session, whose own messages are off as well."""
-    return client.setup(client.Settings(**_QUIET))
-
-
-def _start(client: object, options: Mapping, **settings: object) -> object:
-    """Returns a started run."""
-    settings = client.Settings(
-        **_QUIET,
-        **settings,
-        init_timeout=_INIT_SECONDS,
-        finish_timeout=_FINISH_SECONDS,
-        finish_timeout_raises=True,
-    )
-    return client.init(**options, settings=settings)
-
-
-def _start_online(
-    client: object, options: Mapping, credentials: Credentials
-) -> tuple[object | None, str | None]:
-    """Returns the run, or None and the reason why there is none."""
+        if mode == "online":
+            return WandB(_start(client, options, mode, credentials))
+    except Exception as error:  # whatever the client raises, training goes on
+        problem = _reason(error, credentials)
     try:
-        base_url = credentials.base_url or _open_session(client).settings.base_url
-        api_key = credentials.api_key or saved_key(base_url)
-        problem = why_not_online(Credentials(api_key, base_url))
         if problem:
-            return None, problem
-        _open_session(client)
-        run = _start(client, options, mode="online", api_key=api_key, base_url=base_url)
-    except Exception as error:  # whatever the client raises, training goes on
-        # A failed start leaves a service behind that still holds the run's id.
-        client.teardown(exit_code=1)
-        return None, f"the client failed to start ({type(error).__name__})"
-    return run, None
-
-
-def _start_offline(
-    client: object, options: Mapping, problem: str | None
-) -> WandB | None:
-    """Returns a writer that needs no server; None if there cannot be one."""
-    try:
-        _open_session(client)
-        run = _start(client, options, mode="offline")
-    except Exception as error:  # whatever the client raises, training goes on
+            # The failed start has left a service behind that holds the run's id.
+            client.teardown(exit_code=1)
+        run = _start(client, options, "offline", Credentials())
+    except Exception as error:
         reason = problem or "the client failed to start"
         _log.warning("wandb is off: %s (%s)", reason, type(error).__name__)
         return None
@@ -225,6 +204,54 @@ def _start_offline(
     return WandB(run)
 
 
-def _how_to_upload(run: object) -> str:
+def _run_id(workdir: pathlib.Path, resume_step: int | None) -> str:
+    """Returns the server's id of the run in this directory."""
+    path = workdir / "wandb_run_id"
+    if resume_step is not None and path.exists():
+        return path.read_text(encoding="utf-8").strip()
+    run_id = secrets.token_hex(4)
+    path.write_text(run_id + "\n", encoding="utf-8")
+    return run_id
+
+
+def _import_client():
+    # The client reports its own failures to its makers, and prints if it cannot.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    try:
+        import wandb  # here, because it takes a second and few runs need it
+    except ImportError:
+        raise UsageError(
+            "config.wandb.project is set but wandb is not installed; "
+            "run `pip install wandb` or leave the project empty."
+        ) from None
+    return wandb
+
+
+def _start(client, options: Mapping, mode: str, credentials: Credentials):
+    """Returns a started run; fails if the server does not answer in _INIT_SECONDS."""
+    # The terminal belongs to the progress bar. A silent client does not ask for a
+    # missing key either.
+    client.setup(client.Settings(silent=True, console="off"))
+    settings = client.Settings(
+        mode=mode,
+        init_timeout=_INIT_SECONDS,
+        finish_timeout=_FINISH_SECONDS,
+        finish_timeout_raises=True,
+        **{name: value for name, value in vars(credentials).items() if value},
+    )
+    return client.init(**options, settings=settings)
+
+
+def _reason(error: Exception, credentials: Credentials) -> str:
+    """Returns why no run could be started on the server."""
+    host = urllib.parse.urlsplit(credentials.base_url or "").hostname or "the server"
+    if "No API key" in str(error):
+        return f"no API key is set (WANDB_API_KEY or {CREDENTIALS_FILE})"
+    if "error 401" in str(error) or "error 403" in str(error):
+        return f"{host} does not accept the API key"
+    return f"{host} cannot be reached or refuses the run ({type(error).__name__})"
+
+
+def _how_to_upload(run) -> str:
     directory = pathlib.Path(run.dir).parent
     return f"the run is kept offline, upload it later with: wandb sync {directory}"

@@ -1,4 +1,4 @@
-"""All places a run writes its metrics to, behind one call."""
+"""Opens all metric writers of a run and writes to them together."""
 
 import contextlib
 import os
@@ -13,36 +13,36 @@ from duet_jax.loggers.wandb_run import open_wandb
 
 
 class MetricWriter(Protocol):
-    """One place that rows go to."""
+    """Destination of rows and figures."""
 
     def write(self, row: Mapping[str, float | int | str]) -> None:
         """Records one row; see the package's docstring for its entries."""
 
     def picture(self, name: str, path: str | os.PathLike, step: int) -> None:
-        """Records the PNG at `path`; does nothing where pictures have no place."""
+        """Records the PNG at `path`, if the writer supports images."""
 
     def close(self) -> None:
         """Finishes all writing; the writer is not used again."""
 
 
 class Writers:
-    """Hands every row to each of several writers."""
+    """Passes every row to each of several writers."""
 
     def __init__(self, writers: Sequence[MetricWriter]) -> None:
         self._writers = tuple(writers)
 
     def write(self, row: Mapping[str, float | int | str]) -> None:
-        """Records one row everywhere."""
+        """Records one row in all writers."""
         for writer in self._writers:
             writer.write(row)
 
     def picture(self, name: str, path: str | os.PathLike, step: int) -> None:
-        """Records a PNG wherever pictures have a place."""
+        """Records a PNG in all writers that support images."""
         for writer in self._writers:
             writer.picture(name, path, step)
 
     def close(self) -> None:
-        """Closes every writer, also those that come after one that fails."""
+        """Closes all writers, even if one of them fails."""
         with contextlib.ExitStack() as stack:
             for writer in reversed(self._writers):
                 stack.callback(writer.close)
@@ -57,38 +57,31 @@ def open_writers(
     tensorboard: bool,
     resume_step: int | None,
 ) -> Writers:
-    """Opens everything the configuration asks for.
+    """Opens the writers that the configuration asks for.
 
-    `metrics.jsonl` is always written: it is what the curves are drawn from.
+    `metrics.jsonl` is always written; the curves are drawn from it.
 
     Args:
       workdir: directory of the run.
-      config_dict: the resolved configuration, for the server's table of runs.
-      run_name: how the server calls the run.
-      wandb: `project` (None: no Weights & Biases), `entity` and `mode`.
+      config_dict: the resolved configuration, without secrets, for Weights & Biases.
+      run_name: display name of the run there.
+      wandb: `project` (None: no Weights & Biases), `entity` (None: the user's default)
+        and `mode` ("online", "offline" or "disabled"; None: WANDB_MODE, or online).
       tensorboard: whether to write event files to `<workdir>/tensorboard`.
-      resume_step: the step of the checkpoint training goes on from, None for a new
-        run. Rows and events of later steps are dropped; Weights & Biases cannot forget
-        and ignores what is sent again.
+      resume_step: step of the checkpoint that training resumes from, None for a new
+        run. Rows and events of later steps are dropped; Weights & Biases keeps them and
+        ignores repeated ones.
 
     Raises:
-      UsageError: the `wandb` section or the credentials file is wrong, or a file cannot
-        be opened.
+      UsageError: the `wandb` section or the credentials file is invalid, or a file
+        cannot be opened.
     """
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     writers: list[MetricWriter] = []
-    # First the one that may refuse to open, before any file is shortened.
+    # First, because it may refuse to open, before any file is truncated.
     if wandb.get("project"):
-        run = open_wandb(
-            workdir,
-            config_dict=config_dict,
-            run_name=run_name,
-            project=wandb["project"],
-            entity=wandb.get("entity"),
-            mode=wandb.get("mode"),
-            resume_step=resume_step,
-        )
+        run = open_wandb(workdir, wandb, config_dict, run_name, resume_step)
         writers += [run] if run else []
     try:
         if tensorboard:
@@ -98,6 +91,6 @@ def open_writers(
         Writers(writers).close()
         raise UsageError(
             f"--workdir={workdir}: {error.filename} cannot be written "
-            f"({error.strerror}); put that right, or choose another."
+            f"({error.strerror}); fix this, or choose another directory."
         ) from error
     return Writers(writers)

@@ -1,6 +1,6 @@
-"""How fast the training step of a configuration is, and where its time goes.
+"""Measures the training step of a configuration and its parts.
 
-Read `benchmark` first. It trains nothing and leaves one file, `benchmark.json`.
+Read `benchmark` first. It trains nothing and writes one file, `benchmark.json`.
 """
 
 import contextlib
@@ -47,9 +47,9 @@ from duet_jax.types import Dataset, Split, TrainState
 _log = logging.getLogger(__name__)
 
 IMAGES = ("noise", "real")
-# Of noise: as many as CIFAR-10 has, if they do not take more memory than this.
+# As many random images as CIFAR-10 has, within a limit of memory.
 _NOISE_IMAGES, _NOISE_BYTES = 50_000, 2**30
-# To spend on the step and its parts, and on what the host does.
+# For timing the step and its parts, and for timing the host.
 _SECONDS, _PIPELINE_SECONDS = 40.0, 10.0
 
 
@@ -65,19 +65,19 @@ def benchmark(
     Args:
       config: resolved, from `config.checks.check`.
       directory: receives benchmark.json, unless `out` is given.
-      images: "noise" for random ones of the configured size, in colour, ten classes,
-        which cost the step what others cost; "real" for the data set itself, read as
-        a training would read it.
-      out: file to write to.
-      **cluster: which process of which job this is; see `processes.start`.
+      images: "noise" for random RGB images of the configured size, which take the step
+        as long as others; "real" for the data set, read as in training.
+      out: file for the results.
+      **cluster: arguments of `processes.start`.
 
     Raises:
-      UsageError: anything the user can put right.
+      UsageError: anything the user can fix.
     """
     if images not in IMAGES:
         raise UsageError(f"--images={images!r} must be one of {', '.join(IMAGES)}.")
-    path = files.local(out, "--out") if out else directory / "benchmark.json"
-    workdir.check_writable(path.parent, "--out" if out else "--workdir", path.name)
+    flag = "--out" if out else "--workdir"
+    path = files.local(out, flag) if out else directory / "benchmark.json"
+    workdir.check_writable(path.parent, flag, path.name)
     devices.select(config.device)
     processes.start(**cluster)
     devices.check(config.device)
@@ -89,13 +89,13 @@ def benchmark(
         )
     dataset = open_dataset(config) if images == "real" else noise(config)
     plan = make_plan(config, dataset.facts, streamed=dataset.streamed)
-    with _compilation_cache_of_its_own():
+    with _empty_compilation_cache():
         results = {
             **_circumstances(config, plan, images),
             **measure(plan, make_feed(plan, dataset)),
         }
     if processes.is_main_process():
-        with workdir.writing(path, "--out" if out else "--workdir"):
+        with workdir.writing(path, flag):
             path.parent.mkdir(parents=True, exist_ok=True)
             with files.replacing(path) as partial:
                 partial.write_text(json.dumps(results, indent=2) + "\n")
@@ -122,17 +122,15 @@ def noise(config: ml_collections.ConfigDict) -> Dataset:
 
 
 def measure(plan: Plan, feed: Feed) -> dict[str, Any]:
-    """Compiles the training call, runs it and its parts, and returns what was found."""
+    """Compiles and times the training call and its parts; returns the results."""
     call, compile_seconds = _compile(plan, feed)
     compiled = Compiled(call, None, make_keys(plan))
     with contextlib.closing(_endless(feed)) as calls:
         found = _time_step_and_parts(plan, feed, compiled, calls)
         _log.info("timing what the host does ...")
         step = found.pop("step")
-        count = calls_in(_PIPELINE_SECONDS, step.median)
-        host = _host_times(
-            compiled, initial_state(plan), itertools.islice(calls, count), feed
-        )
+        some = itertools.islice(calls, calls_in(_PIPELINE_SECONDS, step.median))
+        host = _host_times(compiled, initial_state(plan), some, feed)
     per_step = step.median / plan.steps_per_call
     operations = _operations(plan)
     return {
@@ -148,7 +146,7 @@ def measure(plan: Plan, feed: Feed) -> dict[str, Any]:
 
 
 def _compile(plan: Plan, feed: Feed) -> tuple[Any, dict[str, float]]:
-    """Compiles the training call twice: from nothing, and from the cache."""
+    """Compiles the training call twice: without and with a cached program."""
     seconds = {}
     for kind in ("cold", "cached"):
         _log.info("compiling (%s) ...", kind)
@@ -160,8 +158,8 @@ def _compile(plan: Plan, feed: Feed) -> tuple[Any, dict[str, float]]:
 
 
 @contextlib.contextmanager
-def _compilation_cache_of_its_own() -> Iterator[None]:
-    """Compiled programs are kept, but not found among those of other runs."""
+def _empty_compilation_cache() -> Iterator[None]:
+    """Replaces the compilation cache by an empty one."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = [getattr(jax.config, name) for name in names]
     with tempfile.TemporaryDirectory() as directory:
@@ -175,11 +173,11 @@ def _compilation_cache_of_its_own() -> Iterator[None]:
 def _configure(names: Sequence[str], values: Sequence[Any]) -> None:
     for name, value in zip(names, values, strict=True):
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # JAX looks at the directory only once
+    compilation_cache.reset_cache()  # JAX reads the directory only once
 
 
 def _endless(feed: Feed) -> Iterator[tuple]:
-    """Yields the arguments of training calls; the run begins anew when it has ended."""
+    """Yields the arguments of training calls, of one run after another."""
     while True:
         yield from feed.training(0)
 
@@ -208,17 +206,18 @@ def _time_step_and_parts(
         return scores
 
     _log.info("timing the step and its parts ...")
-    timed = {n: functools.partial(part, *arguments) for n, part in found.items()}
-    return times_in_turn({"step": step, **timed}, _SECONDS)
+    timed = [functools.partial(part, *arguments) for part in found.values()]
+    times = times_in_turn([step, *timed], _SECONDS)
+    return dict(zip(["step", *found], times, strict=True))
 
 
 def _host_times(
     compiled: Compiled, state: TrainState, calls: Iterator[tuple], feed: Feed
 ) -> dict[str, float]:
-    """Runs calls as a training does, reports read one call late.
+    """Runs calls as in training, with metrics read one call late.
 
-    Returns the share of the time in which the host waited for the device, which is
-    never idle then, and that in which it waited for images.
+    Returns the fractions of the time in which the host waited for the device, which is
+    busy then, and for images.
     """
     waited, images, count, late = 0.0, feed.waited or 0.0, 0, None
     start = time.perf_counter()
@@ -239,7 +238,7 @@ def _host_times(
 
 
 def _operations(plan: Plan) -> dict[str, float]:
-    """Operations of one update on all devices: by XLA's count, and ours."""
+    """Returns the operations of one update on all devices: XLA's count and ours."""
     update = train_step.make_train_step(
         plan.method, plan.graphdef, plan.optimizer, plan.rate, plan.config.on_nonfinite
     )
@@ -258,7 +257,7 @@ def _operations(plan: Plan) -> dict[str, float]:
 
 
 def _rate(plan: Plan, operations: float, seconds: float) -> dict[str, Any]:
-    """Operations per second of one device, and what it can do at most."""
+    """Returns the operations per second of one device, and its maximum."""
     dtype = str(plan.method.two_views.encoder.dtype)
     achieved = operations / seconds / jax.device_count()
     most = {name: ceiling.measure(name) for name in sorted({dtype, "bfloat16"})}
@@ -270,7 +269,7 @@ def _rate(plan: Plan, operations: float, seconds: float) -> dict[str, Any]:
 
 
 def _memory(call) -> dict[str, int | None]:
-    """Bytes on one device: as the compiler planned them, and the peak so far."""
+    """Returns the bytes on one device: planned by the compiler, and the peak so far."""
     planned = call.memory_analysis()
     stats = jax.local_devices()[0].memory_stats() or {}
     return {

@@ -1,25 +1,25 @@
-"""The most that the matrix units of this device do."""
+"""Maximum rate of the matrix units of a device."""
 
 import jax
 import jax.numpy as jnp
 
-from duet_jax.profiling.timing import times
+from duet_jax.profiling.timing import times_in_turn
 
 # Rows and columns of the factors: large enough to fill the device, small enough for a
-# CPU to be done in seconds.
+# CPU to finish in seconds.
 _SIDES = {"gpu": 8192, "tpu": 8192, "cpu": 1536}
-_PRODUCTS = 8  # in one call, each of the result before
+_PRODUCTS = 8  # in one call, each with the previous result
 
 
 def measure(dtype: str, seconds: float = 3.0) -> float:
-    """Returns the operations per second of a large product of random numbers.
+    """Returns the operations per second of a large matrix product on one device.
 
-    Of random numbers, since a device that is given zeros draws less power and clocks
-    higher. On one device of this process; the fastest of many calls.
+    The factors are random: with zeros, a device draws less power and clocks higher. The
+    fastest of many calls counts.
 
     Args:
       dtype: of the factors; sums are float32.
-      seconds: to spend on it.
+      seconds: time to spend.
     """
     device = jax.local_devices()[0]
     side = _SIDES.get(device.platform, _SIDES["gpu"])
@@ -33,10 +33,10 @@ def measure(dtype: str, seconds: float = 3.0) -> float:
     @jax.jit
     def products(left, right):
         for _ in range(_PRODUCTS):
-            # Scaled by the size of the sums, or they would overflow after a few.
+            # Scaled by the size of the sums, or they would overflow.
             left = jnp.matmul(left, right, preferred_element_type=jnp.float32)
             left = (left * side**-0.5).astype(dtype)
         return left
 
-    seconds = times(lambda: products(left, right), seconds).fastest
-    return 2 * side**3 * _PRODUCTS / seconds
+    (times,) = times_in_turn([lambda: products(left, right)], seconds)
+    return 2 * side**3 * _PRODUCTS / times.fastest

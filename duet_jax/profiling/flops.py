@@ -1,4 +1,4 @@
-"""Arithmetic of a program: what its matrix products and convolutions cost."""
+"""Counts the floating-point operations of matrix products and convolutions."""
 
 import math
 from collections.abc import Callable
@@ -8,12 +8,12 @@ from jax.extend import core
 
 
 def count(function: Callable, *arguments) -> int:
-    """Returns the floating-point operations of a call's products and convolutions.
+    """Returns the operations of matrix products and convolutions in a call.
 
     A multiplication and an addition count as two. Everything else, such as
-    normalisation, is left out: it is small and not what the matrix units do. Products
-    with the zeros between the rows of a strided convolution's gradient are left out as
-    well, those with the padding at the border are not.
+    normalization, is excluded: it is small and does not use the matrix units. Products
+    with the zeros between the rows in the gradient of a strided convolution are
+    excluded as well; those with the padding at the border are included.
 
     Args:
       function: to be traced.

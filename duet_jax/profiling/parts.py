@@ -1,4 +1,4 @@
-"""The parts of an update, each as a program of its own that can be timed."""
+"""The parts of an update as separate programs, for timing."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,65 +13,43 @@ from duet_jax.methods.networks import split
 from duet_jax.training.plan import Plan
 from duet_jax.types import Array, Split, TrainState
 
-# One turn of a part: (state, key, batch, views) -> a number that needs all of it.
-Body = Callable[[TrainState, Array, Split, Views], Array]
+
+def _augmentation(plan: Plan, state, key, batch, views) -> Array:
+    """Makes the views of a batch."""
+    return _sum(plan.method.make_views(key, batch.images, train=True))
 
 
-def _augmentation(plan: Plan) -> Body:
-    """Making the views of a batch."""
-
-    def body(state, key, batch, views):
-        return _sum(plan.method.make_views(key, batch.images, train=True))
-
-    return body
+def _loss(plan: Plan, params, state: TrainState, batch: Split, views: Views) -> tuple:
+    networks = nnx.merge(plan.graphdef, params, state.batch_stats)
+    value, metrics = plan.method.loss(networks, views, batch.labels, None, train=True)
+    return value, (metrics, split(networks)[2])
 
 
-def _loss(plan: Plan, state: TrainState, batch: Split, views: Views) -> Callable:
+def _forward(plan: Plan, state, key, batch, views) -> Array:
+    """Computes the loss of given views, with the networks in training mode."""
+    return _sum(_loss(plan, state.params, state, batch, views))
+
+
+def _forward_and_backward(plan: Plan, state, key, batch, views) -> Array:
+    """Computes the same loss and its gradient."""
+
     def loss(params):
-        networks = nnx.merge(plan.graphdef, params, state.batch_stats)
-        value, metrics = plan.method.loss(
-            networks, views, batch.labels, None, train=True
-        )
-        return value, (metrics, split(networks)[2])
+        return _loss(plan, params, state, batch, views)
 
-    return loss
+    return _sum(jax.value_and_grad(loss, has_aux=True)(state.params))
 
 
-def _forward(plan: Plan) -> Body:
-    """The loss of given views, the networks in training mode."""
-
-    def body(state, key, batch, views):
-        return _sum(_loss(plan, state, batch, views)(state.params))
-
-    return body
-
-
-def _forward_and_backward(plan: Plan) -> Body:
-    """The same and its gradient."""
-
-    def body(state, key, batch, views):
-        loss = _loss(plan, state, batch, views)
-        return _sum(jax.value_and_grad(loss, has_aux=True)(state.params))
-
-    return body
+def _update(plan: Plan, state, key, batch, views) -> Array:
+    """Applies the optimizer to a gradient."""
+    # Any numbers will do for a gradient if they are not the same in every turn.
+    shift = jax.random.uniform(key)
+    gradient = jax.tree.map(lambda x: x + shift, state.params)
+    changes, opt_state = plan.optimizer.update(gradient, state.opt_state, state.params)
+    return _sum((optax.apply_updates(state.params, changes), opt_state))
 
 
-def _update(plan: Plan) -> Body:
-    """What the optimiser does with a gradient."""
-
-    def body(state, key, batch, views):
-        # Any numbers do for a gradient if they are not the same in every turn.
-        shift = jax.random.uniform(key)
-        gradient = jax.tree.map(lambda x: x + shift, state.params)
-        changes, opt_state = plan.optimizer.update(
-            gradient, state.opt_state, state.params
-        )
-        return _sum((optax.apply_updates(state.params, changes), opt_state))
-
-    return body
-
-
-PARTS: dict[str, Callable[[Plan], Body]] = {
+# (plan, state, key, batch, views) -> a number that depends on every result.
+PARTS: dict[str, Callable[..., Array]] = {
     "augmentation": _augmentation,
     "forward": _forward,
     "forward_and_backward": _forward_and_backward,
@@ -80,7 +58,7 @@ PARTS: dict[str, Callable[[Plan], Body]] = {
 
 
 def compile_part(plan: Plan, name: str, arguments: tuple[Any, ...]) -> Callable:
-    """Returns a part that is carried out as often as an update in a training call.
+    """Compiles a part, repeated as often as the update in a training call.
 
     Args:
       plan: of the run.
@@ -90,15 +68,17 @@ def compile_part(plan: Plan, name: str, arguments: tuple[Any, ...]) -> Callable:
     Returns:
       A function of such arguments.
     """
-    body = PARTS[name](plan)
 
     def part(state: TrainState, key: Array, batch: Split, views: Views) -> Array:
         def turn(total, number):
-            # Everything depends on the turn before, or the compiler would do once what
-            # is to be done in each.
-            state_, batch_, views_ = _moved((state, batch, views), 0 * total)
+            # Everything depends on the previous turn, or the compiler would compute it
+            # only once.
+            state_, batch_, views_, _ = jax.lax.optimization_barrier(
+                (state, batch, views, 0 * total)
+            )
             turn_key = jax.random.fold_in(key, number)
-            return total + body(state_, turn_key, batch_, views_), None
+            result = PARTS[name](plan, state_, turn_key, batch_, views_)
+            return total + result, None
 
         total, numbers = jnp.zeros(()), jnp.arange(plan.steps_per_call)
         if not plan.unroll:
@@ -111,11 +91,6 @@ def compile_part(plan: Plan, name: str, arguments: tuple[Any, ...]) -> Callable:
         return jax.jit(part).lower(*arguments).compile()
 
 
-def _moved(tree: Any, nothing: Array) -> Any:
-    """Returns the same arrays, which seem to depend on `nothing`."""
-    return jax.lax.optimization_barrier((tree, nothing))[0]
-
-
 def _sum(tree: Any) -> Array:
-    """One number that needs every array of `tree`."""
+    """Returns a number that depends on every array of `tree`."""
     return sum(jnp.sum(x).astype(jnp.float32) for x in jax.tree.leaves(tree))

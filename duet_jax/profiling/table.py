@@ -1,4 +1,4 @@
-"""The results as lines to read."""
+"""Benchmark results as a table."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -57,7 +57,7 @@ def _rates(
 
 
 def _shares(parts: Mapping[str, float], step: float) -> Iterator[tuple[str, str]]:
-    """Each part alone; together they need not be the step, which fuses across them."""
+    """Yields the time of each part alone; the step may fuse them and be faster."""
     found = {
         "augmentation": parts["augmentation"],
         "forward": parts["forward"],

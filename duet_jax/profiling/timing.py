@@ -1,8 +1,8 @@
-"""Times of compiled functions, each call waited for."""
+"""Timing of compiled functions."""
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ _FEWEST_CALLS = 5
 
 
 class Times(NamedTuple):
-    """Seconds of a call: median, fastest and slowest, and how many were measured."""
+    """Seconds of a call: median, minimum and maximum, and the number of calls."""
 
     median: float
     fastest: float
@@ -22,41 +22,25 @@ class Times(NamedTuple):
     calls: int
 
 
-def times(call: Callable[[], object], seconds: float) -> Times:
-    """Measures a call that has been compiled.
+def times_in_turn(calls: Sequence[Callable[[], object]], seconds: float) -> list[Times]:
+    """Measures compiled calls in turn, so that slow moments affect all of them.
 
     Args:
-      call: returns arrays; it is over when they are computed.
-      seconds: to spend on it, within limits.
+      calls: functions that return arrays; a call ends when they are computed.
+      seconds: time to spend on all of them, within limits.
     """
-    return times_in_turn({"it": call}, seconds)["it"]
-
-
-def times_in_turn(
-    calls: Mapping[str, Callable[[], object]], seconds: float
-) -> dict[str, Times]:
-    """Measures several calls in turn, so that a slow moment is one for all of them.
-
-    Args:
-      calls: by name; see `times`.
-      seconds: to spend on all of them, within limits.
-    """
-    for call in calls.values():  # the first call also loads the program
+    for call in calls:  # the first call also loads the program
         _one(call)
-    first = sum(_one(call) for call in calls.values())
-    rounds = calls_in(seconds, first)
-    found = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            found[name].append(_one(call))
-    return {
-        name: Times(statistics.median(each), min(each), max(each), rounds)
-        for name, each in found.items()
-    }
+    rounds = calls_in(seconds, sum(_one(call) for call in calls))
+    measured = [[_one(call) for call in calls] for _ in range(rounds)]
+    return [
+        Times(statistics.median(each), min(each), max(each), rounds)
+        for each in zip(*measured, strict=True)
+    ]
 
 
 def calls_in(seconds: float, one: float) -> int:
-    """Returns how many calls of `one` second take `seconds`, within limits."""
+    """Returns how many calls of `one` seconds each take `seconds`, within limits."""
     return processes.broadcast(
         min(_MOST_CALLS, max(_FEWEST_CALLS, int(seconds / max(one, 1e-9))))
     )

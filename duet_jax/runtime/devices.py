@@ -1,4 +1,4 @@
-"""Choice of the device and of the place where compiled programs are kept."""
+"""Selects the device and the cache for compiled programs."""
 
 import ctypes.util
 import importlib.util
@@ -12,7 +12,7 @@ from duet_jax.errors import UsageError
 
 _log = logging.getLogger(__name__)
 
-# A program is kept if it took longer to compile.
+# Programs that compile faster are not cached.
 LEAST_SECONDS = 1.0
 
 
@@ -27,19 +27,19 @@ def cache_directory() -> pathlib.Path:
 
 
 def select(device: str) -> None:
-    """Makes JAX use `device` ("auto", "cpu" or "gpu"); before anything is computed.
+    """Makes JAX use `device` ("auto", "cpu" or "gpu"); before any computation.
 
-    Whether there is one is asked by `check`, after the processes have found each other.
+    `check` tests whether it exists, after `processes.start`.
     """
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     elif device == "auto" and _cuda_wheels_without_driver():
-        # JAX would fall back to the CPU as well, after a page of traceback.
+        # JAX would fall back to the CPU as well, but print a traceback first.
         jax.config.update("jax_platforms", "cpu")
 
 
 def check(device: str) -> None:
-    """Raises a UsageError where `device` is "gpu" and JAX finds none."""
+    """Raises a UsageError if `device` is "gpu" and JAX finds none."""
     if device != "gpu":
         return
     try:
@@ -63,10 +63,10 @@ def _cuda_wheels_without_driver() -> bool:
 
 
 def enable_compilation_cache(directory: str) -> None:
-    """Keeps compiled programs in `directory`.
+    """Caches compiled programs in `directory`; warns if it is not writable.
 
     Args:
-      directory: empty for the user's cache directory, "off" for nowhere.
+      directory: empty for the user's cache directory, "off" to disable the cache.
     """
     if directory == "off":
         return
@@ -81,7 +81,7 @@ def enable_compilation_cache(directory: str) -> None:
     if reason:
         _log.warning(
             "compiled programs are not kept (%s); set config.compilation_cache to a "
-            "directory that can be written, or to off",
+            "writable directory or to off",
             reason,
         )
         return
@@ -90,7 +90,7 @@ def enable_compilation_cache(directory: str) -> None:
 
 
 def describe() -> str:
-    """Returns the devices in words: how many of which kind, in how many processes."""
+    """Returns number and kind of the devices and the number of processes, as text."""
     devices = jax.devices()
     count = f"{len(devices)} x " if len(devices) > 1 else ""
     several = jax.process_count()
@@ -102,14 +102,14 @@ def describe() -> str:
 
 
 def memory() -> int:
-    """Returns the bytes that a device of this process has; on a CPU, the machine."""
+    """Returns the memory of one local device in bytes; on a CPU, of the machine."""
     stats = jax.local_devices()[0].memory_stats() or {}
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return stats.get("bytes_limit", pages)
 
 
 def count_cores() -> int:
-    """Returns the processor cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

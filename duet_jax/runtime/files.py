@@ -1,8 +1,8 @@
-"""Local paths, and files that are there whole or not at all.
+"""Local paths and atomic writes.
 
-A file is made beside its place, under a name that no other process uses, and then takes
-its place at one stroke. What a process leaves unfinished is removed when it is asked to
-end, or else by the next one that writes in the same directory.
+A file is first written under a temporary name in the same directory, which no other
+process uses, and then renamed. Unfinished files are removed when the process is asked
+to end, or else by the next process that writes in the same directory.
 """
 
 import contextlib
@@ -17,35 +17,35 @@ from collections.abc import Iterator
 
 from duet_jax.errors import UsageError
 
-# What is said of an address in the place of a path.
+# Continues a message that names an address given as a path.
 NOT_LOCAL = (
     "is an address; only directories of this machine are read and written: mount it "
     "and give the directory, or copy it here"
 )
-# An address of another place than this machine's directories: gs://, s3://, file://.
+# gs://, s3://, file:// and others.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:64] or "-"
 _PARTIAL = re.compile(r"\..*\.(?P<host>[A-Za-z0-9-]+)_(?P<pid>\d+)_\d+\.partial(\..*)?")
-# Of another machine nobody can tell here whether it still writes.
+# Whether a process of another machine is still alive cannot be seen from here.
 _LONGEST_ELSEWHERE = 24 * 3600.0  # seconds
 
 _numbers = itertools.count()
-# What this process is writing.
+# Paths that this process is writing.
 _unfinished: set[pathlib.Path] = set()
 
 
 def is_address(path: str) -> bool:
-    """Returns whether `path` begins like gs://, and so names no local place."""
+    """Returns whether `path` is an address such as gs://bucket/run."""
     return _ADDRESS.match(path) is not None
 
 
 def local(path: str | os.PathLike, name: str) -> pathlib.Path:
-    """Returns the path that the user means; the shell leaves a ~ after = as it is.
+    """Returns a local path, with ~ expanded: the shell does not do so after a =.
 
     Args:
-      path: as the user gives it.
-      name: of the flag or field that gives it.
+      path: as given by the user.
+      name: flag or field of the path, for the message.
 
     Raises:
       UsageError: it is an address, such as gs://bucket/run.
@@ -53,23 +53,23 @@ def local(path: str | os.PathLike, name: str) -> pathlib.Path:
     path = os.fspath(path)
     if is_address(path):
         raise UsageError(f"{name}={path} {NOT_LOCAL}.")
-    with contextlib.suppress(RuntimeError):  # there is no home
+    with contextlib.suppress(RuntimeError):  # no home directory
         return pathlib.Path(path).expanduser()
     return pathlib.Path(path)
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a path beside `path`, whose file takes the place of `path` at the end.
+    """Yields a temporary path, whose file replaces `path` at the end of the block.
 
-    Where the block fails, `path` is left as it was. The disk holds the new content
-    before it gets the name. Of several processes that write at once the last one wins.
+    If the block fails, `path` is left as it was. The content is synced to disk before
+    the rename. If several processes write at once, the last one wins.
 
     Raises:
-      OSError: the file cannot take the place; the error is about `path`.
+      OSError: the file cannot be replaced; the error names `path`.
     """
     path = pathlib.Path(path)
-    # The suffix stays: it says in which format a picture is written.
+    # The suffix is kept: matplotlib chooses the format by it.
     with _partial(path, path.suffix) as partial:
         yield partial
         with partial.open("rb") as file:
@@ -77,13 +77,13 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         try:
             os.replace(partial, path)
         except OSError as error:
-            # Python's names the partial file as well.
+            # Python's message names the partial file as well.
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 @contextlib.contextmanager
 def scratch(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields an empty directory beside `path`, which is removed at the end."""
+    """Yields an empty directory beside `path`, removed at the end of the block."""
     with _partial(pathlib.Path(path), "") as partial:
         partial.mkdir()
         yield partial
@@ -91,7 +91,7 @@ def scratch(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _partial(path: pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
-    """Yields a name beside `path`, and removes what then has it."""
+    """Yields an unused name beside `path`, and removes the file of that name."""
     _remove_abandoned(path.parent)
     # A name has 255 bytes at most.
     stem = os.fsdecode(os.fsencode(path.name.removesuffix(suffix))[:100])
@@ -106,7 +106,7 @@ def _partial(path: pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
 
 
 def remove_unfinished() -> None:
-    """Removes what this process is writing; for when it is about to end at once."""
+    """Removes the unfinished files of this process, which is about to end."""
     for partial in [*_unfinished]:
         _remove(partial)
 
@@ -119,10 +119,10 @@ def _remove(partial: pathlib.Path) -> None:
 
 
 def _remove_abandoned(directory: pathlib.Path) -> None:
-    """Removes what processes that have ended have left in `directory`."""
+    """Removes unfinished files in `directory` whose processes have ended."""
     try:
         names = os.listdir(directory)
-    except OSError:  # whoever writes there says what is wrong
+    except OSError:  # the caller's own write reports the problem
         return
     for match in filter(None, map(_PARTIAL.fullmatch, names)):
         partial = directory / match.string

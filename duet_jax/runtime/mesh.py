@@ -1,8 +1,8 @@
-"""Where arrays lie when there are many devices.
+"""Placement of arrays on several devices.
 
-There is one axis, over all devices of all processes. A batch is split along it, and
-everything else is whole on every device. The program is written for one device;
-from where its arrays lie, XLA finds out what the devices must tell each other.
+The mesh has one axis, over all devices of all processes. Batches are sharded along it,
+and everything else is replicated. The program is written for one device; XLA derives
+the communication from the shardings.
 """
 
 import functools
@@ -20,33 +20,33 @@ from duet_jax.types import BATCH_AXIS
 
 def make_mesh() -> Mesh:
     """Returns the mesh of all devices of all processes, process by process."""
-    # Not `jax.make_mesh`, which may order the devices otherwise: a process feeds a
-    # part of the batch without a gap.
+    # Not `jax.make_mesh`, which may reorder the devices: each process feeds one
+    # contiguous part of the batch.
     devices = sorted(jax.devices(), key=lambda each: (each.process_index, each.id))
     return Mesh(np.array(devices), (BATCH_AXIS,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device has a copy of."""
+    """Returns the sharding of arrays that every device has a copy of."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def sharded(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Returns the sharding of what is split over the devices along `axis`."""
+    """Returns the sharding of arrays that are split over the devices along `axis`."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXIS))
 
 
 def shapes(tree: Any, sharding: NamedSharding) -> Any:
-    """Returns the shapes and types of `tree`, to lie as `sharding` says."""
+    """Returns the shapes and types of the arrays in `tree`, with `sharding`."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts host arrays, the same in every process, on every device.
+    """Copies host arrays, equal in all processes, to every device.
 
-    `jax.device_put` would first compare them between the processes.
+    `jax.device_put` would compare them between the processes first.
     """
     sharding = replicated(mesh)
 
@@ -57,15 +57,13 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard_batch(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
-    """Puts host arrays on the devices, split along `axis`.
+    """Returns host arrays as global arrays, split over the devices along `axis`.
 
     Args:
-      tree: what belongs on the devices of this process: `local_rows` of the whole.
+      tree: the part of this process, `local_rows` of the whole batch.
       mesh: all devices.
-      axis: along which they are split.
-
-    Returns:
-      Arrays whose `axis` is as long as those of all processes together.
+      axis: along which the arrays are split; globally it is as long as those of all
+        processes together.
     """
     sharding = sharded(mesh, axis)
     return jax.tree.map(
@@ -74,14 +72,14 @@ def shard_batch(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
 
 
 def largest(number: int, mesh: Mesh) -> jax.Array:
-    """Returns the largest of what the processes give, as soon as all have given it.
+    """Returns the maximum of `number` over all processes.
 
     Args:
       number: of this process, int32.
       mesh: all devices.
 
     Returns:
-      An int32 scalar on every device, which nobody has waited for yet.
+      An int32 scalar on every device, computed asynchronously.
     """
     own = np.full(jax.local_device_count(), number, np.int32)
     return _largest(mesh)(shard_batch(own, mesh))
@@ -93,7 +91,7 @@ def _largest(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
 
 
 def local_rows(batch_size: int) -> tuple[int, int]:
-    """Returns the rows of a batch that this process feeds: first, one past the last."""
+    """Returns the rows of a batch that this process feeds: start and stop."""
     share = batch_size // jax.process_count()
     return share * jax.process_index(), share * (jax.process_index() + 1)
 
@@ -104,8 +102,8 @@ def check_batch_size(batch_size: int) -> None:
     if count != jax.local_device_count() * jax.process_count():
         raise UsageError(
             f"this process has {jax.local_device_count()} of {count} devices, and "
-            f"there are {jax.process_count()} processes; give all of them equally many "
-            "(CUDA_VISIBLE_DEVICES)."
+            f"there are {jax.process_count()} processes; give each the same number of "
+            "devices (CUDA_VISIBLE_DEVICES)."
         )
     if batch_size % count == 0:
         return

@@ -1,9 +1,9 @@
-"""Requests to end: SIGTERM of a scheduler, SIGINT of Ctrl-C.
+"""Handling of SIGTERM (from a scheduler) and SIGINT (Ctrl-C).
 
-They end the program at once, from its first moment on, and leave nothing half-written.
-While it trains they are noted, so that the training can save what it has at the next
-point where it can go on from. Little is imported here, since the program listens before
-it imports what takes seconds.
+They end the program at once, from its start on, and leave no half-written files. During
+training they are recorded instead, so that the training can save a checkpoint first.
+This module imports little, because the program handles signals before it imports slow
+modules.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import threading
-from types import TracebackType
 from typing import Self
 
 from duet_jax.errors import InterruptionError
@@ -21,19 +20,19 @@ from duet_jax.runtime import files
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A terminal that has been stopped takes no text, and a disk may not answer.
+# A stopped terminal accepts no text, and a disk may hang.
 _LONGEST_ENDING = 1.0  # seconds
 
 
 class Interruption:
-    """Hears SIGTERM and SIGINT in a `with` block.
+    """Handles SIGTERM and SIGINT in a `with` block.
 
-    A thread hears them: in the main one Python waits for compilations and other long
-    calls to return. One that the program was started to ignore, as under nohup or
-    behind `&`, stays ignored. Outside the main thread of a program it hears nothing.
+    A thread handles them, because handlers in the main thread have to wait for
+    compilations and other long calls. A signal that is ignored from the start, as under
+    nohup or after `&`, stays ignored. Outside the main thread this does nothing.
 
     Attributes:
-      signal: number of the one that came after `defer`; 0 for none.
+      signal: number of the signal that came after `defer`; 0 for none.
     """
 
     def __init__(self) -> None:
@@ -49,12 +48,7 @@ class Interruption:
                 self._undo = self._undo.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._undo.close()
 
     def _listen(self) -> None:
@@ -67,7 +61,7 @@ class Interruption:
         for number in _SIGNALS:
             handler = signal.getsignal(number)
             if handler != signal.SIG_IGN:
-                signal.signal(number, lambda *_: None)  # for the thread to hear of it
+                signal.signal(number, lambda *_: None)  # writes to the socket
                 # None is a handler that Python did not set, such as JAX's.
                 self._undo.callback(signal.signal, number, handler or signal.SIG_DFL)
         threading.Thread(target=self._hear, args=(ours,), daemon=True).start()
@@ -76,7 +70,7 @@ class Interruption:
         with contextlib.suppress(OSError):  # closed at the end
             while numbers := ours.recv(1):
                 if numbers[0] in _SIGNALS:
-                    with contextlib.suppress(OSError):  # nobody reads what is said
+                    with contextlib.suppress(OSError):  # standard error is gone
                         self._take(numbers[0])
 
     def _take(self, number: int) -> None:
@@ -88,22 +82,22 @@ class Interruption:
         _log.warning("%s: ending when the run is saved; again to end at once", name)
 
     def defer(self) -> None:
-        """Has the first signal noted from now on; the second one ends the program."""
+        """From now on records the first signal; the second one ends the program."""
         with self._lock:
             self._deferring = True
 
 
 def listen() -> None:
-    """Has SIGTERM and SIGINT end the program from now on, with one line.
+    """Makes SIGTERM and SIGINT end the program from now on, with a one-line message.
 
-    Python's own KeyboardInterrupt is swallowed by some imports, and is a page of
-    traceback in others.
+    During imports, Python's own KeyboardInterrupt may be swallowed, or print a
+    traceback.
     """
     Interruption().__enter__()
 
 
 def _exit(status: int, text: str) -> None:
-    """Ends the program at once, saying `text` if somebody reads it."""
+    """Ends the program at once, and prints `text` if standard error accepts it."""
     threading.Timer(_LONGEST_ENDING, os._exit, (status,)).start()
     try:
         files.remove_unfinished()
@@ -117,7 +111,7 @@ def interrupted(number: int, what_now: str) -> InterruptionError:
 
     Args:
       number: of the signal.
-      what_now: what has been saved, and how the user goes on.
+      what_now: what has been saved, and how to continue.
     """
     name = signal.Signals(number).name
     return InterruptionError(f"stopped by {name}; {what_now}", 128 + number)

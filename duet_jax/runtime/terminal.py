@@ -1,4 +1,4 @@
-"""The program's lines on the terminal."""
+"""Log lines and standard streams."""
 
 import logging
 import os
@@ -8,10 +8,10 @@ import tqdm
 
 
 def printable(text: str) -> str:
-    r"""Returns `text` as one line that only writes, whatever names it holds.
+    r"""Returns `text` as a single line that is safe to print.
 
-    What would end the line, move the cursor, turn the direction of reading or is no
-    character at all is spelt out, like `\n`.
+    Characters that would end the line, move the cursor or change the direction of the
+    text are escaped, like `\n`, and so are invalid ones.
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
@@ -28,34 +28,35 @@ class _Handler(logging.Handler):
 
 
 def log_to_terminal(level: int) -> None:
-    """Sends the project's own log records, and nobody else's, to standard error."""
+    """Sends only the log records of this project to standard error."""
     logger = logging.getLogger("duet_jax")
     logger.handlers = [_Handler()]
     logger.setLevel(level)
     logger.propagate = False
-    # Orbax's threads; what goes wrong in them is raised here as well.
+    # Orbax's threads log errors that are raised in the main thread as well.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def prepare_streams() -> None:
-    """Makes the standard streams take whatever is written.
+    """Makes the standard streams accept any text.
 
-    One that was closed before the program started leads nowhere; left alone, its number
-    would go to the next file that is opened. A character that standard output cannot
-    encode is spelt out.
+    A stream that was closed before the program started is replaced by the null device;
+    otherwise the next file opened would get its number. Characters that standard output
+    cannot encode are escaped.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
-    if hasattr(sys.stdout, "reconfigure"):  # not everything that stands in for it
+    if hasattr(sys.stdout, "reconfigure"):  # a replacement may lack it
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def flush_output() -> None:
-    """Writes what waits for standard output.
+    """Flushes standard output.
 
     Raises:
-      OSError: it cannot be written, and is dropped; Python would try again at its end.
+      OSError: it cannot be written. The text is dropped, or Python would try again at
+        exit.
     """
     try:
         if sys.stdout is not None:

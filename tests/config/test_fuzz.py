@@ -29,7 +29,7 @@ from duet_jax.data import cache, find_dataset, load_dataset
 from duet_jax.data.decoding import decode, is_gray, square
 from duet_jax.errors import UsageError
 from duet_jax.loggers import JsonLines, read_rows
-from duet_jax.loggers.wandb_access import read_credentials
+from duet_jax.loggers.wandb_run import read_credentials
 from duet_jax.runs import workdir
 from duet_jax.runtime.terminal import printable
 

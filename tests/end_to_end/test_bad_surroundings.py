@@ -357,9 +357,9 @@ class Nobody(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(200)
+        self.send_response(401)
         self.end_headers()
-        self.wfile.write(b'{"data": {"viewer": null}}')
+        self.wfile.write(b'{"data": null, "errors": [{"message": "not logged in"}]}')
 
     def log_message(self, *_):
         pass

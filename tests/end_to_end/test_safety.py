@@ -18,7 +18,7 @@ from duet_jax.data import load_dataset
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import page
 from duet_jax.evaluation.result import Table
-from duet_jax.loggers.wandb_access import read_credentials
+from duet_jax.loggers.wandb_run import read_credentials
 
 # --- the code -------------------------------------------------------------------------
 

@@ -197,7 +197,7 @@ def test_marginals_are_means_by_level_in_the_order_given():
     np.testing.assert_allclose(means, [0.75, 0.25, 1, np.nan])
     np.testing.assert_allclose(uniform, [0.5, 0, 0.5, np.nan])
     assert predicted.images[0].origin == "lower"
-    assert "neighbours" in predicted.get_ylabel()
+    assert "neighbors" in predicted.get_ylabel()
 
 
 def test_marginals_of_a_continuous_parameter_lie_within_its_limits():

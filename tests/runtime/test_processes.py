@@ -145,7 +145,7 @@ def test_a_launcher_is_recognised(variables, monkeypatch):
 @pytest.mark.parametrize("name", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
 def test_a_launcher_that_jax_cannot_read_is_no_single_process(name, monkeypatch):
     monkeypatch.setenv(name, "2")
-    with pytest.raises(UsageError, match=rf"{name}=2 says .* --num_processes=1"):
+    with pytest.raises(UsageError, match=rf"{name}=2: .* find .* --num_processes=1"):
         processes.start()
 
 

@@ -421,16 +421,11 @@ MUTATIONS: list[Mutation] = [
     ),
     *_rows(
         "loggers",
-        "loggers/wandb_access.py",
+        "loggers/wandb_run.py",
         (
             "the key is printed",
-            "api_key: str | None = dataclasses.field(repr=False)",
-            "api_key: str | None",
-        ),
-        (
-            "the key follows a redirection",
-            "request.add_unredirected_header(",
-            "request.add_header(",
+            "api_key: str | None = dataclasses.field(default=None, repr=False)",
+            "api_key: str | None = None",
         ),
         (
             "the file goes first",
