@@ -44,7 +44,6 @@ import optax
 
 from duet_jax import cli as program
 from duet_jax.config import build
-from duet_jax.config.build import DataSpec
 from duet_jax.data.decoding import preprocessed_side
 from duet_jax.errors import TrainingError, UsageError
 from duet_jax.methods import Method, Views
@@ -52,7 +51,7 @@ from duet_jax.models import torch_weights
 from duet_jax.models.resnet import ENCODERS
 from duet_jax.runtime import devices
 from duet_jax.training import optim, train_step
-from duet_jax.types import Array, TrainState, View
+from duet_jax.types import Array, DatasetFacts, TrainState, View
 
 _BATCHES = 8  # of different images, from which the steps take theirs in turn
 _CLASSES = 10
@@ -128,8 +127,9 @@ def stored_side(config: ml_collections.ConfigDict) -> int:
 
 def make_method(config: ml_collections.ConfigDict) -> Method:
     """Returns the method that `config` describes, on images of three channels."""
-    data = DataSpec("noise", stored_side(config), channels=3, num_classes=_CLASSES)
-    return build.make_method(config, data)
+    names = tuple(map(str, range(_CLASSES)))
+    images = DatasetFacts("noise", stored_side(config), 3, names, 0, 0)
+    return build.make_method(config, images)
 
 
 def constant_rate(config: ml_collections.ConfigDict) -> optax.Schedule:

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from matplotlib.figure import Figure
 
 from duet_jax import figures
+from duet_jax.config.checks import fields
 from duet_jax.evaluation import equivariance, page
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.result import Result, Table, percent
@@ -217,15 +217,9 @@ def _existing(directory: pathlib.Path, names) -> tuple[pathlib.Path, ...]:
 
 
 def _configuration(evaluation: Evaluation) -> Table:
-    def rows(config: ml_collections.ConfigDict, prefix: str = ""):
-        for name, value in config.items():
-            if isinstance(value, ml_collections.ConfigDict):
-                yield from rows(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", _shown(value)
-
-    fields = tuple(rows(evaluation.run.config))
-    return Table("config.json", ("field", "value"), fields)
+    known = fields(evaluation.run.config)
+    rows = tuple((name, _shown(value)) for name, value in known)
+    return Table("config.json", ("field", "value"), rows)
 
 
 def _shown(value: Any) -> str:

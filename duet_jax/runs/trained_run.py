@@ -109,7 +109,7 @@ def restore(
             f"{directory}: dataset.json has images of {facts.side} pixels, config.json "
             f"asks for {side}; give back the files the run was trained with."
         )
-    method = build.make_method(config, build.spec_of(facts))
+    method = build.make_method(config, facts)
     _, params, batch_stats = frozen_encoder.encoder_shapes(method)
     if not (directory / "checkpoints").is_dir():
         raise UsageError(

@@ -91,7 +91,7 @@ def make_plan(
       UsageError: configuration, images and devices do not go together.
     """
     mesh.check_batch_size(config.batch_size)
-    method = build.make_method(config, build.spec_of(facts))
+    method = build.make_method(config, facts)
     steps_per_epoch = _steps_per_epoch(config, facts.num_train)
     rate = optim.learning_rate(
         config.optimizer.learning_rate,

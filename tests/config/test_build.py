@@ -7,8 +7,9 @@ import tiny
 
 from duet_jax.config import build
 from duet_jax.methods import METHODS, Method
+from duet_jax.types import DatasetFacts
 
-DATA = build.DataSpec("tiny", 16, channels=1, num_classes=3)
+DATA = DatasetFacts("tiny", 16, 1, ("0", "1", "2"), 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ import pytest
 from configs import _scales, standard, table2
 from duet_jax import cli
 from duet_jax.config import build, checks, loading
-from duet_jax.config.build import DataSpec
 from duet_jax.methods import METHODS
+from duet_jax.types import DatasetFacts
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Files of rows, each a configuration.
@@ -230,7 +230,7 @@ def test_the_readme_example_of_the_reference():
         "compute_dtype": "float32",
     }
     assert {name: flat(config)[name] for name in expected} == expected
-    data = DataSpec("cifar10", side=36, channels=3, num_classes=10)
+    data = DatasetFacts("cifar10", 36, 3, tuple("0123456789"), 50_000, 10_000)
     method = build.make_method(config, data)
     assert (method.target, method.target_width) == ("von_mises", 3.0)
     assert (method.num_bins, method.structure_weight) == (8, 1000.0)

@@ -13,17 +13,16 @@ from flax import nnx
 
 from duet_jax.augmentations import AUGMENTATIONS, Options, make_stack
 from duet_jax.config import build
-from duet_jax.config.build import DataSpec
 from duet_jax.errors import UsageError
 from duet_jax.methods import METHODS
 from duet_jax.methods.base import Views
 from duet_jax.methods.networks import split
 from duet_jax.training import train_step
-from duet_jax.types import View
+from duet_jax.types import DatasetFacts, View
 
 BATCH = 12
 SIDE = 16
-DATA = {channels: DataSpec("tiny", SIDE, channels, 3) for channels in (1, 3)}
+DATA = {c: DatasetFacts("tiny", SIDE, c, ("0", "1", "2"), 0, 0) for c in (1, 3)}
 
 # What each method does with each code: None where it trains, else what it says.
 TRAINS = None
