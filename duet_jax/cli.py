@@ -210,23 +210,16 @@ def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     for argument in argv[1:]:
         if _OF_ABSL.match(argument):
             raise _explained(flags.Error(f"{argument} is not taken here"))
-        _check_encoding(argument)
+        if argument.encode(errors="ignore").decode() != argument:
+            raise UsageError(
+                f"{argument} is not UTF-8; give that file or directory another name."
+            )
     try:
         _, *others = values(argv, known_only=True)
     except flags.Error as error:
         raise _explained(error) from error
     given = {name: values[name].value for name in FLAGS}
     return {name: each for name, each in given.items() if each is not None}, others
-
-
-def _check_encoding(argument: str) -> None:
-    """Raises a UsageError for what cannot be passed on to C++ libraries."""
-    try:
-        argument.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"{argument} is not UTF-8; give that file or directory another name."
-        ) from error
 
 
 def _modes(names: str) -> tuple[str, ...]:

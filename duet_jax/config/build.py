@@ -112,23 +112,19 @@ def two_views(
             options=Options(**options),
             dataset_name=images.name,
         ),
-        encoder=_encoder(config, images.channels),
+        encoder=EncoderSettings(
+            name=config.encoder.name,
+            width_multiplier=config.encoder.width_multiplier,
+            blocks=config.encoder.get("blocks"),
+            widths=config.encoder.get("widths"),
+            channels=images.channels,
+            dtype=jnp.dtype(config.compute_dtype),
+            remat=config.encoder.remat,
+        ),
         projector_hidden=config.projector.hidden,
         projector_output=config.projector.output,
         num_classes=len(images.class_names),
         temperature=config.temperature,
-    )
-
-
-def _encoder(config: ml_collections.ConfigDict, channels: int) -> EncoderSettings:
-    return EncoderSettings(
-        name=config.encoder.name,
-        width_multiplier=config.encoder.width_multiplier,
-        blocks=config.encoder.get("blocks"),
-        widths=config.encoder.get("widths"),
-        channels=channels,
-        dtype=jnp.dtype(config.compute_dtype),
-        remat=config.encoder.remat,
     )
 
 

@@ -271,9 +271,11 @@ def check(
     known = dict(fields(defaults))
     for name, value in fields(config):
         value = _coerced(name, value, known[name])
-        config.update_from_flattened_dict({name: value})
         _check_value(name, value)
-    _make_absolute(config)
+        if name in _DIRECTORIES and value not in ("", _DIRECTORIES[name]):
+            # The run may be evaluated from another current directory.
+            value = os.path.abspath(os.path.expanduser(value))
+        config.update_from_flattened_dict({name: value})
     _check_combinations(config)
     # Built for color images, to find mistakes before any data are read.
     images = DatasetFacts("rehearsal", config.dataset.image_size, 3, ("0", "1"), 0, 0)
@@ -283,16 +285,6 @@ def check(
             section, _, leaf = name.rpartition(".")
             del (config[section] if section else config)[leaf]
     return config
-
-
-def _make_absolute(config: ml_collections.ConfigDict) -> None:
-    """Makes the paths independent of the current directory."""
-    known = dict(fields(config))
-    for name, other in _DIRECTORIES.items():
-        path = known[name]
-        if path not in ("", other):
-            absolute = os.path.abspath(os.path.expanduser(path))
-            config.update_from_flattened_dict({name: absolute})
 
 
 def _check_value(name: str, value: Any) -> None:

@@ -180,16 +180,6 @@ def write(
       scale: at which the rows were run.
       about: text for the head of the table, such as the command.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        _write(rows, directory, scale, about)
-
-
-def _write(
-    rows: Sequence[Row], directory: pathlib.Path, scale: str, about: str
-) -> None:
     measures = _measures(rows)
     title = f"{rows[0].runs[0].trial.experiment}, scale {scale}"
     lines = [_line_of_row(row, measures, scale) for row in rows]
@@ -199,14 +189,18 @@ def _write(
         "table.csv": _as_csv(lines),
         "runs.csv": _as_csv(runs),
     }
-    for name, text in texts.items():
-        with files.replacing(directory / name) as partial:
-            partial.write_text(text, encoding="utf-8")
     panels = _panels(rows)
-    if panels:
-        save(directory / "chart.png", build_bars(panels, title=title))
-    else:
-        (directory / "chart.png").unlink(missing_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        for name, text in texts.items():
+            with files.replacing(directory / name) as partial:
+                partial.write_text(text, encoding="utf-8")
+        if panels:
+            save(directory / "chart.png", build_bars(panels, title=title))
+        else:
+            (directory / "chart.png").unlink(missing_ok=True)
 
 
 def _measures(rows: Sequence[Row]) -> list[str]:
