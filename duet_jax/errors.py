@@ -11,8 +11,7 @@ class UsageError(ValueError):
     """A mistake that the user can fix: a setting, a path, a file.
 
     The message is one line: the field and its value, what is wrong, the choices and the
-    remedy. `main.py` prints it without a traceback; every exception that is not in this
-    module is a defect of the program.
+    remedy. `main.py` prints it without a traceback.
     """
 
 

@@ -168,7 +168,7 @@ def _trials(
     options: argparse.Namespace,
     overrides: Sequence[str],
 ) -> list[Trial]:
-    """Returns a row with each of the seeds."""
+    """Returns a row with each of the seeds, checked."""
     for override in overrides:
         # The images that a row is about may lie in a folder.
         place = override == "--config.dataset.name=folder"
@@ -187,12 +187,12 @@ def _trials(
         f"--mode={','.join(['train', *measures])}",
         *(f"--{flag}={value}" for flag, value in flags.items()),
     ]
+    directory = _workdir(options) / row
 
     def arguments(seed: int, fields: Sequence[str]) -> tuple[str, ...]:
         place = f"--workdir={directory / f'seed{seed}'}"
         return f"--config={name}", place, f"--config.seed={seed}", *fields, *measuring
 
-    directory = _workdir(options) / row
     # The seeds have a range; the rest is the same for all of them.
     command, unused = program.read(["main.py", *arguments(max(seeds), overrides)])
     config = json.loads(command.config.to_json())

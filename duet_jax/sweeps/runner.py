@@ -1,12 +1,11 @@
 """Runs the trials of a sweep, each in a process of its own."""
 
-import contextlib
 import pathlib
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from duet_jax.runtime.terminal import printable
 from duet_jax.sweeps.trial import Trial
@@ -20,14 +19,15 @@ class Stop:
 
     Attributes:
       signal: the first one received, or None.
+      process: the command.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._process: subprocess.Popen | None = None
+        self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> "Stop":
-        """Replaces the handlers of the program."""
+        """Replaces the signal handlers of the program."""
         self._wakeup = signal.set_wakeup_fd(-1)
         self._before = {
             each: signal.signal(each, self._take)
@@ -44,19 +44,8 @@ class Stop:
     def _take(self, number: int, _) -> None:
         self.signal = self.signal or number
         # The first one lets a training save its state; a second one ends it at once.
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-
-    @contextlib.contextmanager
-    def passed_to(self, process: subprocess.Popen) -> Iterator[None]:
-        """Forwards signals to `process` inside the block."""
-        self._process = process
-        try:
-            if self.signal:
-                process.send_signal(signal.SIGTERM)
-            yield
-        finally:
-            self._process = None
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
 
 
 def run(trial: Trial, claim: int, stop: Stop, look: Callable[[float], None]) -> None:
@@ -88,7 +77,7 @@ def _run(trial: Trial, claim: int, stop: Stop, look: Callable[[float], None]) ->
     with trial.log.open("ab") as log:
         log.write(f"$ {trial.command}\n".encode())
         log.flush()
-        process = subprocess.Popen(
+        stop.process = process = subprocess.Popen(
             [sys.executable, str(_ROOT / "main.py"), *trial.arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -97,12 +86,13 @@ def _run(trial: Trial, claim: int, stop: Stop, look: Callable[[float], None]) ->
             # Ctrl-C reaches this process alone, which forwards it once.
             start_new_session=True,
         )
-        with stop.passed_to(process):
-            while True:
-                try:
-                    return process.wait(_SECONDS_BETWEEN_LOOKS)
-                except subprocess.TimeoutExpired:
-                    look(trial.share)
+        if stop.signal:  # before there was a process
+            process.send_signal(signal.SIGTERM)
+        while True:
+            try:
+                return process.wait(_SECONDS_BETWEEN_LOOKS)
+            except subprocess.TimeoutExpired:
+                look(trial.share)
 
 
 def _last_line(log: pathlib.Path, status: int) -> str:
@@ -117,19 +107,13 @@ def _last_line(log: pathlib.Path, status: int) -> str:
 
 def commit() -> str:
     """Returns the git commit, with a + if files have changed; "" if unknown."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(_ROOT), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(done.stderr)
-        return done.stdout.strip()
-
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty=+"]
+    command.append("--exclude=*")  # the commit, and not a tag
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
-    except OSError:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
         return ""
+    return done.stdout.strip()
 
 
 def unfinished(trials: Sequence[Trial]) -> list[Trial]:

@@ -227,11 +227,11 @@ class Trial(NamedTuple):
     def facts(self) -> dict[str, str]:
         """Describes a finished trial: images, epochs, hardware and version."""
         images = json.loads((self.directory / "dataset.json").read_text())
-        evaluations = [self.result(mode) for mode in self.measures]
+        first = next(iter(self.measures), None)
         return {
             "data": f"{images['name']}, {images['num_train']:,} images",
             "epochs": str(self.epochs),
-            "hardware": evaluations[0]["device"] if evaluations else "-",
+            "hardware": self.result(first)["device"] if first else "-",
             "commit": " ".join(self.record().get("commits", [])) or "-",
         }
 
