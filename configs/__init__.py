@@ -1,1 +1,1 @@
-"""Experiments: `base.py` is the schema, every other file a small change of it."""
+"""Configurations: `base.py` has all fields, every other file changes some of them."""

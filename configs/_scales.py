@@ -1,12 +1,12 @@
-"""How much of an experiment is run: the only place that `--scale` changes.
+"""The scales at which an experiment can be run: the meaning of `--scale`.
 
-A row's configuration is made of four layers, each a change of the one before:
+The configuration of a row has four layers, each a change of the one before:
 
     base.py  ->  COMMON of the experiment  ->  the scale  ->  the row itself
 
-so that a row keeps what it is about (its method, its stack) at any scale. Besides the
-size, the scales for processors change what goes with it: rate and schedule, and DUET's
-lambda wherever a row does not set it.
+so that a row keeps what it is about (its method, its stack) at any scale. The scales
+for CPUs change the size and what depends on it: learning rate and schedule, and DUET's
+lambda unless a row sets it.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from configs import base
 # Values by dotted field of base.py.
 Delta = Mapping[str, Any]
 
-# An encoder of 128 features on images of 16 pixels, for processors.
+# An encoder of 128 features on images of 16 pixels, for CPUs.
 _NARROW = {
     "dataset.image_size": 16,
     "dataset.center_crop": False,
@@ -47,7 +47,7 @@ SCALES: dict[str, Delta] = {
         "evaluate_every": 5,
         "checkpoint.every": 5,
     },
-    # To see that everything works; most of the time is compilation. Nothing is learnt.
+    # To see that everything works; mostly compilation. Nothing is learned.
     "tiny": {
         **_NARROW,
         "encoder.widths": (8, 8, 8, 32),

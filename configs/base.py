@@ -1,12 +1,12 @@
-"""The whole schema: every field, its default, its meaning.
+"""All fields of a configuration, with their defaults and meanings.
 
-Experiment files change fields of this one and never list them again; the command line
-changes any field of any of them:
+The other files change some of these fields; the command line can change any field of
+any file:
 
     python main.py --config=configs/cifar10_duet_rot.py --config.batch_size=512
 
-Defaults are those of the reference (Apple's ml-duet), whose flag for the same thing
-stands at the end of the comment. Durations are in epochs. Tuples are written with
+Defaults are those of the reference (Apple's ml-duet); its flag for a field is at the
+end of the comment, in brackets. Durations are in epochs. Tuples are written with
 commas: `--config.augmentation.stack=sca,rot`.
 """
 
@@ -19,33 +19,33 @@ def get_config() -> ml_collections.ConfigDict:
 
     # duet, simclr or essl. [--model]
     config.method = "duet"
-    # The augmentation whose parameter becomes structure: DUET learns it and needs it in
-    # the stack, ESSL predicts it and takes it out of the stack of its two main views,
-    # SimCLR has no structure and ignores it. [--equi-tx]
+    # The augmentation whose parameter becomes structure. DUET learns it and needs it in
+    # the stack; ESSL predicts it and removes it from the stack of its two main views;
+    # SimCLR ignores it. [--equi-tx]
     config.learned = "rot"
-    # Everything random derives from this number.
+    # Seed of everything random.
     config.seed = 0
-    # auto takes a GPU where there is one; cpu, gpu. [--device]
+    # cpu, gpu, or auto: a GPU if there is one. [--device]
     config.device = "auto"
 
     config.epochs = 800  # [--epochs]
     # Epochs in which the learning rate rises linearly. [--warmup-epochs]
     config.warmup_epochs = 10
-    # Updates in an epoch; 0: as many full batches as the training split holds.
+    # Updates in an epoch; 0: as many as the training split has full batches.
     # [--debug-steps]
     config.steps_per_epoch = 0
     # Images in a batch, over all devices of all processes. [--batch-size]
     config.batch_size = 1024
-    # Updates that one call of the compiled step makes, rounded to a divisor of the
-    # steps in an epoch; 0: 50 on a GPU, 1 on a CPU, where XLA's convolutions are about
-    # 20 times slower inside a loop.
+    # Updates per call of the compiled step, rounded to a divisor of the steps in an
+    # epoch; 0: 50 on a GPU, 1 on a CPU, where XLA's convolutions are about 20 times
+    # slower inside a loop.
     config.steps_per_call = 0
     # Compute type of encoder and heads: float32 or bfloat16. Parameters, statistics and
-    # losses are float32 in either case.
+    # losses are always float32.
     config.compute_dtype = "float32"
-    # At a loss or gradient that is not finite. stop: end the run, leave the state as it
-    # was before that update and write a diagnosis; skip: leave the update out, count it
-    # and go on.
+    # What to do at a loss or gradient that is not finite. stop: end the run with the
+    # state before that update, and write a diagnosis; skip: omit the update, count it
+    # and continue.
     config.on_nonfinite = "stop"
 
     config.dataset = dataset = ml_collections.ConfigDict()
@@ -57,23 +57,23 @@ def get_config() -> ml_collections.ConfigDict:
     dataset.path = ""
     # Side of the views in pixels. [--image-size]
     dataset.image_size = 32
-    # Keep images 256/224 larger than the views: crops then have an edge to leave out.
+    # Store images 256/224 larger than the views, so that crops can leave out the edge.
     # [--center-crop]
     dataset.center_crop = False
     # Classes that the data must have; 0: whatever they have. [--num-classes]
     dataset.num_classes = 0
-    # Share of the training images that is used: of every class, one image at least,
-    # evenly spread in the order of the set (the first of every ten, say). Of a TFDS
-    # set, whose classes are known only after reading it, evenly spread over the whole.
-    # The same ones whatever method and seed. All test images are used in any case.
+    # Share of the training images that is used: at least one of every class, evenly
+    # spread in the order of the data set (the first of every ten, say). In a TFDS data
+    # set, whose classes are known only after reading it, spread over the whole set. The
+    # images are the same for all methods and seeds. All test images are always used.
     dataset.train_fraction = 1.0
     # Where the images are while training. device: all of them, decoded, in the memory
-    # of every device. host: outside, read and decoded batch by batch by worker
-    # processes, for sets that do not fit; the batches are the same. auto: device if
-    # they fill at most a quarter of its memory.
+    # of every device. host: read and decoded batch by batch by worker processes, for
+    # data sets that do not fit; the batches are the same. auto: device if they fill at
+    # most a quarter of its memory.
     dataset.placement = "auto"
-    # host only: processes that read and decode; 0: none but the main one; -1: one for
-    # each core that it may use.
+    # host only: processes that read and decode; 0: only the main one; -1: one for each
+    # core that it may use.
     dataset.workers = -1
     # Where decoded images are kept; empty: duet_jax in the user's cache directory.
     dataset.cache_dir = ""
@@ -81,9 +81,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.augmentation = augmentation = ml_collections.ConfigDict()
     # Codes in order of application. [--tx]
     #   sca resized crop   rot rotation        ron quarter turns   fli/flv mirror
-    #   gra grey           blu blur            sol solarize        jit colour jitter
-    #   bri con sat hue    the four parts of the jitter, each to be learnt
-    #   res resize         ccr centre crop
+    #   gra gray           blu blur            sol solarize        jit color jitter
+    #   bri con sat hue    the four parts of the jitter, which can be learned
+    #   res resize         ccr center crop
     augmentation.stack = ("sca", "rot")
     augmentation.crop_area = (0.2, 1.0)  # sca: share of the image that is kept
     augmentation.crop_ratio = (0.75, 4 / 3)  # sca: width / height
@@ -105,15 +105,15 @@ def get_config() -> ml_collections.ConfigDict:
     encoder.name = "cifar10_resnet32"
     # Factor on all widths, for small machines; widths stay multiples of 8.
     encoder.width_multiplier = 1.0
-    # Keep only the input of each block for the backward pass and compute the rest
-    # again: a third more arithmetic, a fraction of the memory.
+    # Keep only the input of each block for the backward pass and recompute the rest: a
+    # third more arithmetic, a fraction of the memory.
     encoder.remat = False
-    encoder.blocks = (3, 3, 3)  # Cifar10_ResNet only: of the three stages
+    encoder.blocks = (3, 3, 3)  # Cifar10_ResNet only: blocks of each stage
     encoder.widths = (64, 128, 256, 512)  # likewise: channels of stem and stages
 
     config.projector = projector = ml_collections.ConfigDict()
     projector.hidden = 2048  # width of the hidden layers
-    projector.output = 128  # dimensions of the contrasted embeddings
+    projector.output = 128  # dimension of the contrasted embeddings
     config.temperature = 0.1  # of NT-Xent
 
     config.duet = duet = ml_collections.ConfigDict()
@@ -130,7 +130,7 @@ def get_config() -> ml_collections.ConfigDict:
     essl.hidden = 2048  # of the predictor
 
     config.optimizer = optimizer = ml_collections.ConfigDict()  # AdamW
-    optimizer.learning_rate = 4e-4  # at the end of the warm-up. [--lr]
+    optimizer.learning_rate = 4e-4  # after the warm-up. [--lr]
     # epoch: constant within an epoch; step: the same curve at every step.
     optimizer.schedule = "epoch"
     optimizer.b1 = 0.9  # decay of the mean gradient
@@ -138,29 +138,29 @@ def get_config() -> ml_collections.ConfigDict:
     optimizer.eps = 1e-8  # added to its square root
     optimizer.weight_decay = 1e-4  # on all parameters
 
-    # The test split is evaluated after every so many epochs, and at every checkpoint.
+    # Epochs between evaluations of the test split; also done at every checkpoint.
     # [--test-every]
     config.evaluate_every = 10
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every = 10  # epochs; the last epoch is always saved
-    # Further checkpoints within each epoch, evenly spaced; for epochs that take hours.
+    # Additional checkpoints within each epoch, evenly spaced; for epochs of hours.
     checkpoint.within_epoch = 0
-    checkpoint.keep = 2  # newest ones; the best online top-1 is kept besides
+    checkpoint.keep = 2  # newest ones; the one with the best online top-1 is kept too
 
     config.knn = knn = ml_collections.ConfigDict()
-    knn.k = 200  # neighbours that vote; at most as many as there are training images
-    knn.temperature = 0.1  # a neighbour's vote is exp(cosine / temperature)
-    # Epochs between evaluations that also classify the test split by its neighbours in
-    # the training split; 0: never while training.
+    knn.k = 200  # neighbors that vote; at most as many as training images
+    knn.temperature = 0.1  # a neighbor's vote is exp(cosine / temperature)
+    # Epochs between evaluations with a kNN classification of the test split; 0: never
+    # while training.
     knn.every = 0
     config.linear_probe = linear_probe = ml_collections.ConfigDict()
-    # All three of --mode=linear_probe --protocol=sgd alone.
+    # These three are for --mode=linear_probe --protocol=sgd only.
     linear_probe.epochs = 100  # of stochastic gradient descent
-    linear_probe.repeats = 5  # classifiers, whose mean and deviation are given
+    linear_probe.repeats = 5  # classifiers; mean and standard deviation are given
     linear_probe.learning_rate = 30.0  # at the start of the cosine
 
     config.tensorboard = True  # event files in tensorboard/ of the work directory
-    config.figures_every = 10  # epochs between drawings of curves.png
+    config.figures_every = 10  # epochs between updates of curves.png
     config.wandb = wandb = ml_collections.ConfigDict()
     wandb.project = ""  # empty: no WandB. [--wandb-project]
     wandb.entity = ""  # user or team; empty: the account's own

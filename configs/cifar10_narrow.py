@@ -1,4 +1,4 @@
-"""CIFAR-10 in a folder, 16 pixels and a narrow encoder: ten minutes on two CPU cores.
+"""CIFAR-10 in a folder, 16 pixels, a narrow encoder: ten minutes on two CPU cores.
 
 python main.py --config=configs/cifar10_narrow.py
 

@@ -2,10 +2,10 @@
 
     python sweep.py --experiment=configs/duet_sweep.py --rows='lambda-*' --seeds=3
 
-A resized crop and a rotation on CIFAR-10; every row changes one field of DUET's and
-leaves the others as they are in lambda-1000: 8 bins, von Mises, kappa 3. Other rows
-have that lambda at full scale, and 100 at the smaller ones, where lambda-100 is their
-middle. The bins must divide the encoder's features: 512, short 128, tiny 32.
+A resized crop and a rotation on CIFAR-10; every row changes one field of DUET and
+keeps the others as in lambda-1000: 8 bins, von Mises, kappa 3. The other rows have that
+lambda at full scale, and 100 at the smaller ones, where they compare with lambda-100.
+The bins must divide the encoder's features: 512, short 128, tiny 32.
 
 Quoted, not measured by us: about 73 % test accuracy for lambda-1000 after these 800
 epochs (README of the reference; the paper's batch is 2048).

@@ -3,21 +3,21 @@
     python main.py --config=configs/figure4.py:duet-rot
     python sweep.py --experiment=configs/figure4.py --rows='*-rot,*-hue' --seeds=3
 
-What is that augmentation good for, depending on what a method makes of it?
+What is that augmentation good for, depending on how a method uses it?
 
-    simclr            nothing but the resized crop
-    simclr-<code>     it is added to the views, and to be ignored
-    essl-<code>       the main views are without it, and a head predicts it
-    duet-<code>       it is added to the views, and becomes structure
+    simclr            only the resized crop
+    simclr-<code>     the views have it, and the features should ignore it
+    essl-<code>       the main views do not have it, and a head predicts it
+    duet-<code>       the views have it, and it becomes structure
 
-for <code> in rot ron fli flv gra blu bri con sat hue; duet-sca makes structure of the
-crop's own scale. ESSL predicts neither blur nor scale.
+for <code> in rot ron fli flv gra blu bri con sat hue; duet-sca makes the scale of the
+crop structure. ESSL predicts neither blur nor scale.
 
 Quoted, not measured by us: about 73 % test accuracy for duet-rot after these 800 epochs
-(README of the reference, which names Figure 4; the paper's batch is 2048). Of the
-other rows neither this project nor the reference's README has a number. The lambda of
-1000 is the reference's for duet-rot; that it serves every other code is our choice, and
-so is the 100 of the smaller scales.
+(README of the reference, which names Figure 4; the paper's batch is 2048). For the
+other rows neither this project nor the reference's README has a number. Lambda 1000 is
+the reference's for duet-rot; to use it for all codes is our choice, as is 100 at the
+smaller scales.
 """
 
 from configs import _scales

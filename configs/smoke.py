@@ -1,4 +1,4 @@
-"""A run of seconds, for tests: a narrow encoder on a part of the digits.
+"""A run of a few seconds for tests: a narrow encoder on a part of the digits.
 
 python main.py --config=configs/smoke.py
 """

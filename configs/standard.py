@@ -5,14 +5,14 @@
 
 Rows, for <data> in cifar10, cifar100, mnist:
 
-    <data>-simclr     crops, mirroring, colors and blur; digits are gray and not to be
-                      mirrored, so that MNIST has crops and blur only
+    <data>-simclr     crops, mirroring, colors and blur; MNIST, which is gray and cannot
+                      be mirrored, has crops and blur only
     <data>-essl-ron   quarter turns are predicted; the main views are those of SimCLR
     <data>-duet-rot   a crop and a rotation, which becomes structure: the example in the
                       reference's README
 
-A row is also known as a file of its own, configs/cifar10_simclr.py. The one number that
-the reference's README has is quoted in configs/cifar10_duet_rot.py.
+A row can be named like a file of its own: configs/cifar10_simclr.py. The only number in
+the reference's README is quoted in configs/cifar10_duet_rot.py.
 """
 
 from configs import _scales

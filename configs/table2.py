@@ -3,14 +3,14 @@
     python main.py --config=configs/table2.py:cifar10-duet-rot
     python sweep.py --experiment=configs/table2.py --rows='cifar10-*' --seeds=3
 
-The stack is sca fli jit gra blu; its jitter is written as its four components, whose
-values can be learnt one by one. Rows, for <data> in cifar10, cifar100:
+The stack is sca fli jit gra blu; the jitter is written as its four parts, which can be
+learned one by one. Rows, for <data> in cifar10, cifar100:
 
     <data>-simclr            the stack as it is
     <data>-simclr-<turn>     with a rotation in it
-    <data>-<method>-<code>   a code of the stack is learnt (duet) or predicted (essl)
-    <data>-<method>-<code>-with-rot   the same, with a rotation that is not
-    <data>-<method>-<turn>   with a rotation, which is learnt or predicted
+    <data>-<method>-<code>   a code of the stack is learned (duet) or predicted (essl)
+    <data>-<method>-<code>-with-rot   the same, with a rotation that is neither
+    <data>-<method>-<turn>   with a rotation, which is learned or predicted
 
 where <turn> is rot (any angle) or ron (quarter turns). ESSL predicts neither blur nor
 scale.

@@ -1,4 +1,4 @@
-"""The exceptions a user is meant to read, and the lookup of a name that raises them."""
+"""Exceptions with a message for the user, and the lookup of a name that raises one."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -8,28 +8,27 @@ _T = TypeVar("_T")
 
 
 class UsageError(ValueError):
-    """Something the user can put right: a setting, a path, a file.
+    """A mistake that the user can fix: a setting, a path, a file.
 
-    The message is a single line that names the field and its value, says what is
-    wrong, lists the choices and gives the remedy. `main.py` prints it without a
-    traceback; every other exception is a defect of the program.
+    The message is one line: the field and its value, what is wrong, the choices and the
+    remedy. `main.py` prints it without a traceback.
     """
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on, such as one whose loss is no longer finite.
+    """A run that cannot continue, say because its loss is no longer finite.
 
-    The message is a single line, printed like a `UsageError`.
+    The message is one line, printed like that of a `UsageError`.
     """
 
 
 class InterruptionError(Exception):
-    """The user or a scheduler has asked the program to end.
+    """The user or a scheduler asks the program to end.
 
-    The message is a single line.
+    The message is one line.
 
     Attributes:
-      status: with which the program exits, 128 and the number of the signal.
+      status: exit status of the program, 128 + the number of the signal.
     """
 
     def __init__(self, message: str, status: int):
@@ -49,7 +48,7 @@ def lookup(table: Mapping[str, _T], name: str, field: str) -> _T:
     Args:
       table: choices by name.
       name: the user's choice.
-      field: the configuration field it came from, for the message.
+      field: name of the field or flag, for the message.
 
     Raises:
       UsageError: `name` is not in the table; the message lists the choices.

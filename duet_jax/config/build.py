@@ -1,4 +1,4 @@
-"""What a configuration describes, built: its method, with views and networks."""
+"""Builds the method that a configuration describes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,17 +21,17 @@ from duet_jax.models.resnet import num_features
 from duet_jax.types import DatasetFacts
 
 
-def make_method(config: ml_collections.ConfigDict, data: DatasetFacts) -> Method:
-    """Returns the method that `config` describes for `data`.
+def make_method(config: ml_collections.ConfigDict, images: DatasetFacts) -> Method:
+    """Returns the method that `config` describes for a set of images.
 
-    The attributes of a method's class are the fields of the section that has the
-    method's name, and `config.learned`; see `_BUILDERS` for those that need more.
+    The attributes of a method's class are the fields of the section with the method's
+    name, and `config.learned`; `_BUILDERS` has the exceptions.
 
     Raises:
-      UsageError: it is not known, or cannot be trained like that.
+      UsageError: the method is unknown, or cannot be trained like that.
     """
     cls = lookup(METHODS, config.method, "config.method")
-    return _BUILDERS.get(config.method, _build)(cls, config, data)
+    return _BUILDERS.get(config.method, _build)(cls, config, images)
 
 
 def own_fields(cls: type[Method]) -> set[str]:
@@ -40,19 +40,19 @@ def own_fields(cls: type[Method]) -> set[str]:
 
 
 def _build(
-    cls: type[Method], config: ml_collections.ConfigDict, data: DatasetFacts
+    cls: type[Method], config: ml_collections.ConfigDict, images: DatasetFacts
 ) -> Method:
     own = {
         name: config.learned if name == "learned" else config[config.method][name]
         for name in own_fields(cls)
     }
-    return cls(two_views(config, data), **own)
+    return cls(two_views(config, images), **own)
 
 
 def _build_duet(
-    cls: type[DUET], config: ml_collections.ConfigDict, data: DatasetFacts
+    cls: type[DUET], config: ml_collections.ConfigDict, images: DatasetFacts
 ) -> DUET:
-    views = two_views(config, data)
+    views = two_views(config, images)
     check_learned(config.learned, views.stack.codes)
     _check_bins(config)
     target = choose_target(config.duet.target, config.learned)
@@ -67,19 +67,19 @@ def _build_duet(
 
 
 def _build_essl(
-    cls: type[ESSL], config: ml_collections.ConfigDict, data: DatasetFacts
+    cls: type[ESSL], config: ml_collections.ConfigDict, images: DatasetFacts
 ) -> ESSL:
-    check_predicted(config.learned, channels=data.channels, dataset_name=data.name)
+    check_predicted(config.learned, channels=images.channels, dataset_name=images.name)
     codes = without(tuple(config.augmentation.stack), config.learned)
     return cls(
-        two_views=two_views(config, data, codes),
+        two_views=two_views(config, images, codes),
         learned=config.learned,
         prediction_weight=config.essl.prediction_weight,
         predictor_hidden=config.essl.hidden,
     )
 
 
-# Methods with something to check or to derive.
+# Methods with a check or a derived attribute.
 _BUILDERS: dict[str, Callable[..., Method]] = {
     "duet": _build_duet,
     "essl": _build_essl,
@@ -88,60 +88,56 @@ _BUILDERS: dict[str, Callable[..., Method]] = {
 
 def two_views(
     config: ml_collections.ConfigDict,
-    data: DatasetFacts,
+    images: DatasetFacts,
     codes: tuple[str, ...] | None = None,
 ) -> TwoViews:
-    """Returns the part that all methods share.
+    """Returns what all methods share: stack, encoder, projector, temperature.
 
     Args:
       config: see `configs/base.py`.
-      data: what the views are made of.
-      codes: the stack, where it is not `config.augmentation.stack` itself.
+      images: of which the views are made.
+      codes: the stack, if it is not `config.augmentation.stack`.
 
     Raises:
-      UsageError: an unknown or repeated code, or one these images cannot take.
+      UsageError: a code is unknown, repeated or not applicable to these images.
     """
     options = dict(config.augmentation)
     configured = tuple(options.pop("stack"))
     return TwoViews(
         stack=make_stack(
             configured if codes is None else codes,
-            input_side=data.side,
+            input_side=images.side,
             image_size=config.dataset.image_size,
-            channels=data.channels,
+            channels=images.channels,
             options=Options(**options),
-            dataset_name=data.name,
+            dataset_name=images.name,
         ),
-        encoder=_encoder(config, data.channels),
+        encoder=EncoderSettings(
+            name=config.encoder.name,
+            width_multiplier=config.encoder.width_multiplier,
+            blocks=config.encoder.get("blocks"),
+            widths=config.encoder.get("widths"),
+            in_channels=images.channels,
+            dtype=jnp.dtype(config.compute_dtype),
+            remat=config.encoder.remat,
+        ),
         projector_hidden=config.projector.hidden,
         projector_output=config.projector.output,
-        num_classes=data.num_classes,
+        num_classes=len(images.class_names),
         temperature=config.temperature,
     )
 
 
-def _encoder(config: ml_collections.ConfigDict, channels: int) -> EncoderSettings:
-    return EncoderSettings(
-        name=config.encoder.name,
-        width_multiplier=config.encoder.width_multiplier,
-        blocks=config.encoder.get("blocks"),
-        widths=config.encoder.get("widths"),
-        in_channels=channels,
-        dtype=jnp.dtype(config.compute_dtype),
-        remat=config.encoder.remat,
-    )
-
-
 def choose_target(target: str, learned: str) -> str:
-    """Returns the target distribution for the structure of `learned`.
+    """Returns the name of the target distribution for the structure of `learned`.
 
     Args:
       target: "auto" or a name in TARGETS.
       learned: code of the augmentation.
 
     Raises:
-      UsageError: an unknown name, or a circle's for a structure that takes the two ends
-        of a line: on a circle they are one point, and the two targets coincide.
+      UsageError: the name is unknown, or the target is circular and the structure takes
+        only the two ends of a line, which are the same point on a circle.
     """
     record = AUGMENTATIONS[learned]
     if target == "auto":

@@ -1,7 +1,7 @@
 """Checks of a configuration that need no data, and its resolved form.
 
-What a component alone can know, the component checks when it is built; here are types,
-ranges and the combinations of fields.
+Here are types, ranges and combinations of fields. What only one component knows is
+checked by that component when it is built.
 """
 
 import difflib
@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from duet_jax.config import build
-from duet_jax.errors import UsageError, suggestion
+from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.losses import TARGETS
 from duet_jax.methods import METHODS
-from duet_jax.models.resnet import ENCODERS, num_features
+from duet_jax.models.resnet import ENCODERS
 from duet_jax.runtime import files
 from duet_jax.types import DatasetFacts
 
 
 class Rule(NamedTuple):
-    """What a field's value must satisfy, and how that is said."""
+    """A condition on the value of a field, and its wording."""
 
     holds: Callable[[Any], bool]
     says: str
@@ -48,13 +48,18 @@ def _counts(length: int, most: int, of: str) -> Rule:
     )
 
 
+# Fields that name a directory -> what else they may say.
+_DIRECTORIES = {"dataset.path": "", "dataset.cache_dir": "", "compilation_cache": "off"}
+
 _LOCAL = Rule(lambda x: not files.is_address(x), files.NOT_LOCAL)
 _POSITIVE = Rule(lambda x: x > 0, "must be above 0")
+_DECAY = Rule(lambda x: 0 <= x < 1, "must be from 0 to below 1")
 _COUNT = _at_least(1)
-# Beyond these no machine has the memory, and XLA ends the process in its own words.
+# No machine has the memory for more, and XLA would end the process without an error.
 _WIDTH = _between(1, 65_536)
 
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(_DIRECTORIES, _LOCAL),
     "seed": _between(0, 2**32 - 1),
     "device": _one_of("auto", "cpu", "gpu"),
     "epochs": _between(1, 1_000_000),  # steps are counted in 32 bits
@@ -64,10 +69,7 @@ RULES: dict[str, Rule] = {
     "steps_per_call": _at_least(0),
     "compute_dtype": _one_of("float32", "bfloat16"),
     "on_nonfinite": _one_of("stop", "skip"),
-    "compilation_cache": _LOCAL,
     "dataset.name": Rule(bool, "must name a data set"),
-    "dataset.path": _LOCAL,
-    "dataset.cache_dir": _LOCAL,
     "dataset.image_size": _between(8, 4096),
     "dataset.num_classes": _at_least(0),
     "dataset.train_fraction": Rule(lambda x: 0 < x <= 1, "must be above 0, up to 1"),
@@ -92,8 +94,8 @@ RULES: dict[str, Rule] = {
     "essl.hidden": _WIDTH,
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.schedule": _one_of("epoch", "step"),
-    "optimizer.b1": Rule(lambda x: 0 <= x < 1, "must be from 0 to below 1"),
-    "optimizer.b2": Rule(lambda x: 0 <= x < 1, "must be from 0 to below 1"),
+    "optimizer.b1": _DECAY,
+    "optimizer.b2": _DECAY,
     "optimizer.eps": _POSITIVE,
     "optimizer.weight_decay": _at_least(0),
     "evaluate_every": _COUNT,
@@ -110,12 +112,9 @@ RULES: dict[str, Rule] = {
     "wandb.mode": _one_of("", "online", "offline", "disabled"),
 }
 
-# Fields that name a directory, and what else they may say.
-_DIRECTORIES = {"dataset.path": "", "dataset.cache_dir": "", "compilation_cache": "off"}
-
-# Fields that may differ between a run and its continuation: they say where data and
-# records are, how often something is written and what is done where a run would have
-# ended, not what is computed.
+# Fields that may change when a run is resumed: where data and records are, how often
+# something is written, and what to do where the run would have ended. They do not alter
+# what is computed.
 CHANGEABLE = frozenset(
     {
         "dataset.path",
@@ -145,20 +144,23 @@ CHANGEABLE = frozenset(
     }
 )
 
-# Fields that came later, and their value in runs of before.
+# Fields that were added later -> their value in older runs.
 _BEFORE = {"dataset.train_fraction": 1.0}
 
-# Fields that may be set when a run is evaluated, besides those that say how: where its
-# data are and how it is computed, not what was trained.
+# Fields that may be set for any evaluation of a run, besides those of the evaluator.
 EVALUATION = frozenset(
     {"dataset.path", "dataset.cache_dir", "batch_size", "device", "compilation_cache"}
 )
 
 
-def fields(config: ml_collections.ConfigDict) -> Iterator[tuple[str, Any]]:
-    """Yields every field of `config` as (dotted name, value), by the alphabet."""
-    for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
+def fields(config: ml_collections.ConfigDict | dict) -> Iterator[tuple[str, Any]]:
+    """Yields every field as (dotted name, value), in alphabetical order.
+
+    Args:
+      config: a configuration, or a dict read from a `config.json`.
+    """
+    for name, value in sorted(config.items(), key=lambda item: item[0]):
+        if isinstance(value, ml_collections.ConfigDict | dict):
             for inner, leaf in fields(value):
                 yield f"{name}.{inner}", leaf
         else:
@@ -166,13 +168,13 @@ def fields(config: ml_collections.ConfigDict) -> Iterator[tuple[str, Any]]:
 
 
 def check_names(config: ml_collections.ConfigDict, names: Iterable[str]) -> None:
-    """Raises a UsageError for the first of the dotted `names` that is no field."""
+    """Raises a UsageError for the first of the dotted `names` that is not a field."""
     known = [name for name, _ in fields(config)]
     for name in names:
         if name in known:
             continue
-        if any(field.startswith(f"{name}.") for field in known):
-            inside = [f for f in known if f.startswith(f"{name}.")]
+        inside = [field for field in known if field.startswith(f"{name}.")]
+        if inside:
             raise UsageError(
                 f"config.{name} is a section; set one of config."
                 f"{', config.'.join(inside)}."
@@ -181,8 +183,8 @@ def check_names(config: ml_collections.ConfigDict, names: Iterable[str]) -> None
 
 
 def _hint(name: str, known: list[str]) -> str:
-    """Says what could have been meant by `name`, and what there is in its place."""
-    # A slip may be in the section, in the field, or in leaving out the section.
+    """Returns the closest field, and the fields or sections in the place of `name`."""
+    # The mistake may be in the section, in the field, or a section left out.
     section, _, leaf = name.rpartition(".")
     same_leaf = [field for field in known if field.rpartition(".")[2] == leaf]
     close = difflib.get_close_matches(name, same_leaf, n=1, cutoff=0)
@@ -256,44 +258,33 @@ def check(
     """Checks types, ranges and combinations, and returns the resolved configuration.
 
     Args:
-      config: what the user asks for.
-      defaults: the same before any override; its types are the right ones.
+      config: with the user's changes.
+      defaults: before these changes; its types are the right ones.
 
     Returns:
-      A copy without the fields that nothing reads.
+      A copy without the fields that have no effect.
 
     Raises:
-      UsageError: the first thing that is wrong.
+      UsageError: the first mistake.
     """
     config = config.copy_and_resolve_references()
     known = dict(fields(defaults))
     for name, value in fields(config):
         value = _coerced(name, value, known[name])
-        config.update_from_flattened_dict({name: value})
         _check_value(name, value)
-    _make_absolute(config)
+        if name in _DIRECTORIES and value not in ("", _DIRECTORIES[name]):
+            # The run may be evaluated from another current directory.
+            value = os.path.abspath(os.path.expanduser(value))
+        config.update_from_flattened_dict({name: value})
     _check_combinations(config)
-    # A rehearsal on colour images: it finds what is wrong before any data are read.
-    side = config.dataset.image_size
-    rehearsal = DatasetFacts("rehearsal", side, 3, ("a", "b"), 0, 0)
-    build.make_method(config, rehearsal)
-    encoder = config.encoder
-    num_features(encoder.name, encoder.width_multiplier, encoder.widths)
+    # Built for color images, to find mistakes before any data are read.
+    images = DatasetFacts("rehearsal", config.dataset.image_size, 3, ("0", "1"), 0, 0)
+    build.make_method(config, images)
     with config.unlocked():
         for name in _unread(config):
             section, _, leaf = name.rpartition(".")
             del (config[section] if section else config)[leaf]
     return config
-
-
-def _make_absolute(config: ml_collections.ConfigDict) -> None:
-    """Makes the paths mean the same wherever the run is evaluated from."""
-    known = dict(fields(config))
-    for name, other in _DIRECTORIES.items():
-        path = known[name]
-        if path not in ("", other):
-            absolute = os.path.abspath(os.path.expanduser(path))
-            config.update_from_flattened_dict({name: absolute})
 
 
 def _check_value(name: str, value: Any) -> None:
@@ -308,21 +299,22 @@ def _check_value(name: str, value: Any) -> None:
 
 
 def _check_combinations(config: ml_collections.ConfigDict) -> None:
-    if config.warmup_epochs > config.epochs:
+    warmup, epochs = config.warmup_epochs, config.epochs
+    if warmup > epochs:
         raise UsageError(
-            f"config.warmup_epochs={config.warmup_epochs} is more than config.epochs="
-            f"{config.epochs}; use fewer, such as {config.epochs // 10}."
+            f"config.warmup_epochs={warmup} is more than config.epochs={epochs}; use "
+            f"fewer, such as {epochs // 10}."
         )
-    if config.method == "essl" and config.dataset.image_size % 2:
+    side = config.dataset.image_size
+    if config.method == "essl" and side % 2:
         raise UsageError(
-            f"config.dataset.image_size={config.dataset.image_size} must be even for "
-            "essl, which predicts from a view of half the size; use "
-            f"{config.dataset.image_size + 1}."
+            f"config.dataset.image_size={side} must be even for essl, which predicts "
+            f"from a view of half the size; use {side + 1}."
         )
 
 
 def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """Returns the fields and sections that nothing reads, and the reason of each."""
+    """Returns the reason for each field or section that has no effect."""
     method, encoder = config.method, config.encoder.name
     others = [m for m in METHODS if m != method and m in config]
     unread = dict.fromkeys(others, f"config.method={method!r}")
@@ -333,18 +325,18 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
         widths = {each.width for each in TARGETS.values()}
         for width in widths - {TARGETS[target].width}:
             unread[f"duet.{width}"] = f"config.duet.target={target!r}"
-    if ENCODERS[encoder].widths is not None:
+    if lookup(ENCODERS, encoder, "config.encoder.name").widths is not None:
         for name in ("encoder.blocks", "encoder.widths"):
             unread[name] = f"config.encoder.name={encoder!r}"
     return unread
 
 
 def check_evaluation(names: Iterable[str], measured: Iterable[str]) -> None:
-    """Raises a UsageError where the user sets what an evaluation does not read.
+    """Raises a UsageError for a field that an evaluation does not read.
 
     Args:
-      names: dotted, of the fields that the user sets.
-      measured: those that say how this evaluation measures.
+      names: dotted names of the fields that the user sets.
+      measured: those that the evaluators read.
     """
     allowed = sorted(EVALUATION | set(measured))
     for name in names:
@@ -361,8 +353,8 @@ def completed(
     """Returns the configuration of a run with every field of the schema.
 
     Args:
-      saved: as it was resolved for the training; a field that the run did not read, or
-        that came into the schema later, is missing.
+      saved: as resolved for the training: without the fields that had no effect or were
+        added to the schema later.
       schema: every field with its default.
 
     Raises:
@@ -383,7 +375,7 @@ def completed(
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value that comes from a file has the type of its default."""
+    """Returns True if a value read from a file has the type of its default."""
     if isinstance(default, tuple):
         return isinstance(value, tuple) and all(_is_like(x, default[0]) for x in value)
     if isinstance(default, float):
@@ -392,10 +384,10 @@ def _is_like(value: Any, default: Any) -> bool:
 
 
 def unused(config: ml_collections.ConfigDict, names: Iterable[str]) -> dict[str, str]:
-    """Returns those of the dotted `names` that have no effect, and the reason of each.
+    """Returns the reason for each of the dotted `names` that has no effect.
 
     Args:
-      config: what the user asks for, which `check` has accepted.
+      config: with the user's changes, accepted by `check`.
       names: of the fields that the user sets.
     """
     unread = _unread(config)
@@ -409,7 +401,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lists the fields that alter a run, as "name: old -> new".
 
     Args:
-      old: a resolved configuration as read from `config.json`.
+      old: a resolved configuration, as read from `config.json`.
       new: likewise, of this run.
     """
     changed = _changed(old, new)
@@ -417,29 +409,17 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Lists the fields that differ and do not alter a run; see `differences`."""
-    return [text for name, text in _changed(old, new).items() if name in CHANGEABLE]
-
-
-def flat(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns the `fields` of a record that was read from a file, by dotted name."""
-
-    def inside(part: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for name, value in sorted(part.items()):
-            if isinstance(value, dict):
-                yield from inside(value, f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
-    return dict(inside(record, ""))
+    """Lists the other fields that differ; see `differences`."""
+    changed = _changed(old, new)
+    return [text for name, text in changed.items() if name in CHANGEABLE]
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
-    flat_new = flat(new)
-    earlier = {name: value for name, value in _BEFORE.items() if name in flat_new}
-    flat_old = earlier | flat(old)
+    after = dict(fields(new))
+    earlier = {name: value for name, value in _BEFORE.items() if name in after}
+    before = earlier | dict(fields(old))
     return {
-        name: f"{name}: {flat_old.get(name)} -> {flat_new.get(name)}"
-        for name in {**flat_old, **flat_new}
-        if flat_old.get(name) != flat_new.get(name)
+        name: f"{name}: {before.get(name)} -> {after.get(name)}"
+        for name in before | after
+        if before.get(name) != after.get(name)
     }

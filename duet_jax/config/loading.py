@@ -1,17 +1,17 @@
-"""Configuration files: `configs/<name>.py`, and rows of those that hold several.
+"""Loads configuration files, `configs/<name>.py`, and experiments, which have rows.
 
-A file defines `get_config()`. An experiment has rows: its file defines `ROWS`, whose
-keys are their names, and `get_config(row)`, and is named with one of them,
-`configs/figure4.py:duet-rot`, or `configs/figure4.py:duet-rot@short` at another scale.
-It may define `MEASURES`, what is measured of each row when it is trained: flags by the
-mode of `main.py`.
+A file defines `get_config()`. An experiment defines `ROWS`, a dict by the name of the
+row, and `get_config(row)`. One row is named `configs/figure4.py:duet-rot`, or
+`configs/figure4.py:duet-rot@short` at another scale. An experiment may define
+`MEASURES`: the modes of `main.py` that follow each training, and their flags.
 """
 
+import contextlib
 import os
 import pathlib
 import re
 import runpy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -24,18 +24,17 @@ _BASE = _ROOT / "configs" / "base.py"
 _SCALES = _ROOT / "configs" / "_scales.py"
 _STANDARD = _ROOT / "configs" / "standard.py"
 
-# Of an experiment that does not say: modes of main.py and their flags. The equivariance
-# is that to the code which the row is about.
+# The default of MEASURES. Equivariance is measured for the code of the row.
 _MEASURES = {"linear_probe": {}, "knn": {}, "equivariance": {}}
 
 
 class Experiment(NamedTuple):
-    """A file of rows.
+    """A file with rows.
 
     Attributes:
       path: of the file.
-      rows: what each of them changes, by name and dotted field.
-      measures: what is measured of each: flags by mode.
+      rows: name of the row -> dotted field -> value.
+      measures: mode -> flag -> value.
     """
 
     path: str
@@ -44,7 +43,7 @@ class Experiment(NamedTuple):
 
 
 def schema() -> ml_collections.ConfigDict:
-    """Returns every field there is, with its default: `configs/base.py`."""
+    """Returns all fields with their defaults: `configs/base.py`."""
     return runpy.run_path(str(_BASE))["get_config"]()
 
 
@@ -65,63 +64,67 @@ def load(name: str) -> ml_collections.ConfigDict:
     """
     path, row = _standard(*_split(name))
     _check_file(path, "--config", name)
-    try:
+    with _reading(f"--config={name}", "get_config() like configs/base.py"):
         module = runpy.run_path(path)
         if "ROWS" in module:
             _check_row(path, row, module["ROWS"])
             config = module["get_config"](row)
+        elif row:
+            raise UsageError(f"{path} has no rows; leave out :{row}.")
         else:
-            if row:
-                raise UsageError(f"{path} has no rows; leave out :{row}.")
             config = module["get_config"]()
         checks.check_schema(config, schema())
-    except UsageError as error:
-        raise UsageError(f"--config={name}: {error}") from error
-    except (Exception, SystemExit) as error:  # it is a program: anything can happen
-        raise UsageError(
-            f"--config={name} cannot be read ({_in_words(error)}); it must define "
-            "get_config() like configs/base.py."
-        ) from error
     return config
 
 
 def load_experiment(path: str) -> Experiment:
-    """Returns what is in the file of an experiment.
+    """Returns the rows of an experiment and what is measured of them.
 
     Raises:
       UsageError: there is no such file, it fails, or it has no rows.
     """
     _check_file(path, "--experiment", path)
-    try:
+    needs = "ROWS and get_config(row) like configs/figure4.py"
+    with _reading(f"--experiment={path}", needs):
         module = runpy.run_path(path)
         rows = {name: dict(row) for name, row in dict(module.get("ROWS", {})).items()}
         measures = {
             mode: {flag: str(value) for flag, value in dict(flags).items()}
             for mode, flags in dict(module.get("MEASURES", _MEASURES)).items()
         }
-        bad = [row for row in rows if not re.fullmatch(r"[\w+-][\w.+-]*", row)]
-    except (Exception, SystemExit) as error:
-        raise UsageError(
-            f"--experiment={path} cannot be read ({_in_words(error)}); it must define "
-            "ROWS and get_config(row) like configs/figure4.py."
-        ) from error
-    if bad:
-        raise UsageError(
-            f"--experiment={path}: the row {bad[0]!r} cannot be a file's name; use "
-            "letters, digits and _ - + . only."
-        )
-    if not rows:
-        raise UsageError(
-            f"--experiment={path} has no ROWS, as configs/figure4.py has; "
-            f"python main.py --config={path} trains what it describes."
-        )
+        for row in rows:
+            if not re.fullmatch(r"[\w+-][\w.+-]*", row):
+                raise UsageError(
+                    f"the row {row!r} cannot be a file's name; use letters, digits and "
+                    "_ - + . only."
+                )
+        if not rows:
+            raise UsageError(
+                "it has no ROWS, as configs/figure4.py has; train what it describes "
+                f"with python main.py --config={path}."
+            )
     return Experiment(path, rows, measures)
 
 
+@contextlib.contextmanager
+def _reading(shown: str, needs: str) -> Iterator[None]:
+    """Turns an error of a file, which is a program, into a UsageError."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{shown}: {error}") from error
+    except (Exception, SystemExit) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(
+            f"{shown} cannot be read ({reason}); it must define {needs}."
+        ) from error
+
+
 def stem(name: str) -> str:
-    """Returns the name of a run of `--config=<name>`: figure4-duet-rot."""
+    """Returns the name of the run of `--config=<name>`: figure4-duet-rot."""
     path, row = _split(name)
-    return "-".join([pathlib.Path(path).stem, *([row] if row else [])])
+    stem = pathlib.Path(path).stem
+    return f"{stem}-{row}" if row else stem
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -135,15 +138,11 @@ def _split(name: str) -> tuple[str, str]:
 def _standard(path: str, row: str) -> tuple[str, str]:
     """Returns where configs/cifar10_simclr.py is: a row of `configs/standard.py`."""
     file = pathlib.Path(path)
-    if row or os.path.isfile(path) or file.parent.name != _STANDARD.parent.name:
-        return path, row
-    rows = runpy.run_path(str(_STANDARD))["ROWS"]
-    old_names = {f"{name.replace('-', '_')}.py": name for name in rows}
-    return (
-        (str(_STANDARD), old_names[file.name])
-        if file.name in old_names
-        else (path, row)
-    )
+    if not (row or os.path.isfile(path)) and file.parent.name == _STANDARD.parent.name:
+        for name in runpy.run_path(str(_STANDARD))["ROWS"]:
+            if file.name == f"{name.replace('-', '_')}.py":
+                return str(_STANDARD), name
+    return path, row
 
 
 def _check_file(path: str, flag: str, given: str) -> None:
@@ -168,7 +167,3 @@ def _check_row(path: str, row: str, rows: Mapping[str, Any]) -> None:
     lookup(rows, name, "row")
     if at:
         lookup(dict.fromkeys(scales()), scale, "scale")
-
-
-def _in_words(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

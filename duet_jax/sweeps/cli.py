@@ -1,12 +1,12 @@
-"""Runs the rows of an experiment one after another, and makes a table of them.
+"""Runs the rows of an experiment with several seeds, and makes tables of the results.
 
     python sweep.py --experiment=configs/figure4.py --rows='*-rot,simclr' --seeds=3
 
-Every row is trained and measured with every seed, each by a command of main.py of its
-own. Whatever is finished is skipped, whatever was interrupted goes on, and a row that
-fails does not keep the others from being run: the same command again does the rest. In
-the work directory appear table.md, table.csv, runs.csv and chart.png. Fields can be set
-for all rows that read them: --config.dataset.path=<images>.
+Each row is trained and measured with each seed, by a main.py command of its own.
+Finished runs are skipped, interrupted ones continue, and a row that fails does not stop
+the others: rerun the same command for what is left. The work directory receives
+table.md, table.csv, runs.csv and chart.png. Fields can be set for all rows that read
+them: --config.dataset.path=<images>.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import tqdm
@@ -41,9 +41,9 @@ from duet_jax.sweeps.trial import Trial
 
 _log = logging.getLogger(__name__)
 
-# Until it is looked again whether another sweep has finished a run.
+# Between two looks at a run of another sweep.
 _SECONDS_OF_WAITING = 5.0
-# Without a terminal: after which a run at work is mentioned again.
+# Without a terminal: between two lines on the same run.
 _SECONDS_OF_SILENCE = 300.0
 
 
@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         "--rows", default="*", help="names or patterns, such as 'simclr,*-rot'"
     )
     parser.add_argument(
-        "--seeds", default="1", help="how many, from 0 on; or which: 3,4,7, or 7,"
+        "--seeds",
+        default="1",
+        help="how many, from 0 on; or which ones: 3,4,7, or 7, for a single one",
     )
     parser.add_argument("--scale", default="full", help=" ".join(loading.scales()))
     parser.add_argument(
@@ -72,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--print",
         action="store_true",
-        help="print the command of each run, for a scheduler, and do nothing",
+        help="print the command of each run, for a scheduler, and run nothing",
     )
     return parser
 
@@ -81,59 +83,47 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> list[Trial]:
     """Returns the runs that are asked for, all of them checked.
 
     Raises:
-      UsageError: whatever is wrong with an option, a row or a field.
+      UsageError: something wrong with an option, a row or a field.
     """
     experiment = loading.load_experiment(options.experiment)
-    if options.scale not in loading.scales():
-        raise UsageError(
-            f"--scale={options.scale} is not known; choose one of "
-            f"{', '.join(loading.scales())}."
-        )
+    lookup(dict.fromkeys(loading.scales()), options.scale, "--scale")
     for name in ("workdir", "out"):
         if getattr(options, name) == "":
             raise UsageError(f"--{name}='' must name a directory, or be left out.")
     _check_measures(experiment)
     for override in overrides:
-        _check_override(override)
+        field = program.field_of(override)
+        if field is None:
+            raise UsageError(
+                f"{override} is not a flag of sweep.py; fields are written "
+                "--config.<field>=<value>."
+            )
+        if field == "seed":
+            raise UsageError(f"{override}: choose the seeds with --seeds.")
     seeds = _seeds(options.seeds)
-    rows = _select([*experiment.rows], options.rows)
-    trials = [
-        trial
-        for row in rows
-        for trial in _trials(experiment, row, seeds, options, overrides)
-    ]
+    trials = []
+    for row in _select([*experiment.rows], options.rows):
+        with _of_row(row):
+            trials += _trials(experiment, row, seeds, options, overrides)
     for override in overrides:
         if not any(override in trial.arguments for trial in trials):
             raise UsageError(
-                f"{override} has no effect in any of the rows that are chosen; leave "
-                "it out, or choose others with --rows."
+                f"{override} has no effect in any of the chosen rows; leave it out, or "
+                "choose others with --rows."
             )
     return trials
 
 
 def _check_measures(experiment: loading.Experiment) -> None:
+    where = f"--experiment={experiment.path}: MEASURES"
     for mode, flags in experiment.measures.items():
-        where = f"--experiment={experiment.path}: MEASURES"
-        try:
-            known = lookup(EVALUATORS, mode, "mode").flags
-        except UsageError as error:
-            raise UsageError(f"{where}: {error}") from error
+        known = lookup(EVALUATORS, mode, f"{where}: mode").flags
         for flag in flags:
             if flag not in known:
                 raise UsageError(
                     f"{where}: {mode} has no flag {flag!r}; it has "
                     f"{', '.join(known) or 'none'}."
                 )
-
-
-def _check_override(override: str) -> None:
-    if program.field_of(override) is None:
-        raise UsageError(
-            f"{override} is not a flag of sweep.py; fields are written "
-            "--config.<field>=<value>."
-        )
-    if program.field_of(override) == "seed":
-        raise UsageError(f"{override}: the seeds are chosen with --seeds.")
 
 
 def _select(rows: Sequence[str], patterns: str) -> list[str]:
@@ -162,41 +152,23 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
+@contextlib.contextmanager
+def _of_row(row: str) -> Iterator[None]:
+    """Names the row in a UsageError."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{row}: {error}") from error
+
+
 def _trials(
     experiment: loading.Experiment,
     row: str,
     seeds: Sequence[int],
     options: argparse.Namespace,
     overrides: Sequence[str],
-) -> Iterator[Trial]:
-    """Yields a row with each of the seeds."""
-    try:
-        first = _trial(experiment, row, seeds[0], options, overrides)
-        for seed in seeds:
-            directory = first.directory.with_name(f"seed{seed}")
-            changes = {
-                f"--workdir={first.directory}": f"--workdir={directory}",
-                f"--config.seed={seeds[0]}": f"--config.seed={seed}",
-            }
-            trial = first._replace(
-                seed=seed,
-                config=first.config | {"seed": seed},
-                directory=directory,
-                arguments=tuple(changes.get(each, each) for each in first.arguments),
-            )
-            trial.check()
-            yield trial
-    except UsageError as error:
-        raise UsageError(f"{row}: {error}") from error
-
-
-def _trial(
-    experiment: loading.Experiment,
-    row: str,
-    seed: int,
-    options: argparse.Namespace,
-    overrides: Sequence[str],
-) -> Trial:
+) -> list[Trial]:
+    """Returns a row with each of the seeds, checked."""
     for override in overrides:
         # The images that a row is about may lie in a folder.
         place = override == "--config.dataset.name=folder"
@@ -208,38 +180,55 @@ def _trial(
     name = f"{experiment.path}:{row}"
     if options.scale != "full":
         name += f"@{options.scale}"
-    directory = _workdir(options) / row / f"seed{seed}"
     code = _code(name)
     measures = _measures(experiment, code)
     flags = {k: v for each in measures.values() for k, v in each.items()}
-    arguments = [
-        f"--config={name}",
-        f"--workdir={directory}",
-        f"--config.seed={seed}",
-        *overrides,
+    measuring = [
         f"--mode={','.join(['train', *measures])}",
         *(f"--{flag}={value}" for flag, value in flags.items()),
     ]
-    (_, *arguments), command = program.with_effect(["main.py", *arguments])
-    return Trial(
-        experiment=pathlib.Path(experiment.path).stem,
-        row=row,
-        seed=seed,
-        code=code,
-        config=json.loads(command.config.to_json()),
-        measures=measures,
-        directory=directory,
-        arguments=tuple(arguments),
-    )
+    directory = _workdir(options) / row
+
+    def arguments(seed: int, fields: Sequence[str]) -> tuple[str, ...]:
+        place = f"--workdir={directory / f'seed{seed}'}"
+        return f"--config={name}", place, f"--config.seed={seed}", *fields, *measuring
+
+    # The seeds have a range; the rest is the same for all of them.
+    command, unused = program.read(["main.py", *arguments(max(seeds), overrides)])
+    config = json.loads(command.config.to_json())
+    fields = [each for each in overrides if program.field_of(each) not in unused]
+    trials = [
+        Trial(
+            experiment=pathlib.Path(experiment.path).stem,
+            row=row,
+            seed=seed,
+            code=code,
+            config=config | {"seed": seed},
+            measures=measures,
+            directory=directory / f"seed{seed}",
+            arguments=arguments(seed, fields),
+        )
+        for seed in seeds
+    ]
+    for trial in trials:
+        trial.check()
+    return trials
+
+
+def _code(name: str) -> str:
+    """Returns the augmentation that a row is about; "" for SimCLR without one."""
+    config = loading.load(name)
+    there = config.learned in config.augmentation.stack
+    return config.learned if there or config.method != "simclr" else ""
 
 
 def _measures(experiment: loading.Experiment, code: str) -> dict[str, dict[str, str]]:
-    """Returns what is measured of a row that is about an augmentation, or about none.
+    """Returns the evaluations of a row that is about `code`, which may be "".
 
-    An equivariance is that to the row's augmentation unless the experiment says more.
+    Equivariance is measured for that code unless the experiment names others.
     """
     measures = {mode: dict(flags) for mode, flags in experiment.measures.items()}
-    if not measures.get("equivariance", {"codes": ""}):
+    if measures.get("equivariance") == {}:
         if code:
             measures["equivariance"]["codes"] = code
         else:
@@ -249,19 +238,11 @@ def _measures(experiment: loading.Experiment, code: str) -> dict[str, dict[str, 
 
 def _workdir(options: argparse.Namespace) -> pathlib.Path:
     default = f"runs/{pathlib.Path(options.experiment).stem}"
-    given = default if options.workdir is None else options.workdir
-    return files.local(given, "--workdir")
-
-
-def _code(name: str) -> str:
-    """Returns the augmentation that a row is about; "" for SimCLR's without one."""
-    config = loading.load(name)
-    there = config.learned in config.augmentation.stack
-    return config.learned if there or config.method != "simclr" else ""
+    return files.local(options.workdir or default, "--workdir")
 
 
 class _Overview:
-    """Says how far the sweep is: a bar on a terminal, and lines anywhere."""
+    """Shows the progress of a sweep: a bar on a terminal, and lines anywhere."""
 
     def __init__(self, trials: Sequence[Trial]):
         self._trials, self._total, self._failed = trials, len(trials), 0
@@ -276,84 +257,75 @@ class _Overview:
             leave=False,
         )
 
-    def left(self, share: float = 0.0) -> str:
-        """Returns the time that the rest will take, from what was done so far."""
+    def _left(self, share: float) -> str:
+        """Returns the time left, from the pace so far."""
         done = self._done + share - self._before
         if done <= 0:
             return "?"
         pace = (time.monotonic() - self._began) / done
         return duration(pace * (self._total - self._done - share))
 
-    def started(self, trial: Trial) -> None:
-        """Says what is run now."""
-        self._say(f"{trial.name}  started, {trial.log}")
-
-    def waiting(self, trial: Trial) -> None:
-        """Says that another process is at a run."""
-        self._say(f"{trial.name}  another process is at it; waiting for its end")
-
     def show(self, trial: Trial, share: float) -> None:
-        """Shows the run at work, and how much of its training is done."""
+        """Shows the run at work, and the share of its training that is done."""
         epoch = f"epoch {share * trial.epochs:.0f}/{trial.epochs}"
-        self._bar.set_description_str(f"{self.left(share)} left  {trial.name}  {epoch}")
+        left = self._left(share)
+        self._bar.set_description_str(f"{left} left  {trial.name}  {epoch}")
         silent = time.monotonic() - self._spoken
         if self._bar.disable and silent > _SECONDS_OF_SILENCE:
-            self._say(f"{trial.name}  {epoch}", share)
+            self.say(trial, epoch, share)
+
+    def say(self, trial: Trial, text: str, share: float = 0.0) -> None:
+        """Prints a line about a run."""
+        self._spoken = time.monotonic()
+        place = f"{self._done} of {self._total}, {self._left(share)} left"
+        _log.info("[%s] %s  %s", place, trial.name, text)
 
     def finished(self, trial: Trial) -> None:
-        """Says what was found."""
+        """Reports the results of a run."""
         self._count()
         found = [
-            f"{tables.measure_of(name).title.removesuffix(' [%]')} "
-            f"{tables.shown([value], percent=tables.measure_of(name).percent)}"
+            f"{tables.measure_of(name).name} {tables.measure_of(name).shown([value])}"
             for name, value in trial.found().items()
         ]
         seconds = trial.record().get("seconds")
-        taken = [] if seconds is None else [duration(seconds)]
-        self._say("  ".join([trial.name, *found, *taken]))
+        if seconds is not None:
+            found.append(duration(seconds))
+        self.say(trial, "  ".join(found))
 
     def failed(self, trial: Trial) -> None:
-        """Says why; the sweep goes on."""
+        """Reports why a run failed; the sweep continues."""
         self._failed += 1
         self._count()
-        self._say(f"{trial.name}  failed: {_error(trial)}")
+        self.say(trial, f"failed: {_error(trial)}")
 
     def _count(self) -> None:
-        """Looks how many runs have ended, whoever has run them."""
+        """Counts the runs that have ended, whichever sweep ran them."""
         left = len(runner.unfinished(self._trials)) - self._failed
         self._done = self._total - left
         self._bar.update(self._done - self._bar.n)
-
-    def _say(self, text: str, share: float = 0.0) -> None:
-        self._spoken = time.monotonic()
-        left = self.left(share)
-        _log.info("[%d of %d, %s left] %s", self._done, self._total, left, text)
 
     def close(self) -> None:
         """Removes the bar."""
         self._bar.close()
 
 
-def _check_images(trial: Trial) -> None:
-    try:
-        trial.check_images()
-    except UsageError as error:
-        raise UsageError(f"{trial.row}: {error}") from error
-
-
 def _error(trial: Trial) -> str:
-    """Returns what a run that failed has said last."""
+    """Returns the last message of a failed run."""
     return trial.record().get("error") or f"not complete; see {trial.log}"
 
 
-def perform(trials: Sequence[Trial], stop: runner.Stop) -> Iterator[Trial]:
-    """Runs what is not finished, and yields each run that has ended.
+def perform(
+    trials: Sequence[Trial], stop: runner.Stop, ended: Callable[[], None]
+) -> None:
+    """Runs what is not finished; those that another process runs come last.
 
-    A run that another process is at comes last, and is waited for.
+    Args:
+      trials: of the sweep.
+      stop: receives signals.
+      ended: called after each run.
     """
-    overview = _Overview(trials)
     waiting, told = runner.unfinished(trials), False
-    try:
+    with contextlib.closing(_Overview(trials)) as overview:
         while waiting and not stop.signal:
             before, waiting = waiting, []
             for trial in before:
@@ -364,20 +336,18 @@ def perform(trials: Sequence[Trial], stop: runner.Stop) -> Iterator[Trial]:
                         waiting.append(trial)
                         continue
                     _perform(trial, claim, stop, overview)
-                yield trial
+                ended()
             if waiting == before:
                 if not told:
-                    overview.waiting(waiting[0])
+                    overview.say(waiting[0], "waiting for another process to end it")
                 told = True
                 overview.show(waiting[0], waiting[0].share)
                 time.sleep(_SECONDS_OF_WAITING)
-    finally:
-        overview.close()
 
 
 def _perform(trial: Trial, claim: int, stop: runner.Stop, overview: _Overview) -> None:
     if not trial.finished:
-        overview.started(trial)
+        overview.say(trial, f"started, {trial.log}")
         runner.run(trial, claim, stop, lambda share: overview.show(trial, share))
     if trial.finished:
         overview.finished(trial)
@@ -389,8 +359,8 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Does what the command line asks for, and returns the exit status.
 
     Raises:
-      UsageError: whatever the user can put right, before anything is run.
-      OSError: the work directory or the tables cannot be written any more.
+      UsageError: something the user can fix, before anything is run.
+      OSError: the work directory or the tables can no longer be written.
     """
     trials = plan(options, overrides)
     if options.print:
@@ -398,13 +368,14 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             print(trial.command)
         return 0
     out = _workdir(options)
+    workdir.check_writable(out, "--workdir")
     if options.out is not None:
         out = files.local(options.out, "--out")
-    workdir.check_writable(_workdir(options), "--workdir")
-    workdir.check_writable(out, "--workdir" if options.out is None else "--out")
+        workdir.check_writable(out, "--out")
     about = f"`{shlex.join(['python', 'sweep.py', *options.given])}`"
     for trial in trials:
-        _check_images(trial)
+        with _of_row(trial.row):
+            trial.check_images()
     count = f"{len(trials)} run{'s' if len(trials) > 1 else ''}"
     _log.info("%s, %d to do", count, len(runner.unfinished(trials)))
 
@@ -412,11 +383,10 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         tables.write(tables.collect(trials), out, scale=options.scale, about=about)
 
     with runner.Stop() as stop:
-        for _ in perform(trials, stop):
-            write()
+        perform(trials, stop, write)
         write()
     if stop.signal:
-        _log.info("stopped; the same command goes on")
+        _log.info("stopped; the same command continues")
         return 128 + stop.signal
     left = runner.unfinished(trials)
     _log.info("tables in    %s", out)
@@ -429,7 +399,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     prepare_streams()
     log_to_terminal(logging.INFO)
-    # Nothing is computed here, and no accelerator is taken from those who do.
+    # This process computes nothing; the runs need the accelerators.
     jax.config.update("jax_platforms", "cpu")
     try:
         options, overrides = _parser().parse_known_args(argv[1:])
@@ -440,8 +410,10 @@ def main(argv: Sequence[str]) -> int:
     except (argparse.ArgumentError, UsageError) as error:
         text, status = str(error), 2
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        text, status = f"{place}{error.strerror or error}; put that right, and go on", 1
+        text, status = error.strerror or str(error), 1
+        if error.filename:
+            text = f"{error.filename}: {text}"
+        text += "; fix this and rerun the same command"
     except KeyboardInterrupt:  # while the rows were checked
         return 130
     print(f"error: {printable(text)}", file=sys.stderr)

@@ -1,12 +1,11 @@
-"""Runs the trials of a grid, each in a process of its own."""
+"""Runs the trials of a sweep, each in a process of its own."""
 
-import contextlib
 import pathlib
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from duet_jax.runtime.terminal import printable
 from duet_jax.sweeps.trial import Trial
@@ -16,19 +15,19 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class Stop:
-    """Remembers a SIGINT or SIGTERM, and hands it on to the command that runs.
+    """Remembers a SIGINT or SIGTERM, and ends the running command.
 
     Attributes:
-      signal: the first that came, or None.
+      signal: the first one received, or None.
+      process: the command.
     """
 
     def __init__(self) -> None:
-        """Nothing has come."""
         self.signal: int | None = None
-        self._process: subprocess.Popen | None = None
+        self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> "Stop":
-        """Takes the place of what the program does at these signals."""
+        """Replaces the signal handlers of the program."""
         self._wakeup = signal.set_wakeup_fd(-1)
         self._before = {
             each: signal.signal(each, self._take)
@@ -37,37 +36,26 @@ class Stop:
         return self
 
     def __exit__(self, *_) -> None:
-        """Puts it back."""
+        """Restores them."""
         signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
     def _take(self, number: int, _) -> None:
         self.signal = self.signal or number
-        # The first lets a training save its state; a second ends it at once.
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-
-    @contextlib.contextmanager
-    def passed_to(self, process: subprocess.Popen) -> Iterator[None]:
-        """Hands on to `process` what comes while inside."""
-        self._process = process
-        try:
-            if self.signal:
-                process.send_signal(signal.SIGTERM)
-            yield
-        finally:
-            self._process = None
+        # The first one lets a training save its state; a second one ends it at once.
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
 
 
 def run(trial: Trial, claim: int, stop: Stop, look: Callable[[float], None]) -> None:
-    """Runs the command of a trial, from where it was left, and notes how it ended.
+    """Runs or resumes a trial, and records how it ended.
 
     Args:
-      trial: to be run.
-      claim: the file of `Trial.claimed`.
-      stop: hears of signals.
-      look: called every now and then with the share of the training that is done.
+      trial: to run.
+      claim: file descriptor from `Trial.claimed`.
+      stop: receives signals.
+      look: called about every second with the share of the training that is done.
     """
     began = time.monotonic()
     record = trial.record()
@@ -75,7 +63,7 @@ def run(trial: Trial, claim: int, stop: Stop, look: Callable[[float], None]) -> 
     trial.write(
         status=None,
         error="",
-        # A start whose end nobody has seen: its seconds are lost.
+        # A sweep that was killed has not recorded the seconds of its run.
         lost=record.get("lost", False) or record.get("status", 0) is None,
         commits=[*dict.fromkeys([*record.get("commits", []), commit()])],
     )
@@ -89,25 +77,26 @@ def _run(trial: Trial, claim: int, stop: Stop, look: Callable[[float], None]) ->
     with trial.log.open("ab") as log:
         log.write(f"$ {trial.command}\n".encode())
         log.flush()
-        process = subprocess.Popen(
+        stop.process = process = subprocess.Popen(
             [sys.executable, str(_ROOT / "main.py"), *trial.arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             pass_fds=(claim,),
-            # Ctrl-C goes to this process alone, which hands it on once.
+            # Ctrl-C reaches this process alone, which forwards it once.
             start_new_session=True,
         )
-        with stop.passed_to(process):
-            while True:
-                try:
-                    return process.wait(_SECONDS_BETWEEN_LOOKS)
-                except subprocess.TimeoutExpired:
-                    look(trial.share)
+        if stop.signal:  # before there was a process
+            process.send_signal(signal.SIGTERM)
+        while True:
+            try:
+                return process.wait(_SECONDS_BETWEEN_LOOKS)
+            except subprocess.TimeoutExpired:
+                look(trial.share)
 
 
 def _last_line(log: pathlib.Path, status: int) -> str:
-    """Returns what a command that failed has said last."""
+    """Returns the last line of a failed command."""
     if status < 0:
         return f"ended by {signal.Signals(-status).name}; see {log}"
     lines = log.read_text(errors="replace").splitlines()
@@ -117,22 +106,16 @@ def _last_line(log: pathlib.Path, status: int) -> str:
 
 
 def commit() -> str:
-    """Returns the version of this code, with a + after changes; "" if unknown."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(_ROOT), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise OSError(done.stderr)
-        return done.stdout.strip()
-
+    """Returns the git commit, with a + if files have changed; "" if unknown."""
+    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty=+"]
+    command.append("--exclude=*")  # the commit, and not a tag
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
-    except OSError:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
         return ""
+    return done.stdout.strip()
 
 
 def unfinished(trials: Sequence[Trial]) -> list[Trial]:
-    """Returns the trials that are still to be run, or to be run again."""
+    """Returns the trials that are still to run, or to run again."""
     return [trial for trial in trials if not trial.finished]

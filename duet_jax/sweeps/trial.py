@@ -1,9 +1,9 @@
-"""Cells of a grid: a row of an experiment with one seed, and how far it has come.
+"""A row of an experiment with one seed, and how far it has come.
 
-A trial is one command of `main.py`, which trains a row with a seed and measures it.
-Whether that is done is seen in its work directory, `<workdir>/<row>/seed<n>/`, whoever
-has done it. Beside that lie what the sweep's commands printed,
-`seed<n>.<experiment>.log`, and what a sweep knows of them, `seed<n>.<experiment>.json`.
+A trial is one command of `main.py`, which trains a row with a seed and measures it. Its
+work directory, `<workdir>/<row>/seed<n>/`, tells whether that is done, whichever
+process did it. Beside it are the output of the sweep's commands,
+`seed<n>.<experiment>.log`, and the sweep's record of them, `seed<n>.<experiment>.json`.
 """
 
 import contextlib
@@ -25,8 +25,12 @@ from duet_jax.types import Identity, same_images
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
-# What reading files that somebody may have changed can raise; a UsageError as well.
+# What reading a file can raise that someone may have changed; includes UsageError.
 _ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+
+
+# By name, path and cache directory of the data set.
+_identities: dict[tuple[str, str, str], Identity | None] = {}
 
 
 class Trial(NamedTuple):
@@ -34,12 +38,12 @@ class Trial(NamedTuple):
 
     Attributes:
       experiment: name of its file.
-      row: its name.
+      row: name of the row.
       seed: of everything random.
       code: the augmentation that the row is about; "" if about none.
-      config: of its training, resolved, as in a `config.json`.
-      measures: the evaluations that follow it, in order, and their flags.
-      directory: of its run.
+      config: of the training, resolved, as in a `config.json`.
+      measures: flags by evaluation, in the order in which they follow the training.
+      directory: of the run.
       arguments: of `main.py`.
     """
 
@@ -54,29 +58,29 @@ class Trial(NamedTuple):
 
     @property
     def method(self) -> str:
-        """Duet, simclr or essl."""
+        """The name of the method, such as duet."""
         return self.config["method"]
 
     @property
     def epochs(self) -> int:
-        """Of its training."""
+        """Number of training epochs."""
         return self.config["epochs"]
 
     @property
     def name(self) -> str:
-        """As it is called on the terminal."""
+        """The name of the trial on the terminal."""
         return f"{self.row} seed {self.seed}"
 
     @property
     def command(self) -> str:
-        """As a person would type it in the current directory."""
+        """The command as a person would type it in the current directory."""
         here = pathlib.Path.cwd() == _ROOT
         program = "main.py" if here else str(_ROOT / "main.py")
         return shlex.join(["python", program, *self.arguments])
 
     @property
     def log(self) -> pathlib.Path:
-        """What it prints."""
+        """The file with the output of the command."""
         return self._beside("log")
 
     def _beside(self, suffix: str) -> pathlib.Path:
@@ -84,9 +88,9 @@ class Trial(NamedTuple):
         return self.directory.with_name(name)
 
     def record(self) -> dict[str, Any]:
-        """Returns what sweeps know of it: the entries that `write` was given.
+        """Returns the entries that sweeps have written with `write`.
 
-        Nothing if its work directory is gone, or if it is damaged.
+        Empty if the work directory is gone, or the record is damaged.
         """
         try:
             record = json.loads(self._beside("json").read_text())
@@ -107,21 +111,27 @@ class Trial(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether it is trained and measured, by whatever process."""
+        """True if it is trained and measured, by whatever process."""
         try:
-            last = loggers.read_rows(self.directory / "metrics.jsonl")[-1]
-            trained = last["split"] == "test" and last["epoch"] >= self.epochs
-            steps = [last["step"]] * len(self.measures)
-            measured = all(map(self._measured, self.measures, steps))
-            whole = bool(self.found() and self.facts())
-            done = trained and measured and whole and not self.differences()
-            return done and self._of_these_images()
+            last = self._rows()[-1]
+            return bool(
+                last["split"] == "test"
+                and last["epoch"] >= self.epochs
+                and all(self._is_measured(mode, last["step"]) for mode in self.measures)
+                and self.found()
+                and self.facts()
+                and not self._differences()
+                and self._has_these_images()
+            )
         except _ODD:
             return False
 
-    def _measured(self, mode: str, step: int) -> bool:
-        """Whether it was measured at that step, in the way that is asked for."""
-        found, known = self.result(mode), checks.flat(self.config)
+    def _rows(self) -> list[dict[str, Any]]:
+        return loggers.read_rows(self.directory / "metrics.jsonl")
+
+    def _is_measured(self, mode: str, step: int) -> bool:
+        """Returns True if it was measured at that step, with the flags and fields."""
+        found, known = self.result(mode), dict(checks.fields(self.config))
         asked = {name: known[name] for name in EVALUATORS[mode].fields}
         flags = self.measures[mode].items()
         return (
@@ -130,8 +140,8 @@ class Trial(NamedTuple):
             and asked.items() <= found["settings"].items()
         )
 
-    def _of_these_images(self) -> bool:
-        """Whether it was trained and measured on the images as they are now.
+    def _has_these_images(self) -> bool:
+        """Returns True if it was trained and measured on the images as they are now.
 
         Raises:
           UsageError: some of them are gone, or cannot be read.
@@ -151,27 +161,27 @@ class Trial(NamedTuple):
         )
 
     def _identity(self, name: str, path: str) -> Identity | None:
-        return _identify(name, path, self.config["dataset"]["cache_dir"])
+        """Returns which images a data set holds; read once per process.
 
-    def differences(self) -> list[str]:
-        """Lists what its work directory was trained with otherwise; empty if nothing.
-
-        Raises:
-          OSError: there is no configuration.
-          ValueError: it is damaged.
+        None for a data set that the first run has to prepare.
         """
+        key = name, path, self.config["dataset"]["cache_dir"]
+        if _identities.get(key) is None:
+            _identities[key] = data.identify(name, path=path, cache_dir=key[2])
+        return _identities[key]
+
+    def _differences(self) -> list[str]:
+        """Lists the fields in which the run in the work directory differs."""
         config = json.loads((self.directory / "config.json").read_text())
-        if not isinstance(config, dict):
-            raise ValueError("config.json is no JSON object")
         return checks.differences(config, self.config)
 
     def check_images(self) -> None:
-        """Raises a UsageError where its images are gone, or not those of its run."""
+        """Raises a UsageError if the images are gone, or are not those of the run."""
         dataset = self.config["dataset"]
         now = self._identity(dataset["name"], dataset["path"])
         try:
             before = workdir.load_facts(self.directory).identity
-        except UsageError:  # a run that has not begun, or will write it again
+        except UsageError:  # the run has not begun, or will write the file again
             return
         started = workdir.is_started(self.directory)
         if now is not None and started and not same_images(before, now):
@@ -182,10 +192,10 @@ class Trial(NamedTuple):
             )
 
     def check(self) -> None:
-        """Raises a UsageError where its directory holds another run."""
+        """Raises a UsageError if the directory holds another run."""
         try:
-            changed = self.differences()
-        except (OSError, ValueError):
+            changed = self._differences()
+        except _ODD:  # the run has not begun, or will write the file again
             return
         if changed and workdir.is_started(self.directory):
             raise UsageError(
@@ -194,94 +204,75 @@ class Trial(NamedTuple):
             )
 
     def result(self, mode: str) -> dict[str, Any]:
-        """Returns what one of its evaluations has left in `eval/`."""
+        """Returns the stored result of an evaluation."""
         name = workdir.result_name(mode, self.measures[mode])
         return json.loads((self.directory / "eval" / f"{name}.json").read_text())
 
     def found(self) -> dict[str, float]:
-        """Returns what was measured, by measure; see `results.MEASURES`."""
-        rows = loggers.read_rows(self.directory / "metrics.jsonl")
+        """Returns the results by measure; see `tables.MEASURES`."""
+        results = {mode: self.result(mode)["results"] for mode in self.measures}
         found = {
-            mode: _top1(self.result(mode)["results"])
+            mode: _top1(results[mode])
             for mode in ("linear_probe", "knn")
-            if mode in self.measures
+            if mode in results
         }
-        tests = [row["online_top1"] for row in rows if row["split"] == "test"]
+        tests = [row["online_top1"] for row in self._rows() if row["split"] == "test"]
         found["online"] = tests[-1]
-        if "equivariance" in self.measures and self.code:
-            found |= _of_code(self.result("equivariance")["results"][self.code])
-        if "transfer" in self.measures:
-            for name, probe in self.result("transfer")["results"].items():
-                found[name] = _top1(probe)
+        if "equivariance" in results and self.code:
+            found |= _of_code(results["equivariance"][self.code])
+        for name, probe in results.get("transfer", {}).items():
+            found[name] = _top1(probe)
         return {k: float(value) for k, value in found.items() if value is not None}
 
     def facts(self) -> dict[str, str]:
-        """Returns what was run, on what and where, in words; of a finished trial."""
+        """Describes a finished trial: images, epochs, hardware and version."""
         images = json.loads((self.directory / "dataset.json").read_text())
-        evaluations = [self.result(mode) for mode in self.measures]
+        first = next(iter(self.measures), None)
         return {
             "data": f"{images['name']}, {images['num_train']:,} images",
             "epochs": str(self.epochs),
-            "hardware": evaluations[0]["device"] if evaluations else "-",
+            "hardware": self.result(first)["device"] if first else "-",
             "commit": " ".join(self.record().get("commits", [])) or "-",
         }
 
     @property
     def share(self) -> float:
-        """How much of its training is done, from 0 to 1."""
+        """The share of the training that is done, from 0 to 1."""
         try:
-            last = loggers.read_rows(self.directory / "metrics.jsonl")[-1]
-            return min(1.0, last["epoch"] / self.epochs)
+            return min(1.0, self._rows()[-1]["epoch"] / self.epochs)
         except _ODD:
             return 0.0
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[int | None]:
-        """Keeps other sweeps from this trial, and gives the file that holds the claim.
+        """Keeps other sweeps from this trial, and yields the file that holds the claim.
 
-        A process that inherits the file holds the claim as well, until its end, should
-        this one be killed. None if another process has it, or trains there.
+        A process that inherits the file keeps the claim until it ends, even if this one
+        is killed. Yields None if another process has the claim, or trains there.
         """
         self.directory.parent.mkdir(parents=True, exist_ok=True)
         with self.directory.with_name(f".{self.directory.name}.lock").open("w") as file:
             taken = workdir.is_in_use(self.directory)
             with contextlib.suppress(OSError):  # a file system without locks
                 try:
-                    # Not `lockf`: this one a process hands on to those it starts.
+                    # Not `lockf`, whose locks are not inherited by child processes.
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     taken = True
             yield None if taken else file.fileno()
 
 
-_identities: dict[tuple[str, str, str], Identity] = {}
-
-
-def _identify(name: str, path: str, cache_dir: str) -> Identity | None:
-    """Returns which images a set holds, looked at once a process.
-
-    None for a set that the first run is to prepare.
-    """
-    key = (name, path, cache_dir)
-    if key not in _identities:
-        found = data.identify(name, path=path, cache_dir=cache_dir)
-        if found is None:
-            return None
-        _identities[key] = found
-    return _identities[key]
-
-
-def _top1(found: Mapping[str, Any]) -> float:
-    """Returns the accuracy on the full features; a mean where there are repeats."""
-    top1 = found["representations"]["full"]["top1"]
+def _top1(results: Mapping[str, Any]) -> float:
+    """Returns the accuracy on the full features, averaged over repeats."""
+    top1 = results["representations"]["full"]["top1"]
     return statistics.fmean(top1) if isinstance(top1, list) else top1
 
 
-def _of_code(found: Mapping[str, Any]) -> dict[str, float]:
-    """Returns how well the parameter is read off the full features, and off bins."""
-    regression = found["regression"]["full"]
+def _of_code(results: Mapping[str, Any]) -> dict[str, float]:
+    """Returns how well the parameter is predicted from the full features and bins."""
+    regression = results["regression"]["full"]
     names = {"accuracy": "read_level", "r_squared": "read_r2"}
     values = {names[key]: regression[key] for key in names if key in regression}
-    if "divergence" in found:
-        values["divergence"] = found["divergence"]["mean"]
+    if "divergence" in results:
+        values["divergence"] = results["divergence"]["mean"]
     return values

@@ -9,7 +9,7 @@ from duet_jax.config import build
 from duet_jax.methods import METHODS, Method
 from duet_jax.types import DatasetFacts
 
-DATA = DatasetFacts("tiny", 16, 1, ("a", "b", "c"), 0, 0)
+DATA = DatasetFacts("tiny", 16, 1, ("0", "1", "2"), 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -230,7 +230,7 @@ def test_the_readme_example_of_the_reference():
         "compute_dtype": "float32",
     }
     assert {name: flat(config)[name] for name in expected} == expected
-    data = DatasetFacts("cifar10", 36, 3, tuple("0123456789"), 0, 0)
+    data = DatasetFacts("cifar10", 36, 3, tuple("0123456789"), 50_000, 10_000)
     method = build.make_method(config, data)
     assert (method.target, method.target_width) == ("von_mises", 3.0)
     assert (method.num_bins, method.structure_weight) == (8, 1000.0)

@@ -84,7 +84,7 @@ ARGUMENTS = st.one_of(
     st.builds("--config.{}".format, NAMES),
     st.builds("--noconfig.{}".format, NAMES),
     st.builds("--config.{}{}".format, NAMES, VALUES),
-    st.builds("--{}={}".format, st.sampled_from([*cli._FLAGS, "debug"]), VALUES),
+    st.builds("--{}={}".format, st.sampled_from([*cli.FLAGS, "debug"]), VALUES),
     st.sampled_from(["--", "-", "---", "--=", "--config", "--config.", "--no"]),
     st.sampled_from(["--flagfile=/dev/zero", "--undefok=x", "--mode", "--helpfull"]),
     st.sampled_from(["--mode=knn", "--mode=benchmark", "--mode=train"]),

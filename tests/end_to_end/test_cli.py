@@ -110,7 +110,7 @@ REFUSED = {
     ),
     "directory": (["--config=."], ["--config=. is not a file", "configs/smoke.py"]),
     "empty file name": (["--config="], ["--config= is not a file", "configs/base.py"]),
-    "file name left out": (["--config"], ["--config= is not a file"]),
+    "file name left out": (["--config"], ["--config", "value"]),
     # types
     "word for a whole number": (
         ["--config.epochs=many"],
@@ -660,7 +660,7 @@ def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys):
 
     monkeypatch.setitem(cli.PROGRAMS, "train", interrupt)
     assert cli.main(["main.py", SMOKE]) == 130
-    assert capsys.readouterr().err.startswith("stopped; the same command goes on")
+    assert capsys.readouterr().err.startswith("stopped; the same command continues")
 
 
 def test_want_of_memory_is_one_line(monkeypatch, capsys):
@@ -686,8 +686,8 @@ def test_a_lost_process_is_one_line(monkeypatch, capsys, kind):
     assert cli.main(["main.py", SMOKE]) == 1
     assert capsys.readouterr().err == (
         "error: another process of this job is gone (UNKNOWN: Gloo failed Connection "
-        "closed); see what the others say, then the same command goes on from the "
-        "newest checkpoint.\n"
+        "closed); see the messages of the others, then the same command continues from "
+        "the newest checkpoint.\n"
     )
 
 

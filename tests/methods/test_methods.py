@@ -22,8 +22,7 @@ from duet_jax.types import DatasetFacts, View
 
 BATCH = 12
 SIDE = 16
-CLASSES = ("a", "b", "c")
-DATA = {n: DatasetFacts("tiny", SIDE, n, CLASSES, 0, 0) for n in (1, 3)}
+DATA = {c: DatasetFacts("tiny", SIDE, c, ("0", "1", "2"), 0, 0) for c in (1, 3)}
 
 # What each method does with each code: None where it trains, else what it says.
 TRAINS = None

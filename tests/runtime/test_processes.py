@@ -54,7 +54,7 @@ def test_a_job_that_loses_a_process_ends_and_goes_on(tmp_path, uninterrupted):
         job.processes[-1].kill()
         assert job.wait(0, 60) == 1, job.log(0)
         assert "another process of this job is gone" in job.log(0)
-        assert "goes on from the newest checkpoint" in job.log(0)
+        assert "continues from the newest checkpoint" in job.log(0)
         assert "Traceback" not in job.log(0)
     rows, job = finished(workdir, 1, **LONG)
     assert "continuing   from the checkpoint of step" in job.log(0)

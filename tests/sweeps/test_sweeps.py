@@ -196,7 +196,7 @@ def test_the_tables_hold_what_was_measured(swept):
     assert [float(x["linear_probe"]) for x in lines if x["row"] == "duet-rot"] == tops
     text = (runs / "table.md").read_text()
     assert "figure4, scale tiny" in text
-    mean = tables.shown(tops, percent=True)
+    mean = tables.MEASURES["linear_probe"].shown(tops)
     assert f"| rot |  | {mean} |" in text  # method x case
     assert shlex.join(["python", "sweep.py", *swept["arguments"]]) in text
     assert (runs / "chart.png").stat().st_size > 1000
@@ -386,7 +386,7 @@ REFUSED = {
     ),
     "what no row reads": (
         [ROWS_OF_4, "--rows=simclr*", "--config.essl.hidden=7"],
-        ["--config.essl.hidden=7 has no effect in any of the rows"],
+        ["--config.essl.hidden=7 has no effect in any of the chosen rows"],
     ),
     "an empty place": ([ROWS_OF_4, "--workdir="], ["--workdir=''"]),
     "a bucket": ([ROWS_OF_4, "--workdir=gs://b"], ["--workdir=gs://b is an address"]),
@@ -481,32 +481,45 @@ def cell_of(workdir, *arguments, name="r", method="duet"):
     return Trial("x", name, 0, "rot", config, {}, workdir, arguments)
 
 
-def row(name, method, values, failed=None):
+FACTS = dict.fromkeys(("data", "epochs", "hardware", "commit"), "known")
+
+
+def row(name, method, *found, failed=""):
+    """A row with the values of its finished seeds, or one that has failed."""
     trial = cell_of(pathlib.Path("none/seed0"), name=name, method=method)
-    case = tables.case_of(name, method)
-    return tables.Row(name, method, case, (trial,), 1, values, {}, None, failed or {})
+    runs = [tables.Run(trial, True, values, FACTS, {}) for values in found]
+    if failed:
+        runs.append(tables.Run(trial, False, {}, {}, {"error": failed}))
+    return tables.make_row(runs)
 
 
-def test_names_of_cases():
-    assert tables.case_of("simclr", "simclr") == ""
-    assert tables.case_of("duet-rot", "duet") == "rot"
-    assert tables.case_of("cifar10-duet-rot", "duet") == "cifar10-rot"
-    assert tables.case_of("lambda-10", "duet") == "lambda-10"
+@pytest.mark.parametrize(
+    ("name", "method", "case"),
+    [
+        ("simclr", "simclr", ""),
+        ("duet-rot", "duet", "rot"),
+        ("cifar10-duet-rot", "duet", "cifar10-rot"),
+        ("lambda-10", "duet", "lambda-10"),
+    ],
+)
+def test_names_of_cases(name, method, case):
+    assert row(name, method, {}).case == case
 
 
 def test_how_numbers_are_shown():
-    assert tables.shown([0.5, 0.7], percent=True) == "60.0 ± 14.1"
-    assert tables.shown([0.5], percent=True) == "50.0"
-    assert tables.shown([0.1234, 0.1236], percent=False) == "0.123 ± 0.000"
-    assert tables.shown([], percent=True) == "-"
+    percent, plain = tables.MEASURES["knn"], tables.MEASURES["divergence"]
+    assert percent.shown([0.5, 0.7]) == "60.0 ± 14.1"
+    assert percent.shown([0.5]) == "50.0"
+    assert plain.shown([0.1234, 0.1236]) == "0.123 ± 0.000"
+    assert percent.shown([]) == "-"
 
 
 def test_the_table_for_people():
     rows = [
-        row("simclr", "simclr", {"linear_probe": [0.25, 0.75]}),
-        row("simclr-rot", "simclr", {"linear_probe": [0.5], "read_r2": [0.125]}),
-        row("duet-rot", "duet", {"mnist": [0.9], "linear_probe": [1.0]}),
-        row("duet-hue", "duet", {}, {0: "error: no"}),
+        row("simclr", "simclr", {"linear_probe": 0.25}, {"linear_probe": 0.75}),
+        row("simclr-rot", "simclr", {"linear_probe": 0.5, "read_r2": 0.125}, {}),
+        row("duet-rot", "duet", {"mnist": 0.9, "linear_probe": 1.0}),
+        row("duet-hue", "duet", failed="error: no"),
     ]
     lines = tables.as_markdown(rows, "title", "about").splitlines()
     assert lines[:3] == ["# title", "", "about"]
@@ -514,7 +527,7 @@ def test_the_table_for_people():
         "| linear probe [%] | simclr | duet |",
         "|---|---|---|",
         "| (none) | 50.0 ± 35.4 |  |",
-        "| rot | 50.0 | 100.0 |",
+        "| rot | 50.0 (n = 1) | 100.0 |",
         "| hue |  | - |",
         "",
     ]
@@ -526,7 +539,7 @@ def test_the_table_for_people():
 
 
 def test_one_method_needs_no_matrix():
-    text = tables.as_markdown([row("lambda-1", "duet", {"knn": [0.5]})], "t", "a")
+    text = tables.as_markdown([row("lambda-1", "duet", {"knn": 0.5})], "t", "a")
     assert text.splitlines()[4].startswith("| row |")
 
 

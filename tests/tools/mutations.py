@@ -495,13 +495,13 @@ MUTATIONS: list[Mutation] = [
         "sweeps/tables.py",
         (
             "deviation of the population",
-            "{scale * statistics.stdev(values)",
-            "{scale * statistics.pstdev(values)",
+            "statistics.stdev(values) if",
+            "statistics.pstdev(values) if",
         ),
         (
             "shares are no per cent",
-            "scale, digits = (100, 1) if percent",
-            "scale, digits = (1, 1) if percent",
+            "scale, digits = (100, 1) if self.percent",
+            "scale, digits = (1, 1) if self.percent",
         ),
     ),
     *_rows(
