@@ -318,7 +318,6 @@ def _explained(error: flags.Error) -> UsageError:
     names = (*FLAGS, "debug")
     text, guess = " ".join(str(error).split()), ""
     if isinstance(error, flags.UnrecognizedFlagError):
-        text = f"{error.flagname!r} is not a flag"
         guess = suggestion(error.flagname, names)
     return UsageError(f"{text}; the flags are --{', --'.join(names)}.{guess}")
 

@@ -411,6 +411,10 @@ REFUSED = {
     "seeds": ([ROWS_OF_4, "--seeds=many"], ["--seeds=many"]),
     "no seeds": ([ROWS_OF_4, "--seeds=0"], ["--seeds=0"]),
     "a seed twice": ([ROWS_OF_4, "--seeds=1,1"], ["--seeds=1,1"]),
+    "a seed too large": (
+        [ROWS_OF_4, "--seeds=1,9999999999"],
+        ["config.seed=9999999999 must be from 0"],
+    ),
     "flag": ([ROWS_OF_4, "--row=x"], ["--row=x"]),
     "seed": ([ROWS_OF_4, "--config.seed=3"], ["--seeds"]),
     "field": (
