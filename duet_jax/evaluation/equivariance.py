@@ -22,12 +22,12 @@ from duet_jax import figures, losses
 from duet_jax.augmentations import (
     LEARNABLE,
     Augmentation,
-    Frame,
     Stack,
     measuring_stack,
     normalize,
     to_float,
 )
+from duet_jax.augmentations.record import Frame
 from duet_jax.errors import UsageError, lookup
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.result import Result, Table, percent
