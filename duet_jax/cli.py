@@ -421,7 +421,7 @@ def _message(error: BaseException, command: Command | None) -> tuple[str, int] |
 
 def _remedy(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "make room"
+        return "free some space"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "change its permissions, or choose another place"
     return "fix this"

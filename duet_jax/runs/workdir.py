@@ -188,8 +188,8 @@ def writing(place: pathlib.Path, flag: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(
-            f"{flag}: {place} cannot be written ({error.strerror or error}); make "
-            "room, or choose another place."
+            f"{flag}: {place} cannot be written ({error.strerror or error}); free "
+            "some space, or choose another place."
         ) from error
 
 

@@ -263,13 +263,13 @@ CASES = {
         TRAIN,
         _anew(),
         {"largest_file": 3_000, "told": 99, "begun": True, "status": 1},
-        ["run: File too large", "make room", "the same command"],
+        ["run: File too large", "free some space", "the same command"],
     ),
     "a disk without room for a checkpoint": (
         (*TRAIN, "--config.epochs=3"),
         _anew(),
         {"largest_file": 25_000, "told": 99, "begun": True, "status": 1},
-        ["run/checkpoints", "File too large", "make room", "the same command"],
+        ["run/checkpoints", "File too large", "free some space", "the same command"],
     ),
     # networks
     "an unknown data set": (

@@ -202,7 +202,7 @@ def test_training_and_then_measuring(trained, tmp_path):
         (["--mode=train,transfer"], "needs --datasets"),
         (["--mode=train,linear_probe", "--protocol=adam"], "lbfgs, sgd"),
         (["--mode=train,features", "--out="], "must name a file"),
-        (["--mode=train,knn", "--num_processes=2"], "evaluations take one process"),
+        (["--mode=train,knn", "--num_processes=2"], "evaluations use one process"),
     ],
 )
 def test_what_is_wrong_with_an_evaluation_is_said_before_the_training(
@@ -924,7 +924,7 @@ def test_a_full_disk(mode, module, function, copied, capsys, monkeypatch):
     capsys.readouterr()
     monkeypatch.setattr(module, function, fail_as_full)
     message = refusal(capsys, f"--mode={mode}", f"--workdir={directory}")
-    assert "cannot be written (No space left on device); make room" in message
+    assert "cannot be written (No space left on device); free some space" in message
     after = snapshot(directory)
     assert {path: after[path] for path in before} == before
     left = {path.name for path in set(after) - set(before)}
