@@ -532,6 +532,9 @@ def _copy(checkout: pathlib.Path, place: pathlib.Path) -> None:
             shutil.copytree(path, place / path.name)
         elif path.is_file():
             shutil.copy(path, place)
+    programs = checkout / ".cache"
+    programs.mkdir(exist_ok=True)
+    (place / programs.name).symlink_to(programs)
 
 
 def _passes(place: pathlib.Path, tests: Sequence[str]) -> bool:
