@@ -101,6 +101,12 @@ def test_newest_and_best_checkpoints_are_kept(finished):
     assert set(kept) == {4, 6, best}
 
 
+def test_the_last_epoch_is_saved_whatever_the_interval(settings, tmp_path):
+    train.train(settings(checkpoint__every=2, tensorboard=False), tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as saved:
+        assert saved.all_steps() == [4, 6]
+
+
 def test_a_stopped_run_goes_on_to_the_same_bits(
     finished, settings, tmp_path, monkeypatch
 ):
