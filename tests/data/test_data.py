@@ -1112,6 +1112,12 @@ def test_cache_returns_what_was_decoded(folder, tmp_path, decodings, caplog):
     }
 
 
+def test_each_size_has_its_own_entry(folder, tmp_path, decodings):
+    for size in (8, 16, 8, 16):
+        load_folder(folder, cache_dir=str(tmp_path / "cache"), image_size=size)
+    assert decodings == ["folder", "folder"]
+
+
 def test_cache_is_in_the_users_cache_directory_by_default(folder, tmp_path):
     load_folder(folder)
     assert len(list((tmp_path / "xdg/duet_jax").glob("folder-*"))) == 1

@@ -277,6 +277,20 @@ def test_structure_weight_and_probe_in_the_total():
     np.testing.assert_allclose(metrics["loss"], parts, rtol=1e-6)
 
 
+def test_swapped_views_have_the_same_losses():
+    """Each view has its own target and its own content."""
+    method = built("duet", "rot")
+    data = tiny.dataset(BATCH, 1, side=SIDE, channels=3)
+    views = method.make_views(jax.random.key(0), data.train.images, train=True)
+    shared, views = canonical(method, views)
+    labels = jnp.asarray(data.train.labels)
+    swapped = Views(views.second, views.first)
+    _, _, one = update(shared, *initial(shared), views, labels)
+    _, _, other = update(shared, *initial(shared), swapped, labels)
+    for name in ("nt_xent", "structure_loss"):
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_probe_never_trains_the_encoder(name):
     method = built(name, "rot")

@@ -505,7 +505,7 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
-        "end_to_end/test_cli.py",
+        "end_to_end/test_bad_input.py end_to_end/test_cli.py",
         "cli.py",
         (
             "fields without effect are taken",
