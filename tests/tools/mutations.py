@@ -480,9 +480,9 @@ MUTATIONS: list[Mutation] = [
         "data/test_data.py",
         "data/cache.py",
         (
-            "a cache of another size",
-            "short_hash([_FORMAT, name, side, source.class_names",
-            "short_hash([_FORMAT, name, source.class_names",
+            "a cache of other files",
+            "source.class_names, source.identity]",
+            "source.class_names]",
         ),
         (
             "a damaged cache is taken",
