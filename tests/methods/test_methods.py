@@ -277,6 +277,27 @@ def test_structure_weight_and_probe_in_the_total():
     np.testing.assert_allclose(metrics["loss"], parts, rtol=1e-6)
 
 
+def test_prediction_weight_and_padding():
+    """Rows of padding images have no part in the prediction loss."""
+    method = built("essl", "ron")
+    data = tiny.dataset(BATCH, 1, side=SIDE, channels=3)
+    views = method.make_views(jax.random.key(0), data.train.images, train=False)
+    shared, views = canonical(method, views)
+    labels = jnp.asarray(data.train.labels)
+    metrics = score(shared, *initial(shared), views, labels)
+    parts = metrics["nt_xent"] + metrics["online_loss"]
+    weighted = method.prediction_weight * metrics["prediction_loss"]
+    np.testing.assert_allclose(metrics["loss"], parts + weighted, rtol=1e-6)
+
+    assert method.prediction_weight != 1
+    targets = views.prediction.targets
+    padding = 2 * len(targets) // BATCH  # `score` masks the last two images
+    others = targets.at[-padding:].set((targets[-padding:] + 1) % 4)
+    prediction = views.prediction._replace(targets=others)
+    again = score(shared, *initial(shared), Views(*views[:2], prediction), labels)
+    assert again["prediction_loss"] == metrics["prediction_loss"]
+
+
 def test_swapped_views_have_the_same_losses():
     """Each view has its own target and its own content."""
     method = built("duet", "rot")
