@@ -83,6 +83,7 @@ def test_the_comparison_stops_at_half_a_file(whole, tmp_path, name):
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy)
     path = copy / name
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    path.write_bytes(half.rstrip(b"}\n"))  # a half may end where a row does
     with pytest.raises((ValueError, OSError)):
         chaos.differences(whole, copy)
