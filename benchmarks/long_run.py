@@ -85,7 +85,7 @@ def main() -> None:
         "--checkpoint_every", type=int, default=1, help="epochs between checkpoints"
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="between two looks")
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the figures")
+    parser.add_argument("--out", type=pathlib.Path, help="JSON file for the results")
     options = parser.parse_args()
     for name, least in (("epochs", _PARTS), ("checkpoint_every", 1), ("seconds", 0.01)):
         if getattr(options, name) < least:

@@ -5,8 +5,8 @@
 
 Rows, for <data> in cifar10, cifar100, mnist:
 
-    <data>-simclr     crops, mirroring, colors and blur; MNIST, which is gray and cannot
-                      be mirrored, has crops and blur only
+    <data>-simclr     crops, mirroring, colors and blur; MNIST, which is gray and should
+                      not be mirrored, has crops and blur only
     <data>-essl-ron   quarter turns are predicted; the main views are those of SimCLR
     <data>-duet-rot   a crop and a rotation, which becomes structure: the example in the
                       reference's README

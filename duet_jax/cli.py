@@ -57,7 +57,7 @@ class Flag(NamedTuple):
     """A flag of the program.
 
     Attributes:
-      modes: the modes that take it.
+      modes: the modes that take it; none for a flag that every command reads.
       meaning: for --help.
     """
 
@@ -70,12 +70,12 @@ def _evaluators_with(flag: str) -> tuple[str, ...]:
 
 
 FLAGS = {
-    "config": Flag(PROGRAMS, "Configuration file; default configs/digits_duet_rot.py."),
+    "config": Flag((), "Configuration file; default configs/digits_duet_rot.py."),
     "workdir": Flag(
-        MODES, "Directory of the run; default runs/<name of the configuration file>."
+        (), "Directory of the run; default runs/<name of the configuration file>."
     ),
     "mode": Flag(
-        MODES,
+        (),
         f"What to do: {', '.join(MODES)}; or several in this order, such as "
         "train,linear_probe,knn. Default train.",
     ),
@@ -114,7 +114,7 @@ FLAGS = {
     "process_id": Flag(PROGRAMS, "Likewise: index of this process, from 0."),
 }
 # Flags that every command reads; the others are the options of a mode.
-_COMMON = ("config", "workdir", "mode")
+_COMMON = tuple(name for name, flag in FLAGS.items() if not flag.modes)
 _CLUSTER = ("coordinator_address", "num_processes", "process_id")
 
 # Spellings of two switches that are looked for before anything is parsed.
@@ -174,18 +174,16 @@ def read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
     _check_flags(given, options, modes)
     path = given.get("config", _DEFAULT_CONFIG)
     names = [name for name in map(field_of, overrides) if name is not None]
-    evaluators = {mode: EVALUATORS[mode] for mode in modes if mode in EVALUATORS}
-    if modes[0] in PROGRAMS:
-        defaults = loading.load(path)
-        checks.check_names(defaults, names)
-    else:
-        defaults = _config_of_run(given)
-        checks.check_names(defaults, names)
-        measured = [field for each in evaluators.values() for field in each.fields]
+    evaluators = [EVALUATORS[mode] for mode in modes if mode in EVALUATORS]
+    of_a_run = modes[0] in EVALUATORS
+    defaults = _config_of_run(given) if of_a_run else loading.load(path)
+    checks.check_names(defaults, names)
+    if of_a_run:
+        measured = [field for each in evaluators for field in each.fields]
         checks.check_evaluation(names, measured)
     asked = _override(defaults, overrides)
     config = checks.check(asked, defaults)
-    for each in evaluators.values():
+    for each in evaluators:
         each.check(**{name: options[name] for name in each.flags if name in options})
     directory = given.get("workdir", f"runs/{loading.stem(path)}")
     command = Command(config, files.local(directory, "--workdir"), modes, options)
@@ -216,7 +214,7 @@ def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             )
     try:
         _, *others = values(argv, known_only=True)
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:
         raise _explained(error) from error
     given = {name: values[name].value for name in FLAGS}
     return {name: each for name, each in given.items() if each is not None}, others
@@ -273,11 +271,7 @@ def _config_of_run(given: Mapping[str, str]) -> ml_collections.ConfigDict:
         raise UsageError(
             f"--mode={given['mode']} needs --workdir, the directory of a training."
         )
-    saved = workdir.load_config(files.local(given["workdir"], "--workdir"))
-    try:
-        return checks.completed(saved, loading.schema())
-    except UsageError as error:
-        raise UsageError(f"{given['workdir']}: {error}") from error
+    return workdir.load_config(files.local(given["workdir"], "--workdir"))
 
 
 def _override(
@@ -295,7 +289,7 @@ def _override(
     )
     try:
         _, *rest = values(argv)
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:
         match = _BAD_VALUE.match(str(error))
         if match:
             raise checks.bad_value(match[1], match[2], known[match[1]]) from error
@@ -314,10 +308,11 @@ def _with_commas(argument: str, known: Mapping[str, Any]) -> str:
     return argument
 
 
-def _explained(error: flags.Error) -> UsageError:
+def _explained(error: Exception) -> UsageError:
     names = (*FLAGS, "debug")
     text, guess = " ".join(str(error).split()), ""
-    if isinstance(error, flags.UnrecognizedFlagError):
+    if isinstance(error, flags.UnrecognizedFlagError):  # without absl's own guess
+        text = f"Unknown command line flag {error.flagname!r}"
         guess = suggestion(error.flagname, names)
     return UsageError(f"{text}; the flags are --{', --'.join(names)}.{guess}")
 

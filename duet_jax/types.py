@@ -44,7 +44,7 @@ class DatasetFacts(NamedTuple):
       class_names: one name per label.
       num_train: number of training images.
       num_test: number of test images.
-      content: a hash of the names and sizes of the image files; "" for a set that never
+      content: a hash of the names and sizes of its files; "" for a set that never
         changes.
       digests: hashes of the names and bytes of the training and of the test files;
         empty for a set that never changes, or that is too large to be read for this.

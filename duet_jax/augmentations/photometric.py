@@ -2,9 +2,9 @@
 
 The pixel functions take batches, NHWC float32 in [0, 1], and one number per image.
 dm-pix provides the conversion from HSV and the inversion of `sol`. We do not use its
-other functions: its gray weights red by .2989 (.299 here), its brightness is additive,
-its contrast uses a mean per channel, its saturation scales HSV, its hue is not safe to
-fuse (see `rgb_to_hsv`), and its blur pads the image with zeros.
+other color functions: its gray weights red by .2989 (.299 here), its brightness is
+additive, its contrast uses a mean per channel, its saturation scales HSV, its hue is
+not safe to fuse (see `rgb_to_hsv`), and its blur pads the image with zeros.
 """
 
 import functools
@@ -305,7 +305,7 @@ GRAY = Augmentation(
     **on_or_off("grey", luma),
     structure=lambda params, frame: params["grey"].astype(jnp.float32),
     topology="line",
-    scale=_zero_or_one("grey"),
+    scale=_zero_or_one("gray"),
     channels=(3,),
     probability="grey_probability",
 )

@@ -123,7 +123,7 @@ def two_views(
         ),
         projector_hidden=config.projector.hidden,
         projector_output=config.projector.output,
-        num_classes=len(images.class_names),
+        num_classes=images.num_classes,
         temperature=config.temperature,
     )
 

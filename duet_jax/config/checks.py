@@ -358,18 +358,19 @@ def completed(
       schema: every field with its default.
 
     Raises:
-      UsageError: a field is unknown or of another type.
+      UsageError: a field is unknown, or its value is of another type or out of range.
     """
     config = schema.copy_and_resolve_references()
     known = dict(fields(schema))
     for name, value in fields(saved):
         if name not in known:
             raise UsageError(
-                f"config.json: {name} is not a field.{suggestion(name, known)} Give "
-                "back the file the run was trained with."
+                f"config.json: {name} is not a field.{suggestion(name, known)} "
+                "Restore the file the run was trained with."
             )
         if not _is_like(value, known[name]):
             raise bad_value(name, value, known[name])
+        _check_value(name, value)
         config.update_from_flattened_dict({name: value})
     return config
 

@@ -25,7 +25,7 @@ from duet_jax.errors import UsageError
 # TIFF tags and their values.
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1
-# By what Pillow multiplies the samples of a PNG with less than 8 bits.
+# By what Pillow multiplies the samples of a PNG with fewer than 8 bits.
 _SCALES = {"1": 255, "L;2": 85, "L;4": 17}
 _DAMAGED = "but truncated, damaged or of a rare kind"
 # Bytes that identify a file; the mark of a tar archive ends at 262.
@@ -363,7 +363,7 @@ FORMATS = {
     "QOI": Format("QOI", (".qoi",), rb"qoif"),
     "DIB": Format("BMP", (), rb"[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0{3}"),
 }
-# Formats that Pillow must be built with a library for.
+# Libraries that Pillow must be built with, by format.
 _LIBRARIES = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}
 
 # What may precede the first element of a page. The groups are atomic: otherwise files

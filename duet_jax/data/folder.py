@@ -13,7 +13,14 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from duet_jax.data.decoding import FORMATS, decode, is_gray
-from duet_jax.data.source import MOST_READ, Example, Source, digest_of, short_hash
+from duet_jax.data.source import (
+    MOST_READ,
+    Example,
+    Source,
+    digest_of,
+    name_some,
+    short_hash,
+)
 from duet_jax.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -67,7 +74,7 @@ def find(name: str, path: str) -> Source:
     if unknown:
         raise UsageError(
             f"config.dataset.path={path!r}: test has classes that train lacks: "
-            f"{_enumerate(unknown)}; give both splits the same class folders."
+            f"{name_some(unknown)}; give both splits the same class folders."
         )
     files = train + test
     images = _Images(path, root, files, class_names)
@@ -103,7 +110,7 @@ def _check_root(path: str, root: str) -> None:
     ]
     missing = [split for split in ("train", "test") if split not in folders]
     if missing:
-        found = _enumerate(folders) if folders else "no folders"
+        found = name_some(folders) if folders else "no folders"
         raise UsageError(
             f"config.dataset.path={path!r} has no folder {' and no '.join(missing)}; "
             f"it holds {found}; rename or arrange the images as {_LAYOUT}."
@@ -169,7 +176,7 @@ class _Listing:
             remedy = "remove the folder or arrange" if empty else "arrange"
             raise UsageError(
                 f"config.dataset.path={self._path!r}: no images in "
-                f"{_enumerate(empty or [f'{self._split}/<class>/'])}{found}; {remedy} "
+                f"{name_some(empty or [f'{self._split}/<class>/'])}{found}; {remedy} "
                 f"the images as {_LAYOUT}."
             )
         if self._left_out:
@@ -234,7 +241,7 @@ class _Listing:
         else:
             kind = "files and folders were" if has_folder else "files were"
         reasons = ", ".join(
-            f"{len(listed)} {reason} ({_enumerate(listed, _MOST_SKIPPED)})"
+            f"{len(listed)} {reason} ({name_some(listed, _MOST_SKIPPED)})"
             for reason, listed in self._left_out.items()
         )
         return f"{len(names)} {kind} left out: {reasons}"
@@ -262,7 +269,7 @@ def _check_depth(path: str, files: Sequence[_File]) -> None:
     if len(below) > 1:
         raise UsageError(
             f"config.dataset.path={path!r}: the only class, {'/'.join(parts[0][:2])}, "
-            f"holds the folders {_enumerate(below)}; if these are the classes, move "
+            f"holds the folders {name_some(below)}; if these are the classes, move "
             f"them up, to {_LAYOUT}."
         )
 
@@ -340,7 +347,7 @@ class _Images:
         if damaged:
             raise UsageError(
                 f"config.dataset.path={self._path!r}: {len(damaged)} of "
-                f"{len(self.labels)} images cannot be read: {_enumerate(damaged)}; "
+                f"{len(self.labels)} images cannot be read: {name_some(damaged)}; "
                 f"replace or delete them (the first: {reason})."
             )
         del conversions[""]
@@ -394,19 +401,10 @@ class _Images:
         except Exception as error:  # Pillow has no common type for damaged files
             raise UsageError(
                 f"config.dataset.path={self._path!r}: "
-                f"{_enumerate([self._relative(row)])} cannot be read "
+                f"{name_some([self._relative(row)])} cannot be read "
                 f"({_reason(error)}); replace or delete it."
             ) from error
 
 
 def _reason(error: Exception) -> str:
     return " ".join((str(error) or repr(error)).split())
-
-
-def _enumerate(names: Sequence[str], most: int = 5) -> str:
-    """Lists the first names, quoted if necessary, and says how many more there are."""
-    listed = ", ".join(
-        name if name.isprintable() else repr(name) for name in names[:most]
-    )
-    more = len(names) - most
-    return f"{listed} and {more} more" if more > 0 else listed

@@ -10,7 +10,12 @@ import numpy as np
 from duet_jax.data import cache
 from duet_jax.data.copies import count_copies
 from duet_jax.data.decoding import pack
-from duet_jax.data.source import Source, kept_rows, without_labels
+from duet_jax.data.source import (
+    Source,
+    kept_rows,
+    name_some,
+    without_labels,
+)
 from duet_jax.data.streaming import StreamedDataset
 from duet_jax.errors import UsageError
 from duet_jax.types import Dataset, DatasetFacts, Split
@@ -56,7 +61,7 @@ class FoundDataset:
 
     @functools.cached_property
     def facts(self) -> DatasetFacts:
-        """What is known without decoding; reads every file for the digests."""
+        """What is known of the data set; may read every file, for the digests."""
         return DatasetFacts(
             self.name,
             self.side,
@@ -143,9 +148,13 @@ class FoundDataset:
         logger.info(
             "%s: %d train and %d test images of %dx%dx%d, %d classes, from %s in "
             "%.1f s",
-            *(self.name, len(train.labels), len(test.labels)),
+            self.name,
+            len(train.labels),
+            len(test.labels),
             *train.images.shape[1:],
-            *(len(source.class_names), origin, time.perf_counter() - started),
+            len(source.class_names),
+            origin,
+            time.perf_counter() - started,
         )
         _warn_of_missing_classes(dataset)
         _warn_of_copies(dataset)
@@ -166,15 +175,13 @@ def _warn_of_missing_classes(dataset: Dataset) -> None:
     present = {*np.unique(dataset.train.labels).tolist()}
     missing = [n for i, n in enumerate(dataset.class_names) if i not in present]
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         logger.warning(
-            "%s: %d of %d classes have no training image: %s%s; raise "
+            "%s: %d of %d classes have no training image: %s; raise "
             "config.dataset.train_fraction, or expect chance accuracy on them",
             dataset.name,
             len(missing),
             len(dataset.class_names),
-            ", ".join(missing[:5]),
-            more,
+            name_some(missing),
         )
 
 

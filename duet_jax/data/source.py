@@ -109,3 +109,12 @@ def without_labels(name: str, location: str) -> UsageError:
         f"config.dataset.name={name!r} has images without a valid label "
         f"({location}); choose a data set whose splits are all labeled."
     )
+
+
+def name_some(names: Sequence[str], most: int = 5) -> str:
+    """Lists the first names, quoted if necessary, and says how many more there are."""
+    listed = ", ".join(
+        name if name.isprintable() else repr(name) for name in names[:most]
+    )
+    more = len(names) - most
+    return f"{listed} and {more} more" if more > 0 else listed

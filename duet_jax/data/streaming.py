@@ -70,7 +70,7 @@ class StreamedDataset:
         for index, (image, label) in enumerate(self.reader(numbers.tolist())):
             pixels = square(image, side)
             if pixels.shape[2] > channels:
-                raise self._colored(rows[index])
+                raise self._colored(numbers[index])
             images[index] = pixels  # a gray image is repeated in all channels
             labels[index] = label
         classes = self.facts.num_classes
@@ -91,8 +91,9 @@ class Batches(Iterator[Split]):
 
     Images are uint8, [batch, side, side, channels], and labels int32, [batch]. A
     damaged image raises a UsageError, a worker that was killed a TrainingError; an
-    error and the last batch close the iterator. Every worker decodes its part of each
-    batch: memory then holds a few batches in all, rather than a few for each worker.
+    error and the call after the last batch close the iterator. Every worker decodes its
+    part of each batch: memory then holds a few batches in all, rather than a few for
+    each worker.
     """
 
     def __init__(

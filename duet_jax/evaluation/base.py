@@ -98,12 +98,13 @@ class Evaluation:
         result = evaluator.measure(self, **options)
         seconds = self._seconds | {"total": time.perf_counter() - start}
         self._seconds = outer
-        # A transfer does not read the run's own data set.
+        origin = self._origin(name, options)
+        # A transfer to other images does not read the run's own data set.
         facts = self.dataset.facts if "dataset" in vars(self) else self.run.facts
         about = {
             "mode": name,
             "options": options,
-            **self._origin(name, options),
+            **origin,
             "method": self.run.config.method,
             "dataset": facts._asdict(),
             "seconds": seconds,

@@ -102,7 +102,8 @@ def _match(split: Split, channels: int) -> Split:
     if channels == 3:
         return split._replace(images=np.repeat(images, 3, axis=-1))
     gray = np.empty((*images.shape[:-1], 1), np.uint8)
-    for i in range(0, len(images), 1024):  # in blocks, as float32 takes four times more
+    # In blocks, as float32 takes four times as much.
+    for i in range(0, len(images), 1024):
         block = images[i : i + 1024].astype(np.float32)
         gray[i : i + 1024] = np.rint(luma(block))
     return split._replace(images=gray)

@@ -1,7 +1,8 @@
 """Rows on a Weights & Biases server, or kept on disk until one can be reached.
 
-Training must not depend on a server: any failure costs one warning and never an
-exception. The text of the client's errors is not repeated, since it may quote the key.
+Training must not depend on a server: a failure of the server or the client costs one
+warning and never an exception. The text of the client's errors is not repeated, since
+it may quote the key.
 """
 
 import dataclasses
@@ -247,9 +248,11 @@ def _reason(error: Exception, credentials: Credentials) -> str:
     host = urllib.parse.urlsplit(credentials.base_url or "").hostname or "the server"
     if "No API key" in str(error):
         return f"no API key is set (WANDB_API_KEY or {CREDENTIALS_FILE})"
-    if "error 401" in str(error) or "error 403" in str(error):
+    kind = type(error).__name__
+    refused = any(f"error {status}" in str(error) for status in (401, 403))
+    if refused or kind == "AuthenticationError":
         return f"{host} does not accept the API key"
-    return f"{host} cannot be reached or refuses the run ({type(error).__name__})"
+    return f"{host} cannot be reached or refuses the run ({kind})"
 
 
 def _how_to_upload(run) -> str:

@@ -11,7 +11,7 @@ def at_least_float32(x: Array) -> Array:
 
 
 def masked_mean(values: Array, mask: Array | None) -> Array:
-    """Returns the mean of `values` [batch] where `mask` [batch] is true or None."""
+    """Returns the mean of `values` [batch] where `mask` [batch] is true, or of all."""
     if mask is None:
         return jnp.mean(values)
     # The floor avoids 0/0, although a batch always has a real example.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from duet_jax.losses.precision import at_least_float32
 from duet_jax.types import Array
 
 EPSILON = 1e-5
@@ -51,7 +52,7 @@ class BatchNorm(nnx.Module):
             mean, var = self.mean[...], self.var[...]
         # Converted here and in `_moments`, so that only the low-precision input stays
         # in memory and XLA fuses the conversion into each pass that reads it.
-        x = _wide(x)
+        x = at_least_float32(x)
         # Centering before scaling preserves precision if a channel's mean is large; in
         # a fused loop it costs no more than one scale and one shift.
         center = jax.lax.stop_gradient(mean)
@@ -75,7 +76,7 @@ class BatchNorm(nnx.Module):
 def _moments(x: Array) -> tuple[Array, Array]:
     """Returns mean and biased variance per channel, in at least float32."""
     axes = tuple(range(x.ndim - 1))
-    wide = _wide(x)
+    wide = at_least_float32(x)
     mean = jnp.mean(wide, axes)
     if x.dtype.itemsize < 4:
         # One pass over the activations instead of two, and one message between
@@ -88,10 +89,6 @@ def _moments(x: Array) -> tuple[Array, Array]:
     # this mean is zero: stopping it saves the backward pass one reduction.
     centered = wide - _channels(jax.lax.stop_gradient(mean), wide)
     return mean, jnp.mean(jnp.square(centered), axes)
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _channels(vector: Array, x: Array) -> Array:

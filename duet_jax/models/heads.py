@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from duet_jax.losses.precision import at_least_float32
 from duet_jax.models.batch_norm import BatchNorm
 from duet_jax.types import Array
 
@@ -40,7 +41,9 @@ class Projector(nnx.Module):
         self.hidden2 = _linear(hidden, hidden, dtype, rngs)
         self.norm2 = BatchNorm(hidden, dtype=dtype)
         self.output = _linear(hidden, out_features, dtype, rngs)
-        self.norm3 = BatchNorm(out_features, dtype=_at_least_float32(dtype))
+        self.norm3 = BatchNorm(
+            out_features, dtype=jnp.promote_types(dtype, jnp.float32)
+        )
 
     def __call__(self, content: Array, *, train: bool) -> Array:
         """Maps [batch, in_features] to float32 embeddings, [batch, out_features]."""
@@ -75,7 +78,6 @@ class Predictor(nnx.Module):
           dtype: compute type.
           rngs: source of the initial weights.
         """
-        self.dtype = dtype
         self.hidden1 = _linear(in_features, hidden, dtype, rngs)
         self.norm1 = _layer_norm(hidden, dtype, rngs)
         self.hidden2 = _linear(hidden, hidden, dtype, rngs)
@@ -86,7 +88,7 @@ class Predictor(nnx.Module):
         """Maps [batch, in_features] to float32 logits, [batch, num_outputs]."""
         y = nnx.relu(self.norm1(self.hidden1(features)))
         y = nnx.relu(self.norm2(self.hidden2(y)))
-        return self.output(y).astype(_at_least_float32(self.dtype))
+        return at_least_float32(self.output(y))
 
 
 class OnlineProbe(nnx.Module):
@@ -101,7 +103,7 @@ class OnlineProbe(nnx.Module):
 
         The caller stops the gradient of the features.
         """
-        return self.linear(features.astype(_at_least_float32(features.dtype)))
+        return self.linear(at_least_float32(features))
 
 
 def _linear(
@@ -131,7 +133,3 @@ def _layer_norm(num_features: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Laye
         dtype=dtype,
         rngs=rngs,
     )
-
-
-def _at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)

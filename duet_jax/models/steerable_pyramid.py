@@ -32,7 +32,7 @@ def steerable_pyramid(images: Array) -> Array:
     """Splits images into bands of one scale and orientation each.
 
     The map is linear and preserves energy: the squares of all bands of an image sum to
-    the squares of its pixels, and its adjoint is its inverse. Borders are periodic.
+    the squares of its pixels, so its adjoint rebuilds the image. Borders are periodic.
 
     Args:
       images: [batch, side, side, channels], any side.

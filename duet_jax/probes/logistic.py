@@ -35,7 +35,8 @@ MAX_EVALUATIONS = 500
 
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-_LBFGS = optax.scale_by_lbfgs(memory_size=10)
+_MEMORY = 10  # pairs of L-BFGS
+_LBFGS = optax.scale_by_lbfgs(memory_size=_MEMORY)
 _ARMIJO = 1e-4
 # Rounding of the objective in float32, see `_accepts`: relative, and absolute because
 # the logarithm of a probability near 1 is that of 1 rounded.
@@ -45,7 +46,7 @@ _SMALLEST_STEP = 1e-6
 # Memory for the states of the strengths that are fitted together, and the arrays in the
 # state of one strength: two memories of L-BFGS, and about ten that an update needs.
 _STATE_BYTES = 2**30
-_STATE_ARRAYS = 2 * 10 + 10
+_STATE_ARRAYS = 2 * _MEMORY + 10
 # Logits in one block of examples: small enough for a cache, large enough for speed.
 _BLOCK_LOGITS = 2**19
 # Fewest and most examples in a block, which also reads the weights once.
@@ -484,9 +485,9 @@ def fit_with_selection(
     )
     ordered = sorted(strengths, reverse=True)
     candidates = search(features[~held_out], labels[~held_out], l2=ordered)
-    accuracies = {}
+    queries, accuracies = jnp.asarray(features[held_out]), {}
     for each in candidates:
-        logits = np.asarray(each.logits(features[held_out]))
+        logits = np.asarray(each.logits(queries))
         accuracies[each.l2] = classification(logits, labels[held_out]).top1
     best = max(candidates, key=lambda each: (accuracies[each.l2], each.l2))
     (chosen,) = search(features, labels, l2=[best.l2], start=best)

@@ -127,9 +127,9 @@ def fit_with_selection(
     features, targets = _examples(features, targets)
     held_out = inputs.held_out_tenth(np.zeros(len(targets), int))
     ordered = sorted(strengths, reverse=True)
-    scores = {}
+    queries, scores = features[held_out], {}
     for candidate in fit(features[~held_out], targets[~held_out], l2=ordered):
-        predictions = candidate.predict(features[held_out])
+        predictions = candidate.predict(queries)
         scores[candidate.l2] = r_squared(predictions, targets[held_out])
     best = max(scores, key=lambda l2: (scores[l2], l2))
     (chosen,) = fit(features, targets, l2=[best])

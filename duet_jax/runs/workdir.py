@@ -15,7 +15,7 @@ from typing import TextIO
 import ml_collections
 
 from duet_jax import loggers
-from duet_jax.config import checks
+from duet_jax.config import checks, loading
 from duet_jax.errors import UsageError
 from duet_jax.runtime import files
 from duet_jax.types import DatasetFacts, same_images
@@ -222,7 +222,7 @@ def check_dataset(facts: DatasetFacts, workdir: pathlib.Path) -> None:
 
 
 def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """Returns the resolved configuration of the run in `workdir`.
+    """Returns the configuration of the run in `workdir`, with every field there is.
 
     Raises:
       UsageError: there is no run, or its config.json is damaged.
@@ -237,9 +237,12 @@ def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     if missing:
         raise _damaged(workdir / "config.json", f"it has no {', '.join(missing)}")
     try:
-        return ml_collections.ConfigDict(_with_tuples(config))
+        saved = ml_collections.ConfigDict(_with_tuples(config))
+        return checks.completed(saved, loading.schema())
     except ValueError as error:
         raise _damaged(workdir / "config.json", error) from error
+    except UsageError as error:
+        raise UsageError(f"{workdir}: {error}") from error
 
 
 def load_facts(workdir: pathlib.Path) -> DatasetFacts:

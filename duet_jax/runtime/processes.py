@@ -71,7 +71,7 @@ def start(
             initialization_timeout=_START_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    except (RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # of any type, from the search for a launcher
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"{origin}: the processes of this job do not find each other ({reason}); "

@@ -61,7 +61,7 @@ class Interruption:
         for number in _SIGNALS:
             handler = signal.getsignal(number)
             if handler != signal.SIG_IGN:
-                signal.signal(number, lambda *_: None)  # writes to the socket
+                signal.signal(number, lambda *_: None)  # Python then writes
                 # None is a handler that Python did not set, such as JAX's.
                 self._undo.callback(signal.signal, number, handler or signal.SIG_DFL)
         threading.Thread(target=self._hear, args=(ours,), daemon=True).start()

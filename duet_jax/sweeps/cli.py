@@ -339,7 +339,7 @@ def perform(
                 ended()
             if waiting == before:
                 if not told:
-                    overview.say(waiting[0], "waiting for another process to end it")
+                    overview.say(waiting[0], "waiting for the process that runs it")
                 told = True
                 overview.show(waiting[0], waiting[0].share)
                 time.sleep(_SECONDS_OF_WAITING)

@@ -107,15 +107,24 @@ class Row(NamedTuple):
 
     Attributes:
       runs: of all its seeds.
-      name: of the row.
-      method: duet, simclr or essl.
-      case: the name without the method, duet-rot -> rot; may be "".
     """
 
     runs: Sequence[Run]
-    name: str
-    method: str
-    case: str
+
+    @property
+    def name(self) -> str:
+        """Name of the row."""
+        return self.runs[0].trial.row
+
+    @property
+    def method(self) -> str:
+        """Such as duet."""
+        return self.runs[0].trial.method
+
+    @property
+    def case(self) -> str:
+        """The name without the method, duet-rot -> rot; may be ""."""
+        return "-".join(part for part in self.name.split("-") if part != self.method)
 
     @property
     def done(self) -> list[Run]:
@@ -157,14 +166,7 @@ def collect(trials: Sequence[Trial]) -> list[Row]:
         values, facts = (trial.found(), trial.facts()) if finished else ({}, {})
         run = Run(trial, finished, values, facts, trial.record())
         rows.setdefault(trial.row, []).append(run)
-    return [make_row(runs) for runs in rows.values()]
-
-
-def make_row(runs: Sequence[Run]) -> Row:
-    """Returns the row of runs that differ in the seed alone."""
-    name, method = runs[0].trial.row, runs[0].trial.method
-    case = "-".join(part for part in name.split("-") if part != method)
-    return Row(runs, name, method, case)
+    return [Row(runs) for runs in rows.values()]
 
 
 def write(

@@ -181,13 +181,13 @@ class Trial(NamedTuple):
         now = self._identity(dataset["name"], dataset["path"])
         try:
             before = workdir.load_facts(self.directory).identity
-        except UsageError:  # the run has not begun, or will write the file again
+        except UsageError:  # the run has not begun, or main.py will refuse it
             return
         started = workdir.is_started(self.directory)
         if now is not None and started and not same_images(before, now):
             raise UsageError(
                 f"{self.directory} holds a run on other images than those of "
-                f"config.dataset.path={dataset['path']!r}; give back its data, or "
+                f"config.dataset.path={dataset['path']!r}; restore its data, or "
                 "choose another --workdir."
             )
 
@@ -195,7 +195,7 @@ class Trial(NamedTuple):
         """Raises a UsageError if the directory holds another run."""
         try:
             changed = self._differences()
-        except _ODD:  # the run has not begun, or will write the file again
+        except _ODD:  # the run has not begun, or main.py will refuse it
             return
         if changed and workdir.is_started(self.directory):
             raise UsageError(

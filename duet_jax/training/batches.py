@@ -20,9 +20,9 @@ from duet_jax.data.order import EvaluationRows, TrainingRows
 from duet_jax.errors import UsageError
 from duet_jax.runtime import devices, mesh, processes
 from duet_jax.training.plan import Plan
-from duet_jax.types import Array, Dataset, DatasetFacts, Split
+from duet_jax.types import Array, Dataset, Split
 
-# dataset.placement=auto: images may fill one part in this many of a device's memory.
+# dataset.placement=auto: images may fill 1/_DATA_SHARE of a device's memory.
 _DATA_SHARE = 4
 
 # The data arguments of a compiled call, which follow state and key.
@@ -33,8 +33,7 @@ class Feed(abc.ABC):
     """The batches of a run.
 
     Attributes:
-      num_train: number of training images.
-      num_test: number of test images; the last one is repeated to fill its batch.
+      rows: the training images of each batch.
       train_shapes: shapes of the arguments of a training call.
       test_shapes: shapes of the arguments of an evaluation call.
       waited: seconds that `training` has waited for images so far; None if they are on
@@ -45,18 +44,15 @@ class Feed(abc.ABC):
     test_shapes: Arguments
     waited: float | None = None
 
-    def __init__(self, plan: Plan, facts: DatasetFacts):
-        self.num_train, self.num_test = facts.num_train, facts.num_test
+    def __init__(self, plan: Plan):
         self._plan = plan
-        size = plan.batch_size
-        self._rows = TrainingRows(
+        self.rows = TrainingRows(
             plan.seed,
-            self.num_train,
+            plan.facts.num_train,
             plan.steps_per_epoch,
-            size,
-            mesh.local_rows(size),
+            plan.batch_size,
+            mesh.local_rows(plan.batch_size),
         )
-        self._test_batches = plan.test_batches(self.num_test)
 
     @abc.abstractmethod
     def pick_train(self, step: Array, *arguments: Array) -> Split:
@@ -84,11 +80,11 @@ class ResidentFeed(Feed):
 
     def __init__(self, plan: Plan, dataset: Dataset):
         """Copies both splits of `dataset` to the devices."""
-        super().__init__(plan, dataset.facts)
+        super().__init__(plan)
         self._host = dataset.train
         size = plan.test_batch_size
-        rows = EvaluationRows(0, self.num_test, size, (0, size))
-        order = np.concatenate([rows.rows(i) for i in range(self._test_batches)])
+        rows = EvaluationRows(0, plan.facts.num_test, size, (0, size))
+        order = np.concatenate([rows.rows(i) for i in range(plan.test_batches)])
         test = Split(*(part[order] for part in dataset.test))
         self._train = mesh.replicate(dataset.train, plan.mesh)
         self._test = mesh.replicate(test, plan.mesh)
@@ -121,19 +117,19 @@ class ResidentFeed(Feed):
         plan = self._plan
         for step in range(start, plan.total_steps, plan.steps_per_call):
             if step == start or step % plan.steps_per_epoch == 0:
-                order = self._rows.epoch(step // plan.steps_per_epoch)
-                own = order[:, slice(*self._rows.columns)]
+                order = self.rows.epoch(step // plan.steps_per_epoch)
+                own = order[:, slice(*self.rows.columns)]
                 placed = mesh.shard_batch(own, plan.mesh, axis=1)
             yield *self._train, placed
 
     def testing(self) -> Iterator[Arguments]:
         """Yields images and labels, the same for every batch."""
-        for _ in range(self._test_batches):
+        for _ in range(self._plan.test_batches):
             yield self._test
 
     def first_images(self) -> np.ndarray:
         """Returns the images of the run's first batch, uint8, on the host."""
-        return self._host.images[self._rows.epoch(0)[0]]
+        return self._host.images[self.rows.epoch(0)[0]]
 
 
 class StreamedFeed(Feed):
@@ -147,7 +143,7 @@ class StreamedFeed(Feed):
           dataset: provides the images.
           workers: number of processes that read and decode; 0 reads in this process.
         """
-        super().__init__(plan, dataset.facts)
+        super().__init__(plan)
         self.waited = 0.0
         self._dataset = dataset
         self._workers = workers
@@ -155,7 +151,7 @@ class StreamedFeed(Feed):
         self.test_shapes = self._shapes(plan.test_batch_size)
 
     def _shapes(self, *axes: int) -> Arguments:
-        facts = self._dataset.facts
+        facts = self._plan.facts
         shape = (*axes, facts.side, facts.side, facts.channels)
         return mesh.shapes(
             Split(
@@ -182,7 +178,7 @@ class StreamedFeed(Feed):
         """
         plan = self._plan
         calls = range(start, plan.total_steps, plan.steps_per_call)
-        with self._batches(self._rows, start, plan.total_steps) as stream:
+        with self._batches(self.rows, start, plan.total_steps) as stream:
             for _ in calls:
                 clock = time.monotonic()
                 steps = [next(stream) for _ in range(plan.steps_per_call)]
@@ -192,13 +188,13 @@ class StreamedFeed(Feed):
 
     def testing(self) -> Iterator[Arguments]:
         """Yields the images and labels of each test batch."""
-        size = self._plan.test_batch_size
+        plan, size = self._plan, self._plan.test_batch_size
         rows = EvaluationRows(
-            self.num_train, self.num_test, size, mesh.local_rows(size)
+            plan.facts.num_train, plan.facts.num_test, size, mesh.local_rows(size)
         )
-        with self._batches(rows, 0, self._test_batches) as stream:
+        with self._batches(rows, 0, plan.test_batches) as stream:
             for batch in stream:
-                yield mesh.shard_batch(batch, self._plan.mesh)
+                yield mesh.shard_batch(batch, plan.mesh)
 
     def _batches(
         self, rows: TrainingRows | EvaluationRows, start: int, stop: int
@@ -209,7 +205,7 @@ class StreamedFeed(Feed):
 
     def first_images(self) -> np.ndarray:
         """Returns the images of the run's first batch, uint8, on the host."""
-        return self._dataset.read(self._rows.epoch(0)[0]).images
+        return self._dataset.read(self.rows.epoch(0)[0]).images
 
 
 def open_dataset(config: ml_collections.ConfigDict) -> Dataset | StreamedDataset:

@@ -145,7 +145,7 @@ def _lower_evaluate(plan: Plan, feed: Feed) -> jax.stages.Lowered:
 
     def call(params, batch_stats, key, batch, *arguments):
         networks = nnx.merge(plan.graphdef, params, batch_stats)
-        mask = batch * size + jnp.arange(size) < feed.num_test
+        mask = batch * size + jnp.arange(size) < plan.facts.num_test
         images, labels = feed.pick_test(batch, *arguments)
         # A fixed key per batch: test losses can be compared between epochs and runs.
         key = jax.random.fold_in(key, batch)

@@ -73,7 +73,7 @@ class Loop:
             raise self._diagnosed(state) from None
 
     def _diagnosed(self, state: TrainState) -> TrainingError:
-        """Returns the error for a broken update, before which `state` has stopped."""
+        """Returns the error for a broken update; `state` is the one before it."""
         newest = self.checkpoints.latest_step()
         return nonfinite.stop(self.plan, self.feed, state, self.directory, newest)
 
@@ -134,5 +134,5 @@ class Loop:
         raise interrupted(
             number,
             f"step {step} of {self.plan.total_steps} is saved in {self.directory}, and "
-            "the same command goes on from there",
+            "the same command continues from there",
         )

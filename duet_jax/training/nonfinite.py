@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from duet_jax.data.order import TrainingRows
 from duet_jax.errors import TrainingError
 from duet_jax.methods import Method
 from duet_jax.runtime import files, mesh, processes
@@ -133,9 +132,6 @@ def diagnose(plan: Plan, feed: Feed, state: TrainState) -> dict[str, Any]:
     layers = _layers(plan.method, jax.device_get(state), gradients)
     gradient = _norm([layer["gradient"] for layer in layers])
     epoch, batch = divmod(step, plan.steps_per_epoch)
-    rows = TrainingRows(
-        plan.seed, plan.facts.num_train, plan.steps_per_epoch, plan.batch_size, (0, 0)
-    )
     return {
         "step": step,
         "epoch": epoch,
@@ -143,7 +139,7 @@ def diagnose(plan: Plan, feed: Feed, state: TrainState) -> dict[str, Any]:
         "metrics": metrics,
         "gradient": gradient,
         "layers": layers,
-        "rows": rows.epoch(epoch)[batch],
+        "rows": feed.rows.epoch(epoch)[batch],
         "labels": labels,
         "views": views,
     }

@@ -68,9 +68,10 @@ class Plan(NamedTuple):
         """Updates in the whole run."""
         return self.config.epochs * self.steps_per_epoch
 
-    def test_batches(self, num_test: int) -> int:
-        """Returns the number of batches in `num_test` test images."""
-        return -(-num_test // self.test_batch_size)
+    @property
+    def test_batches(self) -> int:
+        """Batches of the test split, of which the last one is filled up."""
+        return -(-self.facts.num_test // self.test_batch_size)
 
     def ends_row(self, step: int) -> bool:
         """Whether a row of training metrics ends at `step`, the end of a call.

@@ -585,7 +585,7 @@ PARAMETERS = {  # unit, and the parameter from what was drawn and the side
     "ron": ("quarter turns", lambda p, side: p["turns"]),
     "fli": ("mirrored", lambda p, side: p["mirrored"]),
     "flv": ("mirrored", lambda p, side: p["mirrored"]),
-    "gra": ("grey", lambda p, side: p["grey"]),
+    "gra": ("gray", lambda p, side: p["grey"]),
     "blu": ("blurred", lambda p, side: p["sigma"] > 0),
     "bri": ("factor", lambda p, side: p["bri"]),
     "con": ("factor", lambda p, side: p["con"]),

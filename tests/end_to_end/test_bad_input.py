@@ -81,7 +81,7 @@ COMMAND_LINES = {
         ["--config.duet.num_bins=7"],
         ["config.duet.num_bins=7 must divide", "use 2, 4, 8"],
     ),
-    "learnt but not in the stack": (
+    "learned but not in the stack": (
         ["--config.learned=fli"],
         ["config.learned='fli'", "config.augmentation.stack='sca rot'", "add"],
     ),

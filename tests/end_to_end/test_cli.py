@@ -90,7 +90,12 @@ REFUSED = {
         ["--batch-size=3"],
         ["'batch-size'", "the flags are --config, --workdir, --mode, --step"],
     ),
-    "typo in a flag": (["--wrkdir=x"], ["'wrkdir'", "workdir"]),
+    "typo in a flag": (["--wrkdir=x"], ["flag 'wrkdir'; ", "Did you mean 'workdir'?"]),
+    "switch off with a value": (["--nodebug=1"], ["--nodebug=1 does not take"]),
+    "field off with a value": (
+        ["--noconfig.tensorboard=1"],
+        ["--noconfig.tensorboard=1 does not take"],
+    ),
     "positional argument": (
         ["cifar10"],
         ["'cifar10' is not a flag", "--config.<field>=<value>"],

@@ -796,6 +796,15 @@ def test_a_changed_configuration(copied, change, part, capsys):
     assert not (directory / "eval").exists()
 
 
+def test_a_changed_configuration_is_refused_by_load_run(copied):
+    path = copied("duet") / "config.json"
+    config = json.loads(path.read_text())
+    config["encoder"]["blocks"] = [1, 1]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"config\.encoder\.blocks=\(1, 1\) must"):
+        trained_run.load_run(path.parent)
+
+
 def test_fewer_blocks_than_were_saved(copied, capsys):
     """What the checkpoint holds beyond the configuration is noticed, too."""
     directory = copied("duet")

@@ -264,12 +264,17 @@ def test_evaluation_shows_the_plain_image_and_reproduces():
     assert len(np.unique(views.second.structure["rot"])) == 4
 
 
-def test_structure_weight_and_probe_in_the_total():
-    method = built("duet", "rot")
+def shown(name, code, *, train):
+    """A method, the views it makes of a batch, and the labels."""
+    method = built(name, code)
     data = tiny.dataset(BATCH, 1, side=SIDE, channels=3)
-    views = method.make_views(jax.random.key(0), data.train.images, train=True)
+    views = method.make_views(jax.random.key(0), data.train.images, train=train)
+    return method, views, jnp.asarray(data.train.labels)
+
+
+def test_structure_weight_and_probe_in_the_total():
+    method, views, labels = shown("duet", "rot", train=True)
     shared, views = canonical(method, views)
-    labels = jnp.asarray(data.train.labels)
     _, _, metrics = update(shared, *initial(shared), views, labels)
     parts = (
         metrics["nt_xent"] + 1000 * metrics["structure_loss"] + metrics["online_loss"]
@@ -279,11 +284,8 @@ def test_structure_weight_and_probe_in_the_total():
 
 def test_prediction_weight_and_padding():
     """Rows of padding images have no part in the prediction loss."""
-    method = built("essl", "ron")
-    data = tiny.dataset(BATCH, 1, side=SIDE, channels=3)
-    views = method.make_views(jax.random.key(0), data.train.images, train=False)
+    method, views, labels = shown("essl", "ron", train=False)
     shared, views = canonical(method, views)
-    labels = jnp.asarray(data.train.labels)
     metrics = score(shared, *initial(shared), views, labels)
     parts = metrics["nt_xent"] + metrics["online_loss"]
     weighted = method.prediction_weight * metrics["prediction_loss"]
@@ -300,11 +302,8 @@ def test_prediction_weight_and_padding():
 
 def test_swapped_views_have_the_same_losses():
     """Each view has its own target and its own content."""
-    method = built("duet", "rot")
-    data = tiny.dataset(BATCH, 1, side=SIDE, channels=3)
-    views = method.make_views(jax.random.key(0), data.train.images, train=True)
+    method, views, labels = shown("duet", "rot", train=True)
     shared, views = canonical(method, views)
-    labels = jnp.asarray(data.train.labels)
     swapped = Views(views.second, views.first)
     _, _, one = update(shared, *initial(shared), views, labels)
     _, _, other = update(shared, *initial(shared), swapped, labels)
@@ -314,9 +313,7 @@ def test_swapped_views_have_the_same_losses():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_probe_never_trains_the_encoder(name):
-    method = built(name, "rot")
-    data = tiny.dataset(BATCH, 1, side=SIDE, channels=3)
-    views = method.make_views(jax.random.key(0), data.train.images, train=True)
+    method, views, labels = shown(name, "rot", train=True)
     graphdef, params, stats = initial(method)
 
     def loss(params, labels):
@@ -324,7 +321,6 @@ def test_the_probe_never_trains_the_encoder(name):
         return method.loss(networks, views, labels, None, train=True)[0]
 
     gradient = jax.jit(jax.grad(loss))
-    labels = jnp.asarray(data.train.labels)
     one, other = gradient(params, labels), gradient(params, (labels + 1) % 3)
     for part in one:
         same = [

@@ -101,7 +101,7 @@ def stop_at_some_step(workdir, number, status):
         assert time.monotonic() - start < 10
         last = log().splitlines()[-1]
     assert last.startswith(f"stopped by {signal.Signals(number).name}; step ")
-    assert "the same command goes on from there" in last
+    assert "the same command continues from there" in last
     return int(last.split("step ")[1].split()[0])
 
 

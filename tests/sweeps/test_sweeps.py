@@ -494,7 +494,7 @@ def row(name, method, *found, failed=""):
     runs = [tables.Run(trial, True, values, FACTS, {}) for values in found]
     if failed:
         runs.append(tables.Run(trial, False, {}, {}, {"error": failed}))
-    return tables.make_row(runs)
+    return tables.Row(runs)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import tiny
 from flax import nnx
 
+from duet_jax.data import TrainingRows
 from duet_jax.methods.base import Views
 from duet_jax.models.batch_norm import BatchNorm
 from duet_jax.training import batches as feeds
@@ -335,6 +336,7 @@ class ToyFeed:
 
     def __init__(self, kinds, steps_per_call):
         self._kinds, self._size = kinds, steps_per_call
+        self.rows = TrainingRows(0, 16 * BATCH, 16, BATCH, (0, BATCH))
 
     pick_train = staticmethod(pick)
 
