@@ -49,12 +49,22 @@ def get_config() -> ml_collections.ConfigDict:
     config.on_nonfinite = "stop"
 
     config.dataset = dataset = ml_collections.ConfigDict()
-    # digits (comes with scikit-learn), folder, or the name of a TFDS image
-    # classification data set: mnist, cifar10, cifar100, svhn_cropped, ... [--dataset]
+    # What is read from dataset.path, or by name:
+    #   digits   comes with scikit-learn
+    #   folder   class folders: <path>/{train,test}/<class>/ or <path>/<class>/
+    #   images   no labels: all images below <path>, or a text file of paths
+    #   csv      a table with path,label and perhaps split
+    #   npz      arrays: images, and perhaps labels, test_images, test_labels
+    #   parquet  a directory of the Hugging Face hub
+    #   another  of TensorFlow Datasets: mnist, cifar10, svhn_cropped ... [--dataset]
     dataset.name = "cifar10"
-    # Where the data are. folder: the directory with train/<class>/ and test/<class>/;
-    # TFDS: its data_dir, its own default when empty. [--dataset-root]
+    # For a name of TFDS: its data_dir, its own default when empty. [--dataset-root]
     dataset.path = ""
+    # Share of the images that become test images if the data set has none. The name of
+    # an image decides, so that it stays in its split when others come or go.
+    dataset.holdout = 0.1
+    # 1 or 3 converts all images to gray or to color; 0: gray if all of them are.
+    dataset.channels = 0
     # Side of the views in pixels. [--image-size]
     dataset.image_size = 32
     # Store images 256/224 larger than the views, so that crops can leave out the edge.

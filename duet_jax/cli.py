@@ -10,6 +10,7 @@ the configuration of its run; only fields that do not alter the run can be set t
 
 import contextlib
 import errno
+import functools
 import logging
 import pathlib
 import re
@@ -32,6 +33,7 @@ from duet_jax.errors import (
     suggestion,
 )
 from duet_jax.evaluation import EVALUATORS
+from duet_jax.evaluation.base import check_labels
 from duet_jax.evaluation.evaluate import evaluate
 from duet_jax.profiling import benchmark
 from duet_jax.runs import workdir
@@ -331,10 +333,12 @@ def help_text(argv: Sequence[str]) -> str:
 def perform(command: Command) -> None:
     """Runs the modes of a command in order."""
     config, directory, modes, options = command
+    evaluations = [mode for mode in modes if mode in EVALUATORS]
     if modes[0] in PROGRAMS:
         own = {k: v for k, v in options.items() if modes[0] in FLAGS[k].modes}
+        if evaluations:  # what they cannot take is refused before the training
+            own["accept"] = functools.partial(check_labels, EVALUATORS, evaluations)
         PROGRAMS[modes[0]](config, directory, **own)
-    evaluations = [mode for mode in modes if mode in EVALUATORS]
     if evaluations:
         processes.check_alone(f"--mode={','.join(evaluations)}")
         evaluate(evaluations, config, directory, **options)

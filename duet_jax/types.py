@@ -13,11 +13,12 @@ BATCH_AXIS = "data"
 
 
 class Split(NamedTuple):
-    """One split of a labeled image set, in memory.
+    """One split of an image set, in memory.
 
     Attributes:
       images: uint8, [examples, side, side, channels]; channels is 1 or 3.
-      labels: int32, [examples], from 0 to the number of classes - 1.
+      labels: int32, [examples], from 0 to the number of classes - 1; all -1 without
+        labels.
     """
 
     images: np.ndarray | Array
@@ -41,13 +42,14 @@ class DatasetFacts(NamedTuple):
       name: its name in messages.
       side: of the stored square images, in pixels.
       channels: 1 for grayscale images, 3 for RGB.
-      class_names: one name per label.
+      class_names: one name per label; empty without labels.
       num_train: number of training images.
       num_test: number of test images.
       content: a hash of the names and sizes of its files; "" for a set that never
         changes.
-      digests: hashes of the names and bytes of the training and of the test files;
-        empty for a set that never changes, or that is too large to be read for this.
+      digests: hashes of the names and bytes of the training and of the test files, or
+        one of all files; empty for a set that never changes, or that is too large to be
+        read for this.
     """
 
     name: str
@@ -61,7 +63,7 @@ class DatasetFacts(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes; 0 without labels."""
         return len(self.class_names)
 
     @property
@@ -71,13 +73,13 @@ class DatasetFacts(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A labeled image set, decoded and resized.
+    """An image set, decoded and resized.
 
     Attributes:
       name: its name in messages.
       train: the split the networks are trained on.
       test: the split they are evaluated on.
-      class_names: one name per label.
+      class_names: one name per label; empty without labels.
       files: paths of the images, those of the training split first, relative to the
         folder of the set; empty if the images are not single files.
       content: as in `DatasetFacts`.

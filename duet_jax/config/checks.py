@@ -72,6 +72,8 @@ RULES: dict[str, Rule] = {
     "dataset.name": Rule(bool, "must name a data set"),
     "dataset.image_size": _between(8, 4096),
     "dataset.num_classes": _at_least(0),
+    "dataset.channels": Rule(lambda x: x in (0, 1, 3), "must be 0, 1 or 3"),
+    "dataset.holdout": Rule(lambda x: 0 < x < 1, "must be above 0, below 1"),
     "dataset.train_fraction": Rule(lambda x: 0 < x <= 1, "must be above 0, up to 1"),
     "dataset.placement": _one_of("auto", "device", "host"),
     "dataset.workers": _at_least(-1),
@@ -145,7 +147,11 @@ CHANGEABLE = frozenset(
 )
 
 # Fields that were added later -> their value in older runs.
-_BEFORE = {"dataset.train_fraction": 1.0}
+_BEFORE = {
+    "dataset.channels": 0,
+    "dataset.holdout": 0.1,
+    "dataset.train_fraction": 1.0,
+}
 
 # Fields that may be set for any evaluation of a run, besides those of the evaluator.
 EVALUATION = frozenset(

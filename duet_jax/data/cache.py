@@ -17,7 +17,7 @@ import re
 
 import numpy as np
 
-from duet_jax.data.source import Source, short_hash
+from duet_jax.data.source import UNLABELED, Source, short_hash
 from duet_jax.runtime import files
 from duet_jax.types import Split
 
@@ -68,7 +68,8 @@ def digests(cache_dir: str, source: Source) -> tuple[str, ...]:
       source: the data set.
 
     Returns:
-      The digests of the training and of the test images; () if the source has none.
+      The digests of the training and of the test images, or one of all images; () if
+      the source has none.
 
     Raises:
       UsageError: a file cannot be read.
@@ -81,7 +82,7 @@ def digests(cache_dir: str, source: Source) -> tuple[str, ...]:
     path = directory / f"digests-{short_hash([_FORMAT, source.identity], 24)}.json"
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(path.read_text())
-        if isinstance(found, list) and list(map(type, found)) == [str, str]:
+        if isinstance(found, list) and {*map(type, found)} == {str}:
             return tuple(found)
     found = source.digests()
     with contextlib.suppress(OSError):  # `store` warns that nothing can be cached
@@ -129,7 +130,8 @@ def _load_split(
     expected = [((count, side, side, *channels), "uint8"), ((count,), "int32")]
     if found != expected or channels not in ((1,), (3,)):
         raise ValueError(f"found {found} instead of {expected}")
-    if labels.min() < 0 or labels.max() >= classes:
+    known = {*range(classes)} if classes else {UNLABELED}
+    if not known.issuperset(np.unique(labels).tolist()):
         raise ValueError(f"it has labels beyond those of {classes} classes")
     return Split(images, labels)
 

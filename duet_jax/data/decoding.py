@@ -31,6 +31,9 @@ _DAMAGED = "but truncated, damaged or of a rare kind"
 # Bytes that identify a file; the mark of a tar archive ends at 262.
 _BEGINNING = 512
 _MOST_TEXT = 30
+# Shares of red, green and blue in the brightness of a color (ITU-R BT.601).
+_LUMA = (0.299, 0.587, 0.114)
+_BLOCK = 1024  # images
 # Of longer images, this many squares in the middle are resized.
 _LONGEST = 16
 
@@ -289,6 +292,27 @@ def _without_ends(image: Image.Image) -> Image.Image:
     left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
     right, bottom = left + min(width, most), top + min(height, most)
     return image.crop((left, top, right, bottom))
+
+
+def in_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """Returns images with 1 or 3 channels.
+
+    Args:
+      images: uint8, [..., channels]. Gray is repeated; color becomes its luma.
+      channels: wanted; 0 for those that the images have.
+    """
+    if channels in (0, images.shape[-1]):
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, axis=-1)
+    gray = np.empty((*images.shape[:-1], 1), np.uint8)
+    # In blocks, as float32 takes four times as much.
+    for start in range(0, len(images), _BLOCK):
+        block = images[start : start + _BLOCK].astype(np.float32)
+        # Summed one by one: a matrix product rounds differently on other processors.
+        red, green, blue = (block[..., i] * share for i, share in enumerate(_LUMA))
+        gray[start : start + _BLOCK, ..., 0] = np.rint(red + green + blue)
+    return gray
 
 
 def pack(

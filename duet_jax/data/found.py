@@ -9,9 +9,11 @@ import numpy as np
 
 from duet_jax.data import cache
 from duet_jax.data.copies import count_copies
-from duet_jax.data.decoding import pack
+from duet_jax.data.decoding import in_channels, pack
 from duet_jax.data.source import (
+    UNLABELED,
     Source,
+    held_out,
     kept_rows,
     name_some,
     without_labels,
@@ -32,6 +34,8 @@ class FoundDataset:
       source: provides the examples.
       side: side of the stored square images in pixels.
       train_fraction: share of the training images that is used.
+      holdout: share of the images that are test images if the source has none.
+      asked_channels: 1 or 3 to convert the images to; 0 to take them as they are.
       cache_dir: where decoded images are kept; "" for the user's cache directory.
     """
 
@@ -39,21 +43,41 @@ class FoundDataset:
     source: Source
     side: int
     train_fraction: float = 1.0
+    holdout: float = 0.1
+    asked_channels: int = 0
     cache_dir: str = ""
 
     @functools.cached_property
-    def kept(self) -> np.ndarray:
-        """The training images that are used: int64, [examples]; see `kept_rows`."""
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The training and the test examples that are used: int64, their numbers.
+
+        See `held_out` and `kept_rows`.
+        """
         source = self.source
-        labels = source.labels() if source.labels else np.zeros(source.num_train)
-        return kept_rows(labels, self.train_fraction)
+        train = np.arange(source.num_train)
+        test = source.num_train + np.arange(source.num_test)
+        if not source.num_test:
+            names = source.files or [str(row) for row in train]
+            held = held_out(names, self.holdout)
+            train, test = np.flatnonzero(~held), np.flatnonzero(held)
+        labels = source.labels()[train] if source.labels else np.zeros(len(train))
+        return train[kept_rows(labels, self.train_fraction)], test
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether the splits that are used are those of the source."""
+        counts = self.source.num_train, self.source.num_test
+        return tuple(map(len, self.rows)) == counts
 
     @functools.cached_property
     def channels(self) -> int:
-        """1 if all images of both splits are gray, otherwise 3.
+        """Of the images as they are used: 1 for gray, 3 for color.
 
-        Slow only if all images are gray: then every file has to be opened.
+        If nothing is asked for, 1 if all images of both splits are gray. Slow only
+        then: every file has to be opened.
         """
+        if self.asked_channels:
+            return self.asked_channels
         if self.source.channels is not None:
             return self.source.channels()
         modes = (image.mode for image, _ in self.source.examples())
@@ -67,8 +91,7 @@ class FoundDataset:
             self.side,
             self.channels,
             self.source.class_names,
-            len(self.kept),
-            self.source.num_test,
+            *map(len, self.rows),
             self.source.content,
             cache.digests(self.cache_dir, self.source),
         )
@@ -95,14 +118,17 @@ class FoundDataset:
             raise UsageError(
                 f"config.dataset.name={self.name!r} cannot be streamed: "
                 f"{source.location} is not in a format with random access; prepare it "
-                "again with file_format='array_record', or set "
-                "config.dataset.placement=device."
+                "again with file_format='array_record', store its images as files, or "
+                "set config.dataset.placement=device."
             )
-        used = None
-        if len(self.kept) < source.num_train:
-            test = np.arange(source.num_train, source.num_train + source.num_test)
-            used = np.concatenate([self.kept, test])
-        return StreamedDataset(self.facts, source.location, source.reader, used)
+        used = None if self.takes_all else np.concatenate(self.rows)
+        return StreamedDataset(
+            self.facts,
+            source.location,
+            source.reader,
+            used,
+            converted=bool(self.asked_channels),
+        )
 
     def decode(self) -> Dataset:
         """Decodes the whole data set, or loads it from the cache.
@@ -111,9 +137,8 @@ class FoundDataset:
         images as well.
 
         Returns:
-          Images uint8, [examples, side, side, channels], C-contiguous; one channel if
-          all images of both splits are gray, otherwise three. Labels int32. Both splits
-          hold every example that is used once, in the order of the source.
+          Images uint8, [examples, side, side, channels], C-contiguous. Labels int32.
+          Both splits hold every example that is used once, in the order of the source.
 
         Raises:
           UsageError: images are damaged or unlabeled, or memory does not suffice.
@@ -130,12 +155,15 @@ class FoundDataset:
             origin = source.location
             splits = _decode(source, self.name, self.side)
             cache.store(entry, self.name, source, splits)
-        train, test = splits
         files = source.files
-        if len(self.kept) < source.num_train:  # one cache entry serves all shares
-            train = Split(*(part[self.kept] for part in train))
+        if not self.takes_all:  # one cache entry serves all shares
+            splits = _rearranged(splits, self.rows)
             if files:
-                files = (*(files[r] for r in self.kept), *files[source.num_train :])
+                files = tuple(files[row] for row in np.concatenate(self.rows))
+        train, test = (
+            each._replace(images=in_channels(each.images, self.asked_channels))
+            for each in splits
+        )
         dataset = Dataset(
             self.name,
             train,
@@ -146,13 +174,12 @@ class FoundDataset:
             cache.digests(self.cache_dir, source),
         )
         logger.info(
-            "%s: %d train and %d test images of %dx%dx%d, %d classes, from %s in "
-            "%.1f s",
+            "%s: %d train and %d test images of %dx%dx%d, %s, from %s in %.1f s",
             self.name,
             len(train.labels),
             len(test.labels),
             *train.images.shape[1:],
-            len(source.class_names),
+            f"{len(source.class_names)} classes" if source.class_names else "no labels",
             origin,
             time.perf_counter() - started,
         )
@@ -165,10 +192,29 @@ def _decode(source: Source, name: str, side: int) -> tuple[Split, Split]:
     """Reads every image of a source; training and test images in one pass."""
     count = source.num_train + source.num_test
     images, labels = pack(source.examples(), count, side, name)
-    if labels.min() < 0 or labels.max() >= len(source.class_names):
+    if not source.class_names:
+        labels[:] = UNLABELED
+    elif labels.min() < 0 or labels.max() >= len(source.class_names):
         raise without_labels(name, source.location)
     end = source.num_train
     return Split(images[:end], labels[:end]), Split(images[end:], labels[end:])
+
+
+def _rearranged(
+    splits: tuple[Split, Split], rows: tuple[np.ndarray, np.ndarray]
+) -> tuple[Split, Split]:
+    """Returns the examples `rows` of the training and of the test split.
+
+    Args:
+      splits: of the source, whose test split may be empty.
+      rows: numbers in the source; training examples come before test examples.
+    """
+    first, second = splits
+    count = len(first.labels)
+    train = Split(*(part[rows[0]] for part in first))
+    if len(second.labels):
+        return train, Split(*(part[rows[1] - count] for part in second))
+    return train, Split(*(part[rows[1]] for part in first))
 
 
 def _warn_of_missing_classes(dataset: Dataset) -> None:

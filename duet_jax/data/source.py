@@ -14,6 +14,13 @@ from duet_jax.errors import UsageError
 # reading them would delay the start of a run too much.
 MOST_READ = 2 * 2**30
 
+# The label of an image without one.
+UNLABELED = -1
+# Names of the splits where the user gives them: folders, tables, files. The first that
+# is there is taken.
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation")
+
 # A gray (mode L) or color (mode RGB) image of any size, and its label.
 Example = tuple[Image.Image, int]
 
@@ -25,20 +32,22 @@ Reader = Callable[[Sequence[int]], Iterator[Example]]
 
 
 class Source(NamedTuple):
-    """A labeled image set that has been found.
+    """An image set that has been found.
 
     Attributes:
-      class_names: one name per label.
+      class_names: one name per label; empty if the images have no labels, which are
+        UNLABELED then.
       num_train: number of training examples.
-      num_test: number of test examples.
+      num_test: number of test examples; 0 if a share of the training examples is to be
+        held out as test images.
       examples: yields all training examples and then all test examples.
       location: where the data come from, for messages.
       identity: JSON-able; everything the decoded examples depend on. None if decoding
         is too fast to be worth a cache.
       content: `short_hash` of the names and sizes of the files, independent of location
         and modification times; "" if the images never change.
-      digests: reads all files and returns one digest of names and bytes per split. None
-        if the images never change, or are larger than `MOST_READ`.
+      digests: reads all files and returns one digest of names and bytes per split that
+        has examples. None if the images never change, or are larger than `MOST_READ`.
       labels: returns the labels of the training images, int [num_train], without
         decoding; None if they are only known after decoding.
       files: the file of each example, relative to the location; empty if examples are
@@ -55,7 +64,7 @@ class Source(NamedTuple):
     location: str
     identity: dict[str, Any] | None
     content: str = ""
-    digests: Callable[[], tuple[str, str]] | None = None
+    digests: Callable[[], tuple[str, ...]] | None = None
     labels: Callable[[], np.ndarray] | None = None
     files: tuple[str, ...] = ()
     reader: Reader | None = None
@@ -82,6 +91,32 @@ def kept_rows(labels: np.ndarray, fraction: float) -> np.ndarray:
         for rows, count in zip(members, np.maximum(counts, 1), strict=True)
     ]
     return np.sort(np.concatenate(kept))
+
+
+def held_out(names: Sequence[str], share: float) -> np.ndarray:
+    """Selects the test images of a set that has none: bool, [images].
+
+    The name of an image decides, so that it stays in its split when others come or go.
+    The share is met on average; at least one image is selected and one is not.
+
+    Args:
+      names: of the images, two or more.
+      share: to select, above 0, below 1.
+    """
+    digests = (hashlib.sha256(name.encode(errors="surrogateescape")) for name in names)
+    numbers = np.array([int.from_bytes(each.digest()[:7]) for each in digests])
+    selected = numbers < share * 2**56
+    selected[np.argmin(numbers)] = True
+    selected[np.argmax(numbers)] = False
+    return selected
+
+
+def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Returns labels in the order of their numbers, or else in alphabetical order."""
+    try:
+        return tuple(sorted(labels, key=int))
+    except ValueError:
+        return tuple(sorted(labels))
 
 
 def short_hash(parts: Any, length: int = 16) -> str:

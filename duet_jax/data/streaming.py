@@ -21,9 +21,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from duet_jax.data.decoding import square
+from duet_jax.data.decoding import in_channels, square
 from duet_jax.data.order import EvaluationRows, TrainingRows
-from duet_jax.data.source import Reader, without_labels
+from duet_jax.data.source import UNLABELED, Reader, without_labels
 from duet_jax.errors import TrainingError, UsageError
 from duet_jax.types import DatasetFacts, Split
 
@@ -41,19 +41,21 @@ _LONGEST_WORK = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class StreamedDataset:
-    """A labeled image set whose images are decoded on access; training images first.
+    """An image set whose images are decoded on access; training images first.
 
     Attributes:
       facts: what is known without the images.
       location: where the data come from, for messages.
       reader: random access to the examples of the source.
       used: number in the source of each example, int [examples]; None for all.
+      converted: color is converted to gray where the facts say so; otherwise an error.
     """
 
     facts: DatasetFacts
     location: str
     reader: Reader
     used: np.ndarray | None = None
+    converted: bool = False
 
     streamed = True
 
@@ -70,11 +72,15 @@ class StreamedDataset:
         for index, (image, label) in enumerate(self.reader(numbers.tolist())):
             pixels = square(image, side)
             if pixels.shape[2] > channels:
-                raise self._colored(numbers[index])
+                if not self.converted:
+                    raise self._colored(numbers[index])
+                pixels = in_channels(pixels, channels)
             images[index] = pixels  # a gray image is repeated in all channels
             labels[index] = label
         classes = self.facts.num_classes
-        if len(rows) and not 0 <= labels.min() <= labels.max() < classes:
+        if not classes:
+            labels[:] = UNLABELED
+        elif len(rows) and not 0 <= labels.min() <= labels.max() < classes:
             raise without_labels(self.facts.name, self.location)
         return Split(images, labels)
 

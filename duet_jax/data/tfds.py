@@ -1,4 +1,4 @@
-"""Image classification sets of TensorFlow Datasets (TFDS), read without TensorFlow.
+"""Image sets of TensorFlow Datasets (TFDS), read without TensorFlow.
 
 TFDS calls a data set prepared once it is downloaded and rewritten in TFDS's own files.
 Both of their formats are read: ArrayRecord, which this module prepares, and TFRecord,
@@ -20,15 +20,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from duet_jax.data import listing
 from duet_jax.data.decoding import decode, is_gray
-from duet_jax.data.source import MOST_READ, Example, Source, digest_of, short_hash
+from duet_jax.data.source import (
+    MOST_READ,
+    UNLABELED,
+    Example,
+    Source,
+    digest_of,
+    short_hash,
+)
 from duet_jax.errors import UsageError, suggestion
 
 logger = logging.getLogger(__name__)
 
+# Names that are not TFDS's.
+_OTHERS = ("digits", "folder", "images", "csv", "npz", "parquet")
 _CHOICE = (
-    "choose digits, folder or a TFDS image classification set such as cifar10, "
-    "cifar100, mnist or svhn_cropped"
+    f"choose {', '.join(_OTHERS)} or an image set of TFDS such as cifar10, cifar100, "
+    "mnist or svhn_cropped"
 )
 _CHUNK = 256  # examples in memory at a time; larger chunks are no faster
 _PROBE_SECONDS = 3.0
@@ -39,7 +49,8 @@ def find(name: str, path: str) -> Source:
     """Finds a data set in TFDS's directory, and prepares it there if necessary.
 
     The test split is `test`, or `validation` if there is no `test` or its labels are
-    withheld (ImageNet).
+    withheld (ImageNet); without either, a share of `train` is held out. A set without
+    a class label has no labels.
 
     Args:
       name: TFDS's name, with configuration and version if wanted
@@ -48,13 +59,14 @@ def find(name: str, path: str) -> Source:
         `~/tensorflow_datasets`) when empty.
 
     Raises:
-      UsageError: unknown name, no image classification set, or the data are neither
-        there nor can be prepared; from `examples` and `reader`, damaged files.
+      UsageError: unknown name, no images, or the data are neither there nor can be
+        prepared; from `examples` and `reader`, damaged files.
     """
     with _quiet():
         builder = _builder(name, path)
         records = _Records(name, builder)
         if not builder.is_prepared():
+            _check_not_images(name, path)
             _prepare(name, builder)
         records.choose_splits()
         info, splits = builder.info, records.splits
@@ -63,11 +75,12 @@ def find(name: str, path: str) -> Source:
             for split in splits
         }
         sizes = [(file, s.length) for split in splits for file, s in files[split]]
-        num_train, num_test = (info.splits[split].num_examples for split in splits)
+        counts = [info.splits[split].num_examples for split in splits]
+        label = records.label_key
         return Source(
-            class_names=tuple(map(str, info.features[records.label_key].names)),
-            num_train=num_train,
-            num_test=num_test,
+            class_names=tuple(map(str, info.features[label].names)) if label else (),
+            num_train=counts[0],
+            num_test=sum(counts[1:]),
             examples=records.examples,
             location=f"{builder.data_path} ({' and '.join(splits)})",
             identity={
@@ -123,6 +136,7 @@ def _builder(name: str, path: str) -> Any:
     except Exception as error:  # TFDS raises whatever its parts raise
         # By name: the import itself may be what failed.
         if type(error).__name__ == "DatasetNotFoundError":
+            _check_not_images(name, path)
             raise _unknown(name, path) from error
         raise UsageError(
             f"config.dataset.name={name!r} cannot be used: {_one_line(error)}; "
@@ -130,10 +144,21 @@ def _builder(name: str, path: str) -> Any:
         ) from error
 
 
+def _check_not_images(name: str, path: str) -> None:
+    """Raises a UsageError if the path is that of images and not TFDS's directory."""
+    kind = listing.source_for(path) if path else ""
+    if kind:
+        raise UsageError(
+            f"config.dataset.path={path!r} holds image files and no data set "
+            f"{name!r} of TensorFlow Datasets; set config.dataset.name={kind} to read "
+            "them."
+        )
+
+
 def _unknown(name: str, path: str) -> UsageError:
     import tensorflow_datasets as tfds
 
-    known = ("digits", "folder", *tfds.list_builders(with_community_datasets=False))
+    known = (*_OTHERS, *tfds.list_builders(with_community_datasets=False))
     searched = f" or in config.dataset.path={path!r}" if path else ""
     return UsageError(
         f"config.dataset.name={name!r} is not known to TensorFlow Datasets{searched}; "
@@ -142,28 +167,30 @@ def _unknown(name: str, path: str) -> UsageError:
 
 
 def _keys(name: str, builder: Any) -> tuple[str, str]:
-    """Returns the names of the image and of the label in an example."""
+    """Returns the names of the image and of the label, or "", in an example."""
     import tensorflow_datasets as tfds
 
-    keys = builder.info.supervised_keys or ("image", "label")
     features = builder.info.features
     if not isinstance(features, tfds.features.FeaturesDict):
         features = {}
+    images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+    labels = [
+        key
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes
+    ]
+    keys = builder.info.supervised_keys or ("image", "label")
     image, label = (
-        features[key] if isinstance(key, str) and key in features else None
-        for key in keys[:2]
+        next(iter([key for key in keys[:2] if key in found] or found), "")
+        for found in (images, labels)
     )
-    if (
-        not isinstance(image, tfds.features.Image)
-        or not isinstance(label, tfds.features.ClassLabel)
-        or not label.num_classes
-    ):
+    if not image:
         raise UsageError(
-            f"config.dataset.name={name!r} is not an image classification set: its "
-            f"features are {', '.join(features) or 'unnamed'}; choose one with an "
-            "image and a class label, such as cifar10."
+            f"config.dataset.name={name!r} is not an image set: its features are "
+            f"{', '.join(features) or 'unnamed'}; choose one with an image, such as "
+            "cifar10."
         )
-    return keys[0], keys[1]
+    return image, label
 
 
 class _Records:
@@ -172,12 +199,12 @@ class _Records:
     It is pickled without the builder: each process opens the directory itself.
 
     Attributes:
-      splits: names of the training and of the test split.
-      label_key: name of the label in an example.
+      splits: names of the training and of the test split, if there is one.
+      label_key: name of the label in an example; "" without.
     """
 
     def __init__(self, name: str, builder: Any):
-        """Raises a UsageError unless it is an image classification set."""
+        """Raises a UsageError unless it is an image set."""
         self.splits = ()
         self._image_key, self.label_key = _keys(name, builder)
         self._name = name
@@ -204,19 +231,25 @@ class _Records:
         return self.builder.info.file_format.value
 
     def choose_splits(self) -> None:
-        """Sets `splits` to the training split and a labeled test split."""
+        """Sets `splits` to the training split and one whose labels are not withheld."""
         available = self.builder.info.splits
+        if "train" not in available:
+            raise UsageError(
+                f"config.dataset.name={self._name!r} needs a split train; it has "
+                f"{', '.join(available)}; choose another data set."
+            )
+        self.splits = ("train",)
         for test in ("test", "validation"):
-            if "train" in available and test in available:
-                _, label = next(self._examples([test]), (None, 0))
-                if label >= 0:  # withheld labels are -1
-                    self.splits = ("train", test)
-                    return
-        raise UsageError(
-            f"config.dataset.name={self._name!r} needs a split train and a labeled "
-            f"split test or validation; it has {', '.join(available)}; choose another "
-            "data set."
-        )
+            if test in available and self._is_labeled(test):
+                self.splits = ("train", test)
+                return
+
+    def _is_labeled(self, split: str) -> bool:
+        """Returns whether a split has the labels of the set; withheld ones are -1."""
+        if not self.label_key:
+            return True
+        _, label = next(self._examples([split]), (None, UNLABELED))
+        return label != UNLABELED
 
     def examples(self) -> Iterator[Example]:
         """Yields the examples of both splits, decoded by Pillow."""
@@ -234,12 +267,11 @@ class _Records:
 
     def __call__(self, rows: Sequence[int]) -> Iterator[Example]:
         """Yields the examples `rows`; reads neighbors of the same split together."""
-        train, test = self.splits
         with self._named_errors():
-            num_train = self._count(train)
+            num_train = self._count(self.splits[0])
             for is_test, group in itertools.groupby(rows, lambda r: r >= num_train):
                 positions = [row - is_test * num_train for row in group]
-                split = test if is_test else train
+                split = self.splits[is_test]
                 if split not in self._opened:
                     self._opened[split] = self._open(split)
                 examples = _in_chunks(self._opened[split], positions)
@@ -287,7 +319,7 @@ class _Records:
 
     def _decoded(self, example: dict[str, Any]) -> Example:
         image, _ = decode(io.BytesIO(example[self._image_key]))
-        return image, int(example[self.label_key])
+        return image, int(example[self.label_key]) if self.label_key else UNLABELED
 
     def _encoded(self, split: str) -> Iterator[dict[str, Any]]:
         """Yields the examples of a split; images still encoded, in bytes."""

@@ -27,8 +27,11 @@ EVALUATORS: dict[str, Evaluator] = {
             "linear_probe.repeats",
             "linear_probe.learning_rate",
         ),
+        needs_labels=True,
     ),
-    "knn": Evaluator(knn.measure, fields=("knn.k", "knn.temperature")),
+    "knn": Evaluator(
+        knn.measure, fields=("knn.k", "knn.temperature"), needs_labels=True
+    ),
     "equivariance": Evaluator(equivariance.measure, equivariance.check, ("codes",)),
     "transfer": Evaluator(
         transfer.measure, transfer.check, ("datasets",), images=transfer.images

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from duet_jax.config.checks import fields
@@ -44,6 +44,7 @@ class Evaluator(NamedTuple):
       flags: the command line flags it takes as options.
       fields: configuration fields that its result depends on, such as "knn.k".
       images: (section `dataset`, options) -> the data sets it measures on.
+      needs_labels: True if it cannot measure on images without labels.
     """
 
     measure: Callable[..., Result]
@@ -51,6 +52,7 @@ class Evaluator(NamedTuple):
     flags: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()
     images: Callable[[Mapping[str, Any], Mapping[str, str]], Sources] = _own_images
+    needs_labels: bool = False
 
 
 class Evaluation:
@@ -72,7 +74,9 @@ class Evaluation:
     def dataset(self) -> Dataset:
         """The data set of the training; a UsageError if it is missing or another."""
         own = self.run.config.dataset
-        dataset = read_dataset(self.run, own.name, own.path, own.train_fraction)
+        dataset = read_dataset(
+            self.run, own.name, own.path, train_fraction=own.train_fraction
+        )
         check_dataset(self.run, dataset)
         _warn_if_changed(self.run.facts, dataset.facts)
         return dataset
@@ -177,30 +181,49 @@ class Evaluation:
         self._seconds[part] = self._seconds.get(part, 0.0) + spent
 
 
-def read_dataset(
-    run: Run, name: str, path: str, train_fraction: float = 1.0
-) -> Dataset:
-    """Returns a data set in the image size of `run`; a UsageError if it is unreadable.
+def read_dataset(run: Run, name: str, path: str, **options: float | int) -> Dataset:
+    """Returns a data set in the size of the images of `run`.
 
-    The other arguments are as in the section `dataset` of the configuration.
+    Args:
+      run: whose encoder is to take the images.
+      name: as in the section `dataset` of the configuration.
+      path: likewise.
+      **options: other arguments of `load_dataset`.
+
+    Raises:
+      UsageError: it cannot be read.
     """
     settings = run.config.dataset
-    return load_dataset(
-        name,
-        path=path,
-        image_size=settings.image_size,
-        center_crop=settings.center_crop,
-        cache_dir=settings.cache_dir,
-        train_fraction=train_fraction,
-    )
+    own = {
+        field: settings[field]
+        for field in ("image_size", "center_crop", "cache_dir", "holdout", "channels")
+    }
+    return load_dataset(name, path=path, **own | options)
+
+
+def check_labels(
+    evaluators: Mapping[str, Evaluator], names: Iterable[str], facts: DatasetFacts
+) -> None:
+    """Raises a UsageError if one of the evaluators needs labels and there are none."""
+    for name in names:
+        if evaluators[name].needs_labels and not facts.num_classes:
+            others = [n for n, each in evaluators.items() if not each.needs_labels]
+            raise UsageError(
+                f"--mode={name} needs labels, which the images of {facts.name} do not "
+                f"have; choose of {', '.join(others)}."
+            )
 
 
 def _warn_if_changed(trained: DatasetFacts, found: DatasetFacts) -> None:
     """Warns if the images are not those of the training."""
     if same_images(trained.identity, found.identity):
         return
-    digests = zip(("training", "test"), trained.digests, found.digests, strict=False)
-    changed = [split for split, before, now in digests if before != now]
+    changed = []
+    if len(found.digests) > 1:  # one of each split
+        digests = zip(
+            ("training", "test"), trained.digests, found.digests, strict=False
+        )
+        changed = [split for split, before, now in digests if before != now]
     _log.warning(
         "the %s of %s have changed since the training; the results are for the current "
         "images",

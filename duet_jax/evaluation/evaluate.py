@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import ml_collections
 
 from duet_jax.evaluation import EVALUATORS, Evaluation, Table
+from duet_jax.evaluation.base import check_labels
 from duet_jax.runs import trained_run, workdir
 from duet_jax.runtime import devices
 
@@ -38,6 +39,7 @@ def evaluate(
     devices.select(config.device)
     devices.check(config.device)
     devices.enable_compilation_cache(config.compilation_cache)
+    check_labels(EVALUATORS, names, workdir.load_facts(directory))
     run = trained_run.load_run(directory, step, config=config)
     _log.info("devices      %s", devices.describe())
     _log.info("checkpoint   step %d of %s, %s", run.step, directory, config.method)

@@ -20,9 +20,10 @@ def measure(evaluation: Evaluation, out: str | None = None) -> Result:
 
     Arrays for <split> in train, test: `<split>_full` float32 [n, features] and, for
     DUET, `<split>_content` [n, features / bins] and `<split>_structure` [n, bins];
-    `<split>_labels` int32 [n]; `<split>_indices` int64 [n], the position in the split
-    (among the images that are used: see `dataset.train_fraction`), or for a folder
-    `<split>_paths`, relative to `dataset.path`; `class_names`. No array holds objects:
+    `<split>_indices` int64 [n], the position in the split (among the images that are
+    used: see `dataset.train_fraction`), or for image files `<split>_paths`, relative to
+    `dataset.path`; if the images have labels, `<split>_labels` int32 [n] and
+    `class_names`. No array holds objects:
     `np.load(file)` needs no pickle.
 
     Args:
@@ -70,8 +71,8 @@ def _write(evaluation: Evaluation, path: pathlib.Path) -> dict[str, str]:
             forms |= _encode(evaluation, split, parts)
             for name, array in _describe(evaluation, split).items():
                 forms[name] = _save(parts, name, array)
-        class_names = np.array(evaluation.dataset.class_names)
-        forms["class_names"] = _save(parts, "class_names", class_names)
+        if names := evaluation.dataset.class_names:
+            forms["class_names"] = _save(parts, "class_names", np.array(names))
         _pack(parts, path)
     return forms
 
@@ -106,7 +107,7 @@ def _begin(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> str:
 def _describe(evaluation: Evaluation, split: str) -> dict[str, np.ndarray]:
     """Returns the labels of a split, and the paths or indices of its images."""
     dataset, labels = evaluation.dataset, evaluation.split(split).labels
-    found = {f"{split}_labels": labels}
+    found = {f"{split}_labels": labels} if dataset.class_names else {}
     if dataset.files:
         first = 0 if split == "train" else len(dataset.train.labels)
         paths = dataset.files[first : first + len(labels)]

@@ -74,9 +74,10 @@ def measure(evaluation: Evaluation) -> Result:
 
 def _results(evaluation: Evaluation, codes: list[str]) -> dict[str, dict[str, Any]]:
     """Returns the results to show, by name; measures what is missing."""
-    found = {
-        name: evaluation.load_or_evaluate(name) for name in ("linear_probe", "knn")
-    }
+    found = {}
+    if evaluation.run.facts.num_classes:
+        for name in ("linear_probe", "knn"):
+            found[name] = evaluation.load_or_evaluate(name)
     if codes:
         # Codes that were measured before are kept.
         known = evaluation.load_valid("equivariance") or {"results": {}}
@@ -190,6 +191,8 @@ def _headlines(results: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns the most important numbers, each with its name."""
     lines = []
     for name, title in (("linear_probe", "linear probe"), ("knn", "kNN")):
+        if name not in results:  # without labels
+            continue
         for kind, scores in results[name]["results"]["representations"].items():
             lines.append((f"{percent(scores['top1'])} %", f"{title} on {kind}"))
     for code, found in results.get("equivariance", {}).get("results", {}).items():

@@ -4,16 +4,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from duet_jax.augmentations.photometric import luma
-from duet_jax.data import SOURCES
+from duet_jax.data import FROM_PATHS, SOURCES
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import linear_probe
 from duet_jax.evaluation.base import Evaluation, Sources, read_dataset
 from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.runtime import files
-from duet_jax.types import Dataset, Split
+from duet_jax.types import Dataset
 
 _HEADER = ("data set", "representation", "classes", "train", "test", "top-1", "top-5")
 
@@ -27,11 +24,12 @@ def measure(evaluation: Evaluation, datasets: str) -> Result:
 
     Args:
       evaluation: of a run.
-      datasets: names separated by commas, any that training takes; a folder of images
-        is `folder:<path>`, and a comma in its path is written `\,`.
+      datasets: names separated by commas, any that training takes; one with a path is
+        `folder:<path>`, say, and a comma in the path is written `\,`.
 
     Raises:
-      UsageError: a data set cannot be read. All are read before any is used.
+      UsageError: a data set cannot be read, or has no labels. All are read before any
+        is used.
     """
     sources = images(evaluation.run.config.dataset, {"datasets": datasets})
     found = {name: _read(evaluation, name, *sources[name]) for name in sources}
@@ -48,7 +46,7 @@ def measure(evaluation: Evaluation, datasets: str) -> Result:
 
 
 def check(datasets: str | None = None) -> None:
-    """Raises a UsageError if no data set is named, or a folder without its path."""
+    """Raises a UsageError if no data set is named, or one without its path."""
     sources = _parse(datasets or "")
     if not sources:
         raise UsageError(
@@ -56,10 +54,10 @@ def check(datasets: str | None = None) -> None:
             "--datasets=mnist,digits,folder:<path>."
         )
     for name, (kind, path) in sources.items():
-        if kind == "folder" and not path:
-            raise UsageError(f"--datasets={name} names no folder; write folder:<path>.")
-        if kind == "folder":
-            files.local(path, "--datasets: folder")
+        if kind in FROM_PATHS and not path:
+            raise UsageError(f"--datasets={name} has no path; write {kind}:<path>.")
+        if kind in FROM_PATHS:
+            files.local(path, f"--datasets: {kind}")
 
 
 def images(dataset: Mapping[str, Any], options: Mapping[str, str]) -> Sources:
@@ -67,7 +65,7 @@ def images(dataset: Mapping[str, Any], options: Mapping[str, str]) -> Sources:
     # The run's `dataset.path` is TFDS's data directory only if its data are from TFDS.
     directory = "" if dataset["name"] in SOURCES else dataset["path"]
     return {
-        name: source if source[0] == "folder" else (name, directory)
+        name: source if source[0] in FROM_PATHS else (name, directory)
         for name, source in _parse(options["datasets"]).items()
     }
 
@@ -87,26 +85,15 @@ def _read(evaluation: Evaluation, name: str, source: str, path: str) -> Dataset:
     """Reads a data set in the size and the channels of the run's images."""
     channels = evaluation.run.facts.channels
     try:
-        dataset = read_dataset(evaluation.run, source, path)
+        dataset = read_dataset(evaluation.run, source, path, channels=channels)
     except UsageError as error:
         raise UsageError(f"--datasets={name}: {error}") from error
-    train, test = (_match(split, channels) for split in (dataset.train, dataset.test))
-    return dataset._replace(train=train, test=test)
-
-
-def _match(split: Split, channels: int) -> Split:
-    """Returns the split with 1 or 3 channels."""
-    images = split.images
-    if images.shape[-1] == channels:
-        return split
-    if channels == 3:
-        return split._replace(images=np.repeat(images, 3, axis=-1))
-    gray = np.empty((*images.shape[:-1], 1), np.uint8)
-    # In blocks, as float32 takes four times as much.
-    for i in range(0, len(images), 1024):
-        block = images[i : i + 1024].astype(np.float32)
-        gray[i : i + 1024] = np.rint(luma(block))
-    return split._replace(images=gray)
+    if not dataset.class_names:
+        raise UsageError(
+            f"--datasets={name} has no labels, which the linear probe needs; choose "
+            "another data set."
+        )
+    return dataset
 
 
 def _probe(evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Metrics of a run over its epochs."""
 
-import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -30,32 +29,55 @@ class _Panel(NamedTuple):
 
     Attributes:
       title: with the unit.
-      curves: entry of the row -> line style.
+      curves: split and entry of its rows -> line style.
       scale: factor from the row to the axis.
       from_zero: whether the axis starts at zero.
       noisy: whether to draw a running mean over many values.
     """
 
     title: str
-    curves: Mapping[str, str]
+    curves: Mapping[tuple[str, str], str]
     scale: float = 1.0
     from_zero: bool = False
     noisy: bool = True
 
 
+def _both(name: str) -> dict[tuple[str, str], str]:
+    """Returns the curves of a metric of augmented views, alike in both splits."""
+    return {("train", name): "-", ("test", f"augmented_{name}"): "-"}
+
+
 _PANELS = (
-    _Panel("loss", {"loss": "-"}),
-    _Panel("NT-Xent", {"nt_xent": "-"}),
-    _Panel("structure loss (Jensen-Shannon)", {"structure_loss": "-"}),
-    _Panel("prediction loss", {"prediction_loss": "-"}),
+    _Panel("loss", _both("loss")),
+    _Panel("NT-Xent", _both("nt_xent")),
     _Panel(
-        "accuracy of the online probe [%]",
-        {"online_top1": "-", "online_top5": "--"},
+        "structure loss (Jensen-Shannon)",
+        {("train", "structure_loss"): "-", ("test", "structure_loss"): "-"},
+    ),
+    _Panel(
+        "prediction loss",
+        {("train", "prediction_loss"): "-", ("test", "prediction_loss"): "-"},
+    ),
+    _Panel(
+        "online probe, augmented images [%]",
+        _both("online_top1"),
         scale=100,
         from_zero=True,
     ),
-    _Panel("learning rate", {"learning_rate": "-"}, from_zero=True, noisy=False),
-    _Panel("images per second", {"images_per_second": "-"}, from_zero=True),
+    _Panel(
+        "online probe, plain images [%]",
+        {("test", "online_top1"): "-", ("test", "online_top5"): "--"},
+        scale=100,
+        from_zero=True,
+    ),
+    _Panel(
+        "learning rate", {("train", "learning_rate"): "-"}, from_zero=True, noisy=False
+    ),
+    _Panel("images per second", {("train", "images_per_second"): "-"}, from_zero=True),
+)
+_NOTE = (
+    "Test curves are of augmented views, as those of training are, and use the running "
+    "statistics of batch normalization."
 )
 
 _COLUMNS_OF_PANELS = 3
@@ -80,11 +102,7 @@ def _abscissa(rows: Sequence[Mapping]) -> str:
 
 
 def _has_values(rows: Sequence[Mapping], panel: _Panel) -> bool:
-    return any(
-        np.isfinite(_series(rows, split, name)[1]).any()
-        for split in _SPLIT_COLORS
-        for name in panel.curves
-    )
+    return any(np.isfinite(_series(rows, *curve)[1]).any() for curve in panel.curves)
 
 
 @styled
@@ -92,6 +110,8 @@ def build_curves(
     rows: Sequence[Mapping], *, title: str = "", num_classes: int | None = None
 ) -> Figure:
     """Draws one panel for every quantity in the rows.
+
+    Where both splits are drawn, their views are augmented alike.
 
     Args:
       rows: as returned by `read_rows`, in any order of splits. Entries that are
@@ -112,6 +132,8 @@ def build_curves(
         axes = figure.add_subplot(lines, _COLUMNS_OF_PANELS, number)
         _draw_panel(axes, panel, rows, num_classes)
     _draw_legend(figure, panels, rows, num_classes)
+    if any(row.get("split") == "test" for row in rows):
+        figure.supxlabel(_NOTE, x=0.012, ha="left", fontsize=8, color=MUTED)
     return figure
 
 
@@ -121,15 +143,19 @@ def _draw_panel(
     axes.set_title(panel.title, loc="left")
     axes.set_xlabel(_abscissa(rows))
     grid(axes)
-    for split, name in itertools.product(_SPLIT_COLORS, panel.curves):
+    for split, name in panel.curves:
         _draw_curve(axes, panel, _series(rows, split, name), split, name)
-    if num_classes and "online_top1" in panel.curves:
+    if num_classes and _is_accuracy(panel):
         axes.axhline(100 / num_classes, color=MUTED, lw=1, ls=":", label="chance")
     axes.set_xlim(left=0)
     if panel.from_zero:
         axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter("{x:,.6g}")
+
+
+def _is_accuracy(panel: _Panel) -> bool:
+    return any(name.endswith("_top1") for _, name in panel.curves)
 
 
 def _draw_curve(
@@ -139,7 +165,11 @@ def _draw_curve(
     x, y = series[0], panel.scale * series[1]
     finite = np.isfinite(x) & np.isfinite(y)
     many = panel.noisy and finite.sum() > _MANY
-    options = {"color": _SPLIT_COLORS[split], "ls": panel.curves[name], "lw": 1.6}
+    options = {
+        "color": _SPLIT_COLORS[split],
+        "ls": panel.curves[split, name],
+        "lw": 1.6,
+    }
     if finite.any():
         measured = options | ({"alpha": 0.25, "lw": 0.8} if many else {})
         marker = "o" if finite.sum() <= _FEW else None
@@ -165,7 +195,7 @@ def _draw_legend(
         for split, color in _SPLIT_COLORS.items()
         if any(row.get("split") == split for row in rows)
     }
-    if any("online_top5" in panel.curves for panel in panels):
+    if any(map(_is_accuracy, panels)):
         styles["top-1"] = {"color": MUTED}
         styles["top-5"] = {"color": MUTED, "ls": "--"}
         if num_classes:

@@ -1,5 +1,6 @@
 """Projections of the representations to the plane."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -41,15 +42,15 @@ def build_embedding(
 ) -> Figure:
     """Draws projections of the representations, one per column.
 
-    The first row is colored by class, the second by the parameter of an augmentation:
-    the first shows content, the second structure.
+    One row is colored by class, which shows content, one by the parameter of an
+    augmentation, which shows structure. Without either all points have one color.
 
     Args:
       points: name of the projection, such as "PCA" -> coordinates, [n, 2].
       classes: class of every image, [n], from 0.
       class_names: one name per class; up to 20 are listed, each with a color and a
-        marker, more are colored by their number.
-      values: parameter of every image, [n]; without it there is no second row.
+        marker, more are colored by their number. Empty without labels.
+      values: parameter of every image, [n]; None without.
       name: of the parameter.
       unit: of the parameter; may be empty.
       circular: whether the parameter, and with it the color map, is circular.
@@ -59,25 +60,32 @@ def build_embedding(
     Returns:
       The figure; the last axes of every row hold its legend or color bar.
     """
-    rows = 1 if values is None else 2
-    figure = titled(1.8 + 3.8 * len(points), 0.6 + 3.8 * rows, title)
-    widths = [1.0] * len(points) + [0.4]
-    axes = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
-    for number, (projection, places) in enumerate(points.items()):
-        panels = axes[:, number]
-        for panel, by in zip(panels, ("class", name), strict=False):
-            _clear(panel, f"{projection}, by {by}")
-        places = np.asarray(places, float)
-        by_class = _scatter_classes(panels[0], places, classes, len(class_names))
-        if values is not None:
-            by_value = _scatter_values(panels[1], places, values, circular, limits)
-    if by_class is None:
-        _name_classes(axes[0, -1], class_names)
-    else:
-        _add_bar(axes[0, -1], by_class, "number of the class", "")
+    rows = {}  # title -> paint(axes, places), label and unit of its color bar
+    if class_names:
+        paint = functools.partial(
+            _scatter_classes, classes=classes, num_classes=len(class_names)
+        )
+        rows[", by class"] = paint, "number of the class", ""
     if values is not None:
-        label = f"{name} [{unit}]" if unit else name
-        _add_bar(axes[1, -1], by_value, label, unit)
+        paint = functools.partial(
+            _scatter_values, values=values, circular=circular, limits=limits
+        )
+        rows[f", by {name}"] = paint, f"{name} [{unit}]" if unit else name, unit
+    if not rows:
+        same = np.zeros(len(classes), int)
+        paint = functools.partial(_scatter_classes, classes=same, num_classes=1)
+        rows[""] = paint, "", ""
+    figure = titled(1.8 + 3.8 * len(points), 0.6 + 3.8 * len(rows), title)
+    widths = [1.0] * len(points) + [0.4]
+    axes = figure.subplots(len(rows), len(widths), squeeze=False, width_ratios=widths)
+    for panels, (by, (paint, *bar)) in zip(axes, rows.items(), strict=True):
+        for panel, (projection, places) in zip(panels, points.items(), strict=False):
+            _clear(panel, f"{projection}{by}")
+            drawn = paint(panel, np.asarray(places, float))
+        if drawn is None:
+            _name_classes(panels[-1], class_names)
+        else:
+            _add_bar(panels[-1], drawn, *bar)
     return figure
 
 

@@ -7,7 +7,7 @@ A *row* is a flat mapping with one measurement: `step` (updates made), `epoch` (
 """
 
 from duet_jax.loggers.jsonl import JsonLines, read_rows
-from duet_jax.loggers.progress import NoProgress, Progress
+from duet_jax.loggers.progress import NoProgress, Progress, shown
 from duet_jax.loggers.tensorboard import TensorBoard
 from duet_jax.loggers.wandb_run import WandB, check_wandb
 from duet_jax.loggers.writers import MetricWriter, Writers, open_writers
@@ -23,4 +23,5 @@ __all__ = [
     "check_wandb",
     "open_writers",
     "read_rows",
+    "shown",
 ]

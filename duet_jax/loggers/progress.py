@@ -91,7 +91,7 @@ class Progress:
           images_per_second: examples trained on per second.
         """
         self._reports.append((step, self._clock()))
-        values = [_value(name, metrics[name]) for name in SHOWN if name in metrics]
+        values = [shown(name, metrics[name]) for name in SHOWN if name in metrics]
         values.append(f"{images_per_second:,.0f} images/s")
         seconds = self._seconds_left(step)
         left = [f"{duration(seconds)} left"] if seconds else []
@@ -163,8 +163,8 @@ def _is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def _value(name: str, value: float) -> str:
+def shown(name: str, value: float) -> str:
     """Returns "name value" with three digits; accuracies in percent."""
-    if name == "online_top1":
-        return f"{name} {100 * float(value):.1f}%"
+    if name.endswith(("_top1", "_top5")):
+        return f"{name} {100 * float(value):.1f} %"
     return f"{name} {float(value):#.3g}"

@@ -118,7 +118,7 @@ class Method(abc.ABC):
         Args:
           networks: running statistics are updated in place when training.
           views: from `make_views`.
-          labels: int32, [batch]; for the online probe only.
+          labels: int32, [batch]; for the online probe only, if there is one.
           mask: the examples that count, bool [batch]; None for all.
           train: use batch statistics if true, else running statistics.
 
@@ -179,7 +179,7 @@ class TwoViews:
       encoder: settings of the encoder.
       projector_hidden: width of the projector's hidden layers.
       projector_output: dimensions of the embeddings.
-      num_classes: number of classes of the online probe.
+      num_classes: number of classes of the online probe; 0 without labels.
       temperature: of NT-Xent.
     """
 
@@ -206,7 +206,9 @@ class TwoViews:
             dtype=self.encoder.dtype,
             rngs=rngs,
         )
-        probe = OnlineProbe(encoder.num_features, self.num_classes, rngs=rngs)
+        probe = None
+        if self.num_classes:
+            probe = OnlineProbe(encoder.num_features, self.num_classes, rngs=rngs)
         return Networks(encoder, projector, probe)
 
     def views(self, key: Array, images: Array, *, train: bool) -> Views:
@@ -244,6 +246,8 @@ class TwoViews:
     ) -> tuple[Array, Metrics]:
         """Returns NT-Xent plus the online probe's cross-entropy, and the metrics.
 
+        Without labels there is no probe, and its loss and metrics are left out.
+
         Args:
           networks: of these, the projector and the online probe are run. The projector
             runs once per view, so its batch statistics are those of one view.
@@ -257,13 +261,18 @@ class TwoViews:
         embeddings = [networks.projector(x, train=train) for x in inputs]
         contrast = losses.nt_xent(*embeddings, self.temperature, mask)
         features1 = jax.lax.stop_gradient(features1)
-        logits = networks.online_probe(features1)
-        online = losses.masked_mean(losses.cross_entropy(logits, labels), mask)
-        return contrast.loss + online, {
+        metrics = {
             "nt_xent": contrast.loss,
             "retrieval_top1": contrast.top1,
             "retrieval_top5": contrast.top5,
             "feature_spread": feature_spread(features1, mask),
+        }
+        if networks.online_probe is None:
+            return contrast.loss, metrics
+        logits = networks.online_probe(features1)
+        online = losses.masked_mean(losses.cross_entropy(logits, labels), mask)
+        return contrast.loss + online, {
+            **metrics,
             "online_loss": online,
             "online_top1": losses.masked_mean(losses.top_k(logits, labels, 1), mask),
             "online_top5": losses.masked_mean(losses.top_k(logits, labels, 5), mask),

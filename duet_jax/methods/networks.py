@@ -11,11 +11,15 @@ class Networks(nnx.Module):
     Attributes:
       encoder: images to features; what is kept after training.
       projector: features (DUET: content) to the embeddings that are contrasted.
-      online_probe: features to class logits; never trains the encoder.
+      online_probe: features to class logits; never trains the encoder. None if the
+        images have no labels.
     """
 
     def __init__(
-        self, encoder: nnx.Module, projector: Projector, online_probe: OnlineProbe
+        self,
+        encoder: nnx.Module,
+        projector: Projector,
+        online_probe: OnlineProbe | None,
     ):
         self.encoder = encoder
         self.projector = projector

@@ -4,7 +4,7 @@ A checkpoint is a directory named after its step, with up to four items and a se
 
   model           {"params": ..., "batch_stats": ...}, all that an evaluation needs
   train           all other fields of the `TrainState`
-  metrics         {"online_top1": ...}, if it is known
+  metrics         {"online_top1": ...} or another of BEST, if it is known
   row             the unfinished row of training metrics; JSON
   checksums.json  size and SHA-256 of every other file, and a hash of itself
 
@@ -35,8 +35,9 @@ from duet_jax.types import TrainState
 
 _log = logging.getLogger(__name__)
 
-# The metric by which the best checkpoint is chosen.
-BEST_METRIC = "online_top1"
+# The metrics of the test split by which the best checkpoint is chosen, with the sign of
+# the better direction. The first that a run has counts: the second needs no labels.
+BEST = {"online_top1": 1, "augmented_nt_xent": -1}
 
 # The fields of a TrainState in the item "model".
 _MODEL = ("params", "batch_stats")
@@ -50,10 +51,11 @@ class DeletedError(UsageError):
 
 
 class Best(NamedTuple):
-    """The best checkpoint: its step, and its online top-1 on the test split."""
+    """The best checkpoint: its step, and which of BEST says so, with its value."""
 
     step: int
-    accuracy: float
+    metric: str
+    value: float
 
 
 class Checkpoints:
@@ -132,28 +134,28 @@ class Checkpoints:
         return max(self.all_steps(), default=None)
 
     def best(self) -> Best | None:
-        """Returns the best checkpoint; None if no accuracy is known.
+        """Returns the best checkpoint; None if no metric is known.
 
-        This is what "best" means everywhere: the highest online top-1 on the test
-        split, and the newest of equals. Damaged accuracies do not count.
+        This is what "best" means everywhere: by the metric in BEST, on the test split,
+        and the newest of equals. Damaged metrics do not count.
         """
-        known = [
-            (accuracy, step)
-            for step in self.all_steps()
-            if (accuracy := self._accuracy(step)) is not None
-        ]
-        if not known:
-            return None
-        accuracy, step = max(known)
-        return Best(step, accuracy)
+        known = [found for step in self.all_steps() if (found := self._scored(step))]
+        return max(
+            known,
+            key=lambda each: (BEST[each.metric] * each.value, each.step),
+            default=None,
+        )
 
-    def _accuracy(self, step: int) -> float | None:
+    def _scored(self, step: int) -> Best | None:
         try:
             metrics = seal.read_json(self._path(step), storage.OBJECTS["metrics"])
         except seal.DamageError:
             return None
-        value = metrics.get(BEST_METRIC)
-        return value if isinstance(value, float) and math.isfinite(value) else None
+        for name in BEST:
+            value = metrics.get(name)
+            if isinstance(value, float) and math.isfinite(value):
+                return Best(step, name, value)
+        return None
 
     def _path(self, step: int) -> pathlib.Path:
         return self._directory / str(step)
@@ -181,7 +183,7 @@ class Checkpoints:
             if steps != self.all_steps():  # the best has just been replaced
                 return self.find(step)
             raise UsageError(
-                f"--step=best: no checkpoint of {self._directory} has an accuracy; "
+                f"--step=best: no checkpoint of {self._directory} was evaluated; "
                 f"choose one of {_listed(steps)}, newest."
             )
         if not str(step).isdecimal() or int(step) not in steps:
@@ -269,7 +271,7 @@ class Checkpoints:
 
         Args:
           state: the state, of which every device holds everything.
-          metrics: of the test split; must hold BEST_METRIC. None if the state has not
+          metrics: of the test split; must hold one of BEST. None if the state has not
             been evaluated; it cannot be the best one then.
           row: the unfinished row, for `row` to return.
 
@@ -289,7 +291,8 @@ class Checkpoints:
         arrays = {"model": model, "train": train}
         objects: dict[str, Any] = {"row": dict(row or {})}
         if metrics is not None:  # a CheckpointManager takes {} for an accuracy
-            objects["metrics"] = {BEST_METRIC: float(metrics[BEST_METRIC])}
+            name = next(name for name in BEST if name in metrics)
+            objects["metrics"] = {name: float(metrics[name])}
         with self._writing():
             self._remove(f"{step}.unsealed*")  # Orbax would log a warning about it
             self._saving = storage.Saving(arrays, objects)

@@ -82,8 +82,8 @@ def load_run(
 
     Args:
       directory: the `--workdir` of a training.
-      step: of a checkpoint; the newest when None, "best" for the one with the best
-        online top-1 on the test split. The training may still be running: if it deletes
+      step: of a checkpoint; the newest when None, "best" for the best one (see
+        `Checkpoints.best`). The training may still be running: if it deletes
         that one while it is read, the then newest or best one is taken.
       batch_size: images on the device at a time; 0 for that of the training.
       config: resolved configuration of the run; by default that in `directory`.

@@ -216,8 +216,8 @@ class Trial(NamedTuple):
             for mode in ("linear_probe", "knn")
             if mode in results
         }
-        tests = [row["online_top1"] for row in self._rows() if row["split"] == "test"]
-        found["online"] = tests[-1]
+        tests = [row for row in self._rows() if row["split"] == "test"]
+        found["online"] = tests[-1].get("online_top1")  # None without labels
         if "equivariance" in results and self.code:
             found |= _of_code(results["equivariance"][self.code])
         for name, probe in results.get("transfer", {}).items():

@@ -226,16 +226,10 @@ def _open_dataset(
     config: ml_collections.ConfigDict, limit: int
 ) -> Dataset | StreamedDataset:
     settings = config.dataset
-    found = find_dataset(
-        settings.name,
-        path=settings.path,
-        image_size=settings.image_size,
-        center_crop=settings.center_crop,
-        num_classes=settings.num_classes,
-        train_fraction=settings.train_fraction,
-        cache_dir=settings.cache_dir,
-    )
-    placement = settings.placement
+    described = settings.to_dict()
+    placement = described.pop("placement")
+    del described["workers"]
+    found = find_dataset(**described)
     if placement == "auto":
         placement = "device" if found.fits(limit) else "host"
     if placement == "device":

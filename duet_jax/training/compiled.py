@@ -20,6 +20,10 @@ from duet_jax.training.plan import Plan
 from duet_jax.training.train_step import Update
 from duet_jax.types import Array, Split, TrainState
 
+# Metrics of the test split that are also measured with both views augmented, like those
+# of the training. Otherwise the first view is plain.
+_LIKE_TRAINING = ("loss", "nt_xent", "retrieval_top1", "retrieval_top5", "online_top1")
+
 TrainCall = Callable[..., tuple[TrainState, Metrics]]
 
 
@@ -107,7 +111,8 @@ class Compiled(NamedTuple):
       evaluate: `call(params, batch_stats, key, batch, *arguments) -> sums` for test
         batch number `batch`: every metric's sum over its examples, without padding, and
         their number as "examples". Sums over all batches divided by all "examples"
-        count every example once.
+        count every example once. The first view is plain; metrics in _LIKE_TRAINING are
+        there twice, the second time as "augmented_<name>", with both views augmented.
       keys: the random keys they are called with.
     """
 
@@ -141,7 +146,7 @@ def lower_train(plan: Plan, feed: Feed) -> jax.stages.Lowered:
 
 
 def _lower_evaluate(plan: Plan, feed: Feed) -> jax.stages.Lowered:
-    size = plan.test_batch_size
+    size, method = plan.test_batch_size, plan.method
 
     def call(params, batch_stats, key, batch, *arguments):
         networks = nnx.merge(plan.graphdef, params, batch_stats)
@@ -149,8 +154,23 @@ def _lower_evaluate(plan: Plan, feed: Feed) -> jax.stages.Lowered:
         images, labels = feed.pick_test(batch, *arguments)
         # A fixed key per batch: test losses can be compared between epochs and runs.
         key = jax.random.fold_in(key, batch)
-        views = plan.method.make_views(key, images, train=False)
-        _, metrics = plan.method.loss(networks, views, labels, mask, train=False)
+        # The second views are the same, and XLA encodes them once.
+        plain, augmented = (
+            method.loss(
+                networks,
+                method.make_views(key, images, train=train),
+                labels,
+                mask,
+                train=False,
+            )[1]
+            for train in (False, True)
+        )
+        metrics = {
+            **plain,
+            **{
+                f"augmented_{k}": augmented[k] for k in _LIKE_TRAINING if k in augmented
+            },
+        }
         examples = jnp.sum(mask)
         return {k: v * examples for k, v in metrics.items()} | {"examples": examples}
 

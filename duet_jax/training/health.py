@@ -44,11 +44,13 @@ class Symptoms:
 
     def test(self, step: int, means: Mapping[str, float]) -> None:
         """Checks the means over the test split, of "examples" images, at `step`."""
-        examples, accuracy = means["examples"], means["online_top1"]
+        examples, accuracy = means["examples"], means.get("online_top1")
         # A single image has no spread. Batches hold two or more, so a single image in
         # the last batch lowers the mean by a third at most.
         if examples > 1:
             self._check_spread("test", means)
+        if accuracy is None:  # without labels
+            return
         self._accuracies.append(accuracy)
         constant = list(self._accuracies) == [accuracy] * UNCHANGED
         if constant and round((1 - accuracy) * examples) >= FEWEST_WRONG:

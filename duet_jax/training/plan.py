@@ -103,6 +103,11 @@ def make_plan(
       UsageError: configuration, images and devices do not fit together.
     """
     mesh.check_batch_size(config.batch_size)
+    if config.knn.every and not facts.num_classes:
+        raise UsageError(
+            f"config.knn.every={config.knn.every} needs labels, which the images of "
+            f"{facts.name} do not have; set it to 0."
+        )
     method = build.make_method(config, facts)
     settings = config.optimizer
     steps_per_epoch = _steps_per_epoch(config, facts.num_train)

@@ -44,7 +44,6 @@ class Record:
         self._row_seconds = 0.0
         self._waited: float | None = None
         self._waited_before = 0.0
-        self._learning_rate = 0.0
         self._symptoms = Symptoms()
         self._clock = time.monotonic()
         self.newest_test: Mapping[str, float] = {}
@@ -73,16 +72,10 @@ class Record:
     def test(
         self, step: int, measures: Sequence[Callable[[], Mapping[str, float]]]
     ) -> None:
-        """Runs `measures`, which return means over the test split, at `step`.
-
-        The images per second of the test row are those of the first one.
-        """
+        """Runs `measures`, which return means over the test split, at `step`."""
         self.flush()
-        means = dict(measures[0]())
-        seconds = self._lap()
-        for measure in measures[1:]:
-            means |= measure()
-        self._write_test(step, means, seconds)
+        means = {name: x for measure in measures for name, x in measure().items()}
+        self._write_test(step, means)
         self.restart_clock()
 
     def flush(self) -> None:
@@ -139,7 +132,6 @@ class Record:
         if self._plan.config.on_nonfinite == "stop" and scores["skipped"].any():
             raise BrokenUpdateError
         self._row_scores.append(scores)
-        self._learning_rate = float(scores["learning_rate"][-1])
         self._row_seconds += seconds
         images = self._plan.steps_per_call * self._plan.batch_size
         means = {name: float(np.mean(values)) for name, values in scores.items()}
@@ -182,7 +174,7 @@ class Record:
             "images_per_second": images / self._row_seconds,
         }
 
-    def _write_test(self, step: int, means: Mapping, seconds: float) -> None:
+    def _write_test(self, step: int, means: Mapping) -> None:
         if not np.isfinite(means["loss"]):
             shown = ", ".join(f"{name}={float(x):g}" for name, x in means.items())
             raise TrainingError(
@@ -192,11 +184,7 @@ class Record:
                 "config.compute_dtype=float32."
             )
         self.newest_test = means
-        extra = {
-            "learning_rate": self._learning_rate,
-            "images_per_second": means["examples"] / seconds,
-        }
-        self._writers.write(self._row(step, "test", {**means, **extra}))
+        self._writers.write(self._row(step, "test", means))
         self._symptoms.test(step, means)
 
 

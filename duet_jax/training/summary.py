@@ -11,7 +11,7 @@ from flax import nnx
 
 from duet_jax import loggers
 from duet_jax.methods.networks import split
-from duet_jax.runs.checkpoints import BEST_METRIC, Checkpoints
+from duet_jax.runs.checkpoints import BEST, Checkpoints
 from duet_jax.runtime import devices
 from duet_jax.training.plan import Plan
 
@@ -23,12 +23,12 @@ def start_lines(plan: Plan, workdir: pathlib.Path, start: int) -> None:
     config, facts = plan.config, plan.facts
     _log.info("devices      %s", devices.describe())
     _log.info(
-        "data         %s: %d training and %d test images, %d px, %d classes, %s",
+        "data         %s: %d training and %d test images, %d px, %s, %s",
         facts.name,
         facts.num_train,
         facts.num_test,
         facts.side,
-        len(facts.class_names),
+        f"{facts.num_classes} classes" if facts.num_classes else "no labels",
         "read batch by batch" if plan.streamed else "on the device",
     )
     _log.info("views        %s", _describe_stack(plan))
@@ -100,13 +100,14 @@ def _describe_parameters(plan: Plan) -> str:
 
 
 def end_lines(workdir: pathlib.Path) -> None:
-    """Logs the last accuracy, the best checkpoint and the work directory."""
+    """Logs the last result, the best checkpoint and the work directory."""
     rows = loggers.read_rows(workdir / "metrics.jsonl")
     rows = [row for row in rows if row["split"] == "test"]
-    if rows:
+    metric = next((name for name in BEST if rows and name in rows[-1]), None)
+    if metric:
         _log.info(
-            "finished     test online_top1 %.1f %% after epoch %.4g%s",
-            100 * rows[-1][BEST_METRIC],
+            "finished     test %s after epoch %.4g%s",
+            loggers.shown(metric, rows[-1][metric]),
             rows[-1]["epoch"],
             _describe_best(workdir, rows),
         )
@@ -123,4 +124,5 @@ def _describe_best(workdir: pathlib.Path, rows: list[dict]) -> str:
         return ", which is --step=best too"
     epochs = [row["epoch"] for row in rows if row["step"] == best.step]
     epoch = f", epoch {epochs[-1]:.4g}" if epochs else ""
-    return f"; --step=best is step {best.step}{epoch}, with {100 * best.accuracy:.1f} %"
+    value = loggers.shown(best.metric, best.value).partition(" ")[2]
+    return f"; --step=best is step {best.step}{epoch}, with {value}"

@@ -32,7 +32,7 @@ from duet_jax.training.compiled import compile_functions, initial_shapes, initia
 from duet_jax.training.loop import Loop
 from duet_jax.training.plan import Plan, check_start, make_plan
 from duet_jax.training.recorder import Record, draw_curves
-from duet_jax.types import Dataset, TrainState, View
+from duet_jax.types import Dataset, DatasetFacts, TrainState, View
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ _NONE, _REFUSED = -1, -2
 def train(
     config: ml_collections.ConfigDict,
     directory: pathlib.Path,
+    *,
+    accept: Callable[[DatasetFacts], None] = lambda facts: None,
     **cluster: str,
 ) -> None:
     """Trains, or continues to train, in `directory`.
@@ -52,6 +54,7 @@ def train(
       directory: receives config.json, dataset.json, metrics.jsonl, checkpoints/,
         figures/ and tensorboard/. If it holds checkpoints of the same configuration,
         the run continues from the newest intact one.
+      accept: raises a UsageError for images that what follows cannot take.
       **cluster: which process of which job this is; see `processes.start`.
 
     Raises:
@@ -68,6 +71,7 @@ def train(
         mesh.check_batch_size(config.batch_size)
         devices.enable_compilation_cache(config.compilation_cache)
         dataset = open_dataset(config)
+        accept(dataset.facts)
         workdir.check_dataset(dataset.facts, directory)
         plan = make_plan(config, dataset.facts, streamed=dataset.streamed)
         claim = contextlib.nullcontext()

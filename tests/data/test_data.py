@@ -882,12 +882,8 @@ def _remove(path: pathlib.Path) -> None:
 
 FOLDER_FAULTS = {
     "no train": (
-        lambda root: (root / "train").rename(root / "training"),
-        "has no folder train; it holds test, training; rename or arrange",
-    ),
-    "classes without splits": (
-        lambda root: [(root / s).rename(root / f"class{s}") for s in ("train", "test")],
-        "has no folder train and no test; it holds classtest, classtrain;",
+        lambda root: (root / "train").rename(root / "others"),
+        "has a folder test and none of training images; it holds others, test; name",
     ),
     "an empty split": (
         lambda root: [_remove(child) for child in (root / "test").iterdir()],
@@ -1380,16 +1376,35 @@ def test_tfds_test_split(tmp_path, splits, labelled, used):
 
 
 @pytest.mark.parametrize(
+    "attributes",
+    [
+        {"SPLITS": {"train": 30}},
+        {"SPLITS": {"train": 30, "test": 2}, "LABELLED": ("train",)},
+    ],
+)
+def test_tfds_test_images_are_held_out(tmp_path, attributes):
+    prepare(tmp_path, **attributes)
+    dataset = load_dataset("shapes", path=str(tmp_path), image_size=8, holdout=0.3)
+    assert 1 < len(dataset.test.labels) < 20
+    found = images_with_labels(dataset.train) + images_with_labels(dataset.test)
+    assert sorted(map(str, found)) == sorted(map(str, expected_shapes("train", 30)))
+
+
+def test_tfds_without_labels(tmp_path):
+    features = {"image": Shapes.FEATURES["image"]}
+    prepare(tmp_path, SPLITS={"train": 3, "test": 2}, FEATURES=features)
+    dataset = load_dataset("shapes", path=str(tmp_path), image_size=8)
+    assert dataset.class_names == ()
+    labels = [*dataset.train.labels, *dataset.test.labels]
+    assert labels == [-1] * 5
+    stream = stream_dataset("shapes", path=str(tmp_path), image_size=8)
+    assert stream.read(np.arange(5)).labels.tolist() == [-1] * 5
+
+
+@pytest.mark.parametrize(
     ("attributes", "expected"),
     [
-        (
-            {"SPLITS": {"train": 2}},
-            "needs a split train and a labeled split test or validation; it has train;",
-        ),
-        (
-            {"SPLITS": {"train": 2, "test": 2}, "LABELLED": ("train",)},
-            "it has train, test;",
-        ),
+        ({"SPLITS": {"test": 2}}, "needs a split train; it has test;"),
         (
             {"SPLITS": {"train": 2, "test": 2}, "LABELLED": ("test",)},
             "has images without a valid label",
@@ -1397,16 +1412,9 @@ def test_tfds_test_split(tmp_path, splits, labelled, used):
         (
             {
                 "SPLITS": {"train": 2, "test": 2},
-                "FEATURES": {"image": Shapes.FEATURES["image"]},
-            },
-            "is not an image classification set: its features are image;",
-        ),
-        (
-            {
-                "SPLITS": {"train": 2, "test": 2},
                 "FEATURES": {"label": Shapes.FEATURES["label"]},
             },
-            "is not an image classification set: its features are label;",
+            "is not an image set: its features are label;",
         ),
     ],
 )
@@ -1421,9 +1429,9 @@ def test_tfds_unknown_name(tmp_path):
     message = usage_error("cifar1o", path=str(tmp_path))
     assert message == (
         "config.dataset.name='cifar1o' is not known to TensorFlow Datasets or in "
-        f"config.dataset.path={str(tmp_path)!r}; choose digits, folder or a TFDS image "
-        "classification set such as cifar10, cifar100, mnist or svhn_cropped. Did you "
-        "mean 'cifar10'?"
+        f"config.dataset.path={str(tmp_path)!r}; choose digits, folder, images, csv, "
+        "npz, parquet or an image set of TFDS such as cifar10, cifar100, mnist or "
+        "svhn_cropped. Did you mean 'cifar10'?"
     )
     assert "Did you mean 'digits'?" in usage_error("digit")
 
@@ -1433,7 +1441,7 @@ def test_tfds_unknown_name(tmp_path):
     [
         ("../data", "cannot be used: ValueError: "),
         ("cifar10:9.9.9", "cannot be loaded at version 9.9.9, only: 3.0.2."),
-        ("imdb_reviews", "is not an image classification set: its features are text"),
+        ("imdb_reviews", "is not an image set: its features are text"),
     ],
 )
 def test_tfds_names_that_cannot_be_used(name, expected, tmp_path):

@@ -17,7 +17,6 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from prepared import Shapes, as_tfrecord, noise, png, prepare, save
 
-from duet_jax import data
 from duet_jax.data import (
     Batches,
     EvaluationRows,
@@ -25,6 +24,8 @@ from duet_jax.data import (
     TrainingRows,
     epoch_order,
     find_dataset,
+    image_files,
+    listing,
     load_dataset,
     stream_dataset,
     streaming,
@@ -406,7 +407,7 @@ def test_a_set_is_listed_once_to_be_measured_and_used(folder, monkeypatch):
     def list_again(path):
         raise AssertionError("listed again")
 
-    monkeypatch.setattr(data.folder, "_entries", list_again)
+    monkeypatch.setattr(listing, "_entries", list_again)
     whole, streamed = found.decode(), found.stream()
     assert whole.facts == streamed.facts == found.facts
 
@@ -478,10 +479,10 @@ def test_a_size_is_compared_without_a_look_where_that_can_be():
 
 def test_a_large_folder_is_cheap_to_send(tmp_path):
     files = [
-        data.folder._File(f"train/class{i % 1000}/image_{i:08}.jpeg", "a", 1, 1)
+        image_files.File(f"train/class{i % 1000}/image_{i:08}.jpeg", "a", 1, 1)
         for i in range(10_000)
     ]
-    reader = data.folder._Images("", "/", files, ("a",))
+    reader = image_files._Images("", "/", files, ("a",))
     assert len(pickle.dumps(reader)) < 60 * len(files)
 
 
@@ -533,8 +534,8 @@ def test_tfrecord_has_no_random_access(prepared, tmp_path):
     assert usage_error(found.stream) == (
         "config.dataset.name='shapes' cannot be streamed: "
         f"{tfrecord}/shapes/1.0.0 (train and test) is not in a format with random "
-        "access; prepare it again with file_format='array_record', or set "
-        "config.dataset.placement=device."
+        "access; prepare it again with file_format='array_record', store its images "
+        "as files, or set config.dataset.placement=device."
     )
 
 
