@@ -209,8 +209,8 @@ def check_labels(
         if evaluators[name].needs_labels and not facts.num_classes:
             others = [n for n, each in evaluators.items() if not each.needs_labels]
             raise UsageError(
-                f"--mode={name} needs labels, which the images of {facts.name} do not "
-                f"have; choose of {', '.join(others)}."
+                f"--mode={name} needs labels, and config.dataset.name={facts.name!r} "
+                f"gives images without; choose of {', '.join(others)}."
             )
 
 
