@@ -14,6 +14,8 @@ import logging
 import os
 import pathlib
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -42,12 +44,12 @@ def entry(cache_dir: str, name: str, source: Source, side: int) -> pathlib.Path 
     """
     if source.identity is None:
         return None
-    directory = _directory(cache_dir)
-    if directory is None:
+    place = _directory(cache_dir)
+    if place is None:
         logger.warning("no home directory: decoded images are not cached")
         return None
     key = short_hash([_FORMAT, name, side, source.class_names, source.identity], 24)
-    return directory / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{side}px-{key}"
+    return place / f"{re.sub(r'[^A-Za-z0-9]+', '_', name)}-{side}px-{key}"
 
 
 def _directory(cache_dir: str) -> pathlib.Path | None:
@@ -58,6 +60,40 @@ def _directory(cache_dir: str) -> pathlib.Path | None:
     with contextlib.suppress(RuntimeError):
         return pathlib.Path(base).expanduser() / "duet_jax"
     return None
+
+
+def remembered(
+    cache_dir: str,
+    kind: str,
+    parts: Any,
+    make: Callable[[], Any],
+    is_valid: Callable[[Any], bool],
+) -> Any:
+    """Returns what `make` returns, from the cache if it was made before.
+
+    A cache that cannot be written costs the time again.
+
+    Args:
+      cache_dir: as in the configuration; "" for the user's cache directory.
+      kind: begins the name of the file.
+      parts: JSON-able; all that the content depends on.
+      make: returns JSON types.
+      is_valid: whether what was read from the file can have been made by `make`.
+    """
+    place = _directory(cache_dir)
+    if place is None:
+        return make()
+    path = place / f"{kind}-{short_hash([_FORMAT, parts], 24)}.json"
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text())
+        if is_valid(found):
+            return found
+    made = make()
+    with contextlib.suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True)
+        with files.replacing(path) as partial:
+            partial.write_text(json.dumps(made))
+    return made
 
 
 def digests(cache_dir: str, source: Source) -> tuple[str, ...]:
@@ -76,20 +112,13 @@ def digests(cache_dir: str, source: Source) -> tuple[str, ...]:
     """
     if source.digests is None:
         return ()
-    directory = _directory(cache_dir)
-    if directory is None:
-        return source.digests()
-    path = directory / f"digests-{short_hash([_FORMAT, source.identity], 24)}.json"
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text())
-        if isinstance(found, list) and {*map(type, found)} == {str}:
-            return tuple(found)
-    found = source.digests()
-    with contextlib.suppress(OSError):  # `store` warns that nothing can be cached
-        directory.mkdir(parents=True, exist_ok=True)
-        with files.replacing(path) as partial:
-            partial.write_text(json.dumps(found))
-    return found
+
+    def is_valid(found: Any) -> bool:
+        return isinstance(found, list) and {*map(type, found)} == {str}
+
+    return tuple(
+        remembered(cache_dir, "digests", source.identity, source.digests, is_valid)
+    )
 
 
 def load(

@@ -29,6 +29,7 @@ from duet_jax.augmentations import (
 )
 from duet_jax.augmentations.record import Frame
 from duet_jax.errors import UsageError, lookup
+from duet_jax.evaluation import yardsticks
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.methods import Method
@@ -36,7 +37,7 @@ from duet_jax.methods.base import Structured
 from duet_jax.metrics import equivariance as measures
 from duet_jax.models import representation
 from duet_jax.probes import logistic, ridge
-from duet_jax.runs.frozen_encoder import Representations
+from duet_jax.runs.frozen_encoder import FrozenEncoder, Representations
 from duet_jax.types import Array
 
 # Images whose representations are shifted: each is encoded once per bin.
@@ -144,8 +145,9 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
     chosen = [make_code(evaluation, name) for name in dict.fromkeys(names)]
     values, tables, pictures = {}, [], {}
     for code in chosen:
-        train, test = (_views(evaluation, code, split) for split in ("train", "test"))
+        train, test = _both_views(evaluation, code, evaluation.run.encoder)
         values[code.name], drawn = _measure_one(evaluation, code, train, test)
+        values[code.name]["yardsticks"] = _compare(evaluation, code, train, test)
         tables += _tables(code, values[code.name])
         pictures |= {f"{code.name}_{name}": figure for name, figure in drawn.items()}
     return Result(values, tuple(tables), pictures)
@@ -182,7 +184,18 @@ def make_code(evaluation: Evaluation, name: str) -> Code:
     return Code(name, stack, *stack.stages[0])
 
 
-def _views(evaluation: Evaluation, code: Code, split: str) -> Views:
+def _both_views(
+    evaluation: Evaluation, code: Code, encoder: FrozenEncoder
+) -> tuple[Views, Views]:
+    """Encodes every image of the training and of the test split once."""
+    return tuple(
+        _views(evaluation, code, split, encoder) for split in ("train", "test")
+    )
+
+
+def _views(
+    evaluation: Evaluation, code: Code, split: str, encoder: FrozenEncoder
+) -> Views:
     """Encodes every image of a split once, each with its own parameter."""
     images = evaluation.split(split).images
     key = jax.random.key(evaluation.run.config.seed)
@@ -190,7 +203,7 @@ def _views(evaluation: Evaluation, code: Code, split: str) -> Views:
     draws = code.stack.draw(key, len(images))
     values = np.asarray(code.values(draws))
     with evaluation.timed("encoding"):
-        return Views(values, evaluation.run.encoder(images, code.stack, draws))
+        return Views(values, encoder(images, code.stack, draws))
 
 
 def _measure_one(
@@ -304,7 +317,6 @@ def _accuracy(chosen: np.ndarray, levels: np.ndarray) -> dict[str, Any]:
     return {
         "accuracy": float(hits.mean()),
         "accuracy_interval": measures.bootstrap(np.mean, hits),
-        "chance": float(np.bincount(levels).max() / len(levels)),
     }
 
 
@@ -335,6 +347,31 @@ def _regress(
             scores = _score(code, test.values, reads[name], outputs)
             found[name] = scores | {"l2": fit.l2}
     return found, reads.get("full")
+
+
+def _compare(
+    evaluation: Evaluation, code: Code, train: Views, test: Views
+) -> dict[str, dict[str, Any]]:
+    """Returns the scores of the yardsticks' regressions, and of a constant answer."""
+
+    def measure(encoder: FrozenEncoder) -> dict[str, Any]:
+        return _regress(code, *_both_views(evaluation, code, encoder))[0]["full"]
+
+    run = evaluation.run
+    options = {k: v for k, v in run.config.augmentation.items() if k != "stack"}
+    about = ["regression", code.name, options, run.config.seed]
+    with evaluation.timed("yardsticks"):
+        about.append(evaluation.dataset.facts)
+        found = yardsticks.yardsticks(run, about, measure)
+    if code.levels is not None:
+        counts = np.bincount(code.level(train.values), minlength=len(code.levels))
+        chosen = np.full(len(test.values), np.argmax(counts))
+        constant = _accuracy(chosen, code.level(test.values))
+    else:
+        outputs = np.tile(code.points(train.values).mean(axis=0), (len(test.values), 1))
+        read = measures.values_at(outputs, circular=code.circular)
+        constant = _score(code, test.values, read, outputs)
+    return {**found, yardsticks.CHANCE: constant}
 
 
 # (d): shifts of the bins.
@@ -453,12 +490,16 @@ def _draw_shifts(code: Code, found: dict[str, Any]) -> Figure:
 
 
 def _tables(code: Code, found: dict[str, Any]) -> list[Table]:
-    header = ("read off", "accuracy [%]", "95 %", "chance [%]")
+    header = ("read off", "accuracy [%]", "95 %")
     if code.levels is None:
         header = ("read off", f"error [{found['unit']}]", "95 %", "R²", "95 %")
     sources = {
         **{f"structure, {how}": s for how, s in found.get("marginal", {}).items()},
         **{f"regression on {name}": s for name, s in found["regression"].items()},
+        **{
+            name if name == yardsticks.CHANCE else f"regression on {name}": s
+            for name, s in found["yardsticks"].items()
+        },
     }
     rows = tuple((name, *_cells(scores)) for name, scores in sources.items())
     title = f"equivariance to {code.name} ({code.record.summary})"
@@ -479,8 +520,7 @@ def _tables(code: Code, found: dict[str, Any]) -> list[Table]:
 def _cells(scores: dict[str, Any]) -> tuple[str, ...]:
     if "accuracy" in scores:
         low, high = map(percent, scores["accuracy_interval"])
-        accuracy, chance = percent(scores["accuracy"]), percent(scores["chance"])
-        return accuracy, f"{low} to {high}", chance
+        return percent(scores["accuracy"]), f"{low} to {high}"
     return (
         f"{scores['error']:.3g}",
         _range(scores["error_interval"], ".3g"),

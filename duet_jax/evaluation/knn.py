@@ -1,9 +1,15 @@
 """k nearest neighbors of the test images among the training images."""
 
+from typing import Any
+
+import numpy as np
+
+from duet_jax.evaluation import yardsticks
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.metrics.classification import classification
 from duet_jax.probes import knn
+from duet_jax.runs.frozen_encoder import FrozenEncoder
 
 
 def measure(evaluation: Evaluation) -> Result:
@@ -20,22 +26,37 @@ def measure(evaluation: Evaluation) -> Result:
     train, test = evaluation.features("train"), evaluation.features("test")
     dataset = evaluation.dataset
     k = min(settings.k, len(dataset.train.labels))
-    found = {}
+
+    def classify(bank: np.ndarray, queries: np.ndarray) -> dict[str, Any]:
+        votes = knn.classify(
+            bank,
+            dataset.train.labels,
+            queries,
+            num_classes=len(dataset.class_names),
+            k=k,
+            temperature=settings.temperature,
+        )
+        return classification(votes, dataset.test.labels)._asdict()
+
+    def measure_full(encoder: FrozenEncoder) -> dict[str, float]:
+        bank, queries = (
+            encoder(each.images)["full"] for each in (dataset.train, dataset.test)
+        )
+        scores = classify(bank, queries)
+        return {name: scores[name] for name in ("top1", "top5")}
+
     with evaluation.timed("search"):
-        for name, bank in train.items():
-            votes = knn.classify(
-                bank,
-                dataset.train.labels,
-                test[name],
-                num_classes=len(dataset.class_names),
-                k=k,
-                temperature=settings.temperature,
-            )
-            found[name] = classification(votes, dataset.test.labels)._asdict()
+        found = {name: classify(bank, test[name]) for name, bank in train.items()}
+    with evaluation.timed("yardsticks"):
+        about = ["knn", k, settings.temperature, dataset.facts]
+        compared = yardsticks.yardsticks(evaluation.run, about, measure_full)
+    labels = dataset.train.labels, dataset.test.labels
+    compared[yardsticks.CHANCE] = yardsticks.chance(*labels)
     rows = tuple(
         (name, percent(scores["top1"]), percent(scores["top5"]))
-        for name, scores in found.items()
+        for name, scores in (found | compared).items()
     )
     title = f"k nearest neighbors, k = {k}, T = {settings.temperature:g} [%]"
     table = Table(title, ("representation", "top-1", "top-5"), rows)
-    return Result({"k": k, "representations": found}, (table,), {})
+    values = {"k": k, "representations": found, "yardsticks": compared}
+    return Result(values, (table,), {})

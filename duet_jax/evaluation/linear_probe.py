@@ -5,11 +5,12 @@ import numpy as np
 
 from duet_jax import errors, figures
 from duet_jax.augmentations import Options, Stack, make_stack
+from duet_jax.evaluation import yardsticks
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.metrics.classification import classification
 from duet_jax.probes import logistic, sgd
-from duet_jax.runs.frozen_encoder import Representations
+from duet_jax.runs.frozen_encoder import FrozenEncoder, Representations
 from duet_jax.types import Dataset
 
 _MOST_CLASSES_LISTED = 20
@@ -31,7 +32,7 @@ def _lbfgs(evaluation: Evaluation) -> Result:
     class_names = evaluation.dataset.class_names
     with evaluation.timed("solver"):
         found = fit(train, test, evaluation.dataset)
-    rows = tuple(
+    rows = [
         (
             name,
             str(train[name].shape[1]),
@@ -41,9 +42,14 @@ def _lbfgs(evaluation: Evaluation) -> Result:
             "yes" if scores["converged"] else "no",
         )
         for name, scores in found.items()
-    )
+    ]
+    compared = beside(evaluation, evaluation.dataset)
+    rows += [
+        (name, "-", percent(scores["top1"]), percent(scores["top5"]), "-", "-")
+        for name, scores in compared.items()
+    ]
     header = ("representation", "dimensions", "top-1", "top-5", "L2", "converged")
-    tables = [Table("linear probe, L-BFGS to convergence [%]", header, rows)]
+    tables = [Table("linear probe, L-BFGS to convergence [%]", header, tuple(rows))]
     if len(class_names) <= _MOST_CLASSES_LISTED:
         tables.append(_by_class(found, class_names))
     confusion = figures.build_confusion(
@@ -52,7 +58,7 @@ def _lbfgs(evaluation: Evaluation) -> Result:
         title="linear probe on the full representation",
     )
     return Result(
-        {"protocol": "lbfgs", "representations": found},
+        {"protocol": "lbfgs", "representations": found, "yardsticks": compared},
         tuple(tables),
         {"confusion": confusion},
     )
@@ -97,6 +103,24 @@ def fit(
             "gradient_norm": solution.gradient_norm,
         }
     return found
+
+
+def beside(evaluation: Evaluation, dataset: Dataset) -> dict[str, dict[str, float]]:
+    """Returns the yardsticks of the probe on a data set: name -> top1 and top5.
+
+    They are of the L-BFGS protocol; see `yardsticks`.
+    """
+
+    def measure(encoder: FrozenEncoder) -> dict[str, float]:
+        train, test = (encoder(each.images) for each in (dataset.train, dataset.test))
+        scores = fit(train, test, dataset)["full"]
+        return {name: scores[name] for name in ("top1", "top5")}
+
+    with evaluation.timed("yardsticks"):
+        about = ["linear_probe", dataset.facts]
+        found = yardsticks.yardsticks(evaluation.run, about, measure)
+    labels = dataset.train.labels, dataset.test.labels
+    return {**found, yardsticks.CHANCE: yardsticks.chance(*labels)}
 
 
 def _sgd(evaluation: Evaluation) -> Result:
@@ -167,13 +191,18 @@ def _over_repeats(evaluation: Evaluation, state: dict[str, sgd.SgdState]) -> Res
             cells.append(f"{percent(mean)} ± {percent(std)}")
         found[name]["top1"] = [each.top1 for each in scores]
         rows.append((name, *cells))
+    compared = beside(evaluation, evaluation.dataset)
+    for name, scores in compared.items():
+        by = "" if name == yardsticks.CHANCE else ", L-BFGS"
+        rows.append((name + by, percent(scores["top1"]), percent(scores["top5"])))
     settings = evaluation.run.config.linear_probe
     title = (
         f"linear probe, SGD on augmented views, {settings.epochs} epochs, "
         f"mean and deviation of {settings.repeats} [%]"
     )
     table = Table(title, ("representation", "top-1", "top-5"), tuple(rows))
-    return Result({"protocol": "sgd", "representations": found}, (table,), {})
+    values = {"protocol": "sgd", "representations": found, "yardsticks": compared}
+    return Result(values, (table,), {})
 
 
 # Names are those of --protocol.

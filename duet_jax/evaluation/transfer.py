@@ -39,7 +39,9 @@ def measure(evaluation: Evaluation, datasets: str) -> Result:
         counts = [str(values[name][key]) for key in ("classes", "train", "test")]
         rows += [
             (name, kind, *counts, percent(scores["top1"]), percent(scores["top5"]))
-            for kind, scores in values[name]["representations"].items()
+            for kind, scores in (
+                values[name]["representations"] | values[name]["yardsticks"]
+            ).items()
         ]
     title = "transfer: linear probe of frozen features [%]"
     return Result(values, (Table(title, _HEADER, tuple(rows)),), {})
@@ -107,4 +109,5 @@ def _probe(evaluation: Evaluation, dataset: Dataset) -> dict[str, Any]:
         "train": len(dataset.train.labels),
         "test": len(dataset.test.labels),
         "representations": scores,
+        "yardsticks": linear_probe.beside(evaluation, dataset),
     }

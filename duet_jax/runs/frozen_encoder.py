@@ -6,7 +6,7 @@ All evaluations of a checkpoint use these representations.
 import collections
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
@@ -22,6 +22,9 @@ from duet_jax.types import Array
 Representations = dict[str, np.ndarray]
 # Random parameters of a stack's stages for a number of images, from `Stack.draw`.
 Draws = Mapping[str, Mapping[str, Array]]
+
+# Side of the views whose pixels are features: a linear classifier of more is too large.
+_MOST_PIXELS = 32
 
 
 def encoder_shapes(method: Method) -> tuple[nnx.GraphDef, dict, dict]:
@@ -51,15 +54,24 @@ class FrozenEncoder:
         self._stack = stack
         self._batch_size = batch_size
         self._state: tuple[dict, dict] | None = None
-        graphdef = encoder_shapes(method)[0]
+        represent = self._representations(method)
 
         def encode(params, batch_stats, images, draws, stack):
-            encoder = nnx.merge(graphdef, params, batch_stats)
             views = _views(images, draws, stack, plain=self._stack)
+            return represent(params, batch_stats, views)
+
+        self._encode = jax.jit(encode, static_argnames="stack")
+
+    def _representations(self, method: Method) -> Callable[..., dict[str, Array]]:
+        """Returns `f(params, batch_stats, views)`, to be compiled."""
+        graphdef = encoder_shapes(method)[0]
+
+        def represent(params, batch_stats, views):
+            encoder = nnx.merge(graphdef, params, batch_stats)
             features = encoder(views, train=False)
             return method.representations(features.astype(np.float32))
 
-        self._encode = jax.jit(encode, static_argnames="stack")
+        return represent
 
     def use(self, params: dict, batch_stats: dict) -> "FrozenEncoder":
         """Sets the encoder's parameters and running statistics; returns itself."""
@@ -143,6 +155,28 @@ class FrozenEncoder:
                 f"images must be {wanted}, not {array.dtype} {list(array.shape)}"
             )
         return array
+
+
+class PixelEncoder(FrozenEncoder):
+    """Takes the pixels of the views for features, to compare an encoder with them."""
+
+    def __init__(self, method: Method, *, batch_size: int):
+        """Prepares the views that `method` encodes; see `FrozenEncoder`."""
+        super().__init__(method, batch_size=batch_size)
+        self.use({}, {})
+
+    def _representations(self, method: Method) -> Callable[..., dict[str, Array]]:
+        """Returns the pixels as "full"; views of more than 32 pixels are reduced."""
+        side = min(method.two_views.stack.image_size, _MOST_PIXELS)
+
+        def represent(params, batch_stats, views):
+            del params, batch_stats
+            shape = (len(views), side, side, views.shape[-1])
+            # From 0 to 1, as stored: the views are centered, which favors cosines.
+            reduced = jax.image.resize(views + 0.5, shape, "linear")
+            return {"full": reduced.reshape(len(views), -1).astype(np.float32)}
+
+        return represent
 
 
 def _views(images: Array, draws: Draws, stack: Stack | None, plain: Stack) -> Array:
