@@ -12,8 +12,11 @@ import contextlib
 import errno
 import functools
 import logging
+import os
 import pathlib
 import re
+import shlex
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,7 +35,7 @@ from duet_jax.errors import (
     lookup,
     suggestion,
 )
-from duet_jax.evaluation import EVALUATORS
+from duet_jax.evaluation import EVALUATORS, follow_up
 from duet_jax.evaluation.base import check_labels
 from duet_jax.evaluation.evaluate import evaluate
 from duet_jax.profiling import benchmark
@@ -45,6 +48,8 @@ from duet_jax.runtime.terminal import (
     printable,
 )
 from duet_jax.training.train import train
+
+_log = logging.getLogger(__name__)
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _DEFAULT_CONFIG = str(_ROOT / "configs" / "digits_duet_rot.py")
@@ -342,6 +347,25 @@ def perform(command: Command) -> None:
     if evaluations:
         processes.check_alone(f"--mode={','.join(evaluations)}")
         evaluate(evaluations, config, directory, **options)
+    elif modes == ("train",) and processes.is_main_process():
+        modes = follow_up(config, workdir.load_facts(directory))
+        _log.info("next         %s", _command_of_evaluations(directory, modes))
+
+
+def _command_of_evaluations(directory: pathlib.Path, modes: Sequence[str]) -> str:
+    """Returns a command that evaluates a run, ready to be pasted."""
+    python = sys.executable
+    if shutil.which("python") == python:
+        python = "python"
+    elif python.startswith(f"{os.getcwd()}{os.sep}"):
+        python = os.path.relpath(python)
+    command = [
+        python,
+        sys.argv[0],
+        f"--workdir={directory}",
+        f"--mode={','.join(modes)}",
+    ]
+    return shlex.join(command)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -182,10 +182,10 @@ def test_requirements_have_both_bounds():
 
 
 def test_pyproject_has_the_same_requirements():
-    """What is installed by default, and every extra, is all that requirements.txt has."""
+    """The default and all extras together are what requirements.txt has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert {*extras} == {"cuda", "parquet", "tfds", "wandb"}
+    assert {*extras} == {"cuda", "parquet", "streaming", "tfds", "wandb"}
     together = [
         *project["dependencies"],
         *(x for each in extras.values() for x in each),

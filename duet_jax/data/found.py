@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import logging
 import time
 
@@ -111,9 +112,16 @@ class FoundDataset:
         """Returns the data set with random access to its images; decodes nothing.
 
         Raises:
-          UsageError: the examples can only be read in order, or a header is damaged.
+          UsageError: the examples can only be read in order, Grain is not installed, or
+            a header is damaged.
         """
         source = self.source
+        if importlib.util.find_spec("grain") is None:
+            raise UsageError(
+                f"config.dataset.name={self.name!r} is read batch by batch, which "
+                "needs a package that is not installed: pip install grain; or set "
+                "config.dataset.placement=device."
+            )
         if source.reader is None:
             raise UsageError(
                 f"config.dataset.name={self.name!r} cannot be streamed: "
@@ -174,7 +182,8 @@ class FoundDataset:
             cache.digests(self.cache_dir, source),
         )
         logger.info(
-            "%s: %d train and %d test images of %dx%dx%d, %s, from %s in %.1f s",
+            "data         %s: %d training and %d test images of %dx%dx%d, %s, from %s "
+            "in %.1f s",
             self.name,
             len(train.labels),
             len(test.labels),

@@ -14,10 +14,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing import resource_tracker
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -135,7 +134,7 @@ class Batches(Iterator[Split]):
             flags.FLAGS.mark_as_parsed()
         self._in_workers = workers > 0
         self._workers: list[multiprocessing.Process] = []
-        self._parts: list[grain.DatasetIterator] = []
+        self._parts: list[Iterator[Split]] = []
         if start < stop:
             numbers = range(start, stop)
             self._parts = [
@@ -217,7 +216,7 @@ def _pipeline(
     batches: range,
     part: int,
     workers: int,
-) -> grain.IterDataset:
+) -> Iterable[Split]:
     """Returns one part of every batch, read by a process of its own if `workers`."""
 
     def read(batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -225,6 +224,8 @@ def _pipeline(
         return tuple(dataset.read(parts[part]))
 
     # Sequential; by default Grain would read 500 elements ahead.
+    import grain  # an extra, and a second to import
+
     sequential = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     numbers = grain.MapDataset.range(batches.start, batches.stop)
     pipeline = numbers.map(read).to_iter_dataset(sequential)
@@ -295,6 +296,8 @@ def _free_shared_memory() -> None:
     Grain's last exceptions are in reference cycles, and their frames hold the last
     arrays. A thread frees these in order: when the latest is gone, all are.
     """
+    import grain
+
     gc.collect()
     latest = grain.multiprocessing.SharedMemoryArray((1,), np.uint8)
     latest.unlink_on_del()

@@ -3,6 +3,9 @@
 Start with `base.py`; `evaluate.py` restores the run, `store.py` writes the results.
 """
 
+from ml_collections import ConfigDict
+
+from duet_jax.augmentations import LEARNABLE
 from duet_jax.evaluation import (
     equivariance,
     export_features,
@@ -13,8 +16,23 @@ from duet_jax.evaluation import (
 )
 from duet_jax.evaluation.base import Evaluation, Evaluator
 from duet_jax.evaluation.result import Result, Table
+from duet_jax.types import DatasetFacts
 
-__all__ = ["EVALUATORS", "Evaluation", "Evaluator", "Result", "Table"]
+__all__ = ["EVALUATORS", "Evaluation", "Evaluator", "Result", "Table", "follow_up"]
+
+
+def follow_up(config: ConfigDict, facts: DatasetFacts) -> list[str]:
+    """Returns the modes that a finished training suggests.
+
+    Args:
+      config: of the run, resolved.
+      facts: of its images.
+    """
+    codes = [config.learned] if "learned" in config else config.augmentation.stack
+    modes = ["linear_probe", "knn"] if facts.num_classes else []
+    modes += ["equivariance"] if {*codes} & {*LEARNABLE} else []
+    return [*modes, *([] if facts.num_classes else ["features"]), "report"]
+
 
 # Names are those of --mode.
 EVALUATORS: dict[str, Evaluator] = {

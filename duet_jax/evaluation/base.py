@@ -20,7 +20,7 @@ from duet_jax.evaluation.result import Result
 from duet_jax.runs import workdir
 from duet_jax.runs.frozen_encoder import Representations
 from duet_jax.runs.trained_run import Run, check_dataset
-from duet_jax.runtime import devices
+from duet_jax.runtime import devices, terminal
 from duet_jax.types import Dataset, DatasetFacts, Identity, Split, same_images
 
 _log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class Evaluation:
         self._evaluators = evaluators
         self._features: dict[str, Representations] = {}
         self._seconds: dict[str, float] = {}
+        self._name = ""  # of the evaluator that measures
 
     @functools.cached_property
     def dataset(self) -> Dataset:
@@ -97,11 +98,12 @@ class Evaluation:
         """Runs an evaluator, stores its result and returns the stored content."""
         evaluator = self._evaluators[name]
         evaluator.check(**options)
-        outer, self._seconds = self._seconds, {}
+        outer = self._seconds, self._name
+        self._seconds, self._name = {}, name
         start = time.perf_counter()
         result = evaluator.measure(self, **options)
         seconds = self._seconds | {"total": time.perf_counter() - start}
-        self._seconds = outer
+        self._seconds, self._name = outer
         origin = self._origin(name, options)
         # A transfer to other images does not read the run's own data set.
         facts = self.dataset.facts if "dataset" in vars(self) else self.run.facts
@@ -174,9 +176,10 @@ class Evaluation:
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Adds the seconds spent inside to those of `part`."""
+        """Adds the seconds spent inside to those of `part`, which a terminal shows."""
         start = time.perf_counter()
-        yield
+        with terminal.status(f"{self._name}: {part} ..."):
+            yield
         spent = time.perf_counter() - start
         self._seconds[part] = self._seconds.get(part, 0.0) + spent
 

@@ -490,9 +490,9 @@ def _draw_shifts(code: Code, found: dict[str, Any]) -> Figure:
 
 
 def _tables(code: Code, found: dict[str, Any]) -> list[Table]:
-    header = ("read off", "accuracy [%]", "95 %")
+    header = ("read off", "accuracy [%]")
     if code.levels is None:
-        header = ("read off", f"error [{found['unit']}]", "95 %", "R²", "95 %")
+        header = ("read off", f"error [{found['unit']}]", "R²")
     sources = {
         **{f"structure, {how}": s for how, s in found.get("marginal", {}).items()},
         **{f"regression on {name}": s for name, s in found["regression"].items()},
@@ -503,30 +503,29 @@ def _tables(code: Code, found: dict[str, Any]) -> list[Table]:
     }
     rows = tuple((name, *_cells(scores)) for name, scores in sources.items())
     title = f"equivariance to {code.name} ({code.record.summary})"
-    note = ""
+    note = "In parentheses: 95 % intervals."
     if "divergence" in found:
         divergence = found["divergence"]
-        note = (
-            f"Jensen-Shannon divergence to the target {divergence['mean']:.4f} nats "
+        note += (
+            f" Jensen-Shannon divergence to the target {divergence['mean']:.4f} nats "
             f"(95 %: {_range(divergence['interval'], '.4f')}); "
-            f"of the best constant {divergence['of_a_constant']:.4f}"
+            f"of the best constant {divergence['of_a_constant']:.4f}."
         )
     tables = [Table(title, header, rows, note)]
     if "shift" in found:
-        tables.append(_shift_table(code, found["shift"]))
+        tables += _shift_tables(code, found["shift"])
     return tables
 
 
 def _cells(scores: dict[str, Any]) -> tuple[str, ...]:
     if "accuracy" in scores:
         low, high = map(percent, scores["accuracy_interval"])
-        return percent(scores["accuracy"]), f"{low} to {high}"
-    return (
-        f"{scores['error']:.3g}",
-        _range(scores["error_interval"], ".3g"),
-        f"{scores['r_squared']:.3f}",
-        _range(scores["r_squared_interval"], ".3f"),
+        return (f"{percent(scores['accuracy'])} ({low} to {high})",)
+    error, r_squared = (
+        f"{scores[name]:{form}} ({_range(scores[f'{name}_interval'], form)})"
+        for name, form in (("error", ".3g"), ("r_squared", ".3f"))
     )
+    return error, r_squared
 
 
 def _range(interval: tuple[float, float], form: str) -> str:
@@ -534,24 +533,11 @@ def _range(interval: tuple[float, float], form: str) -> str:
     return f"{low:{form}} to {high:{form}}"
 
 
-def _shift_table(code: Code, shifts: dict[str, Any]) -> Table:
+def _shift_tables(code: Code, shifts: dict[str, Any]) -> list[Table]:
+    """Returns a table of the relative errors and one of the cosines."""
     by_shift = {f"by {s}": errors for s, errors in shifts["by_shift"].items()}
     if shifts["mean"]:
         by_shift["mean"] = shifts["mean"]
-    rows = []
-    for name in by_shift["by 0"]:
-        for shift, errors in by_shift.items():
-            cells = [
-                f"{errors[name][measure][prediction]:.3f}"
-                for measure in ("relative_error", "cosine")
-                for prediction in _COMPARED
-            ]
-            rows.append((f"{name}, {shift}", *cells))
-    header = (
-        "shift of bins",
-        *(f"error, {name}" for name in _COMPARED),
-        *(f"cosine, {name}" for name in _COMPARED),
-    )
     note = (
         f"Over {shifts['images']} test images. shifted, unshifted: the representation "
         "of the image as it is; random: of another image, transformed. The mean leaves "
@@ -562,5 +548,17 @@ def _shift_table(code: Code, shifts: dict[str, Any]) -> Table:
             f" Control: nothing prescribes bins for {code.name}; the features are read "
             f"as a matrix of {shifts['bins']}."
         )
-    title = f"{code.name}: the transformed representation predicted by the original's"
-    return Table(title, header, tuple(rows), note)
+    tables = []
+    for measure, title in (("relative_error", "relative error"), ("cosine", "cosine")):
+        rows = [
+            (
+                f"{name}, {shift}",
+                *(f"{errors[name][measure][each]:.3f}" for each in _COMPARED),
+            )
+            for name in by_shift["by 0"]
+            for shift, errors in by_shift.items()
+        ]
+        title = f"{code.name}: transformed from original representation, {title}"
+        tables.append(Table(title, ("shift of bins", *_COMPARED), tuple(rows)))
+    tables[-1] = tables[-1]._replace(note=note)
+    return tables

@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import shutil
 from collections.abc import Sequence
 
 import ml_collections
@@ -44,10 +45,14 @@ def evaluate(
     _log.info("devices      %s", devices.describe())
     _log.info("checkpoint   step %d of %s, %s", run.step, directory, config.method)
     evaluation = Evaluation(run, EVALUATORS)
+    columns = max(80, shutil.get_terminal_size().columns)
     for name in names:
         own = {k: v for k, v in options.items() if k in EVALUATORS[name].flags}
+        _log.info("%-12s measuring ...", name)
         found = evaluation.evaluate(name, own)
         for table in found["tables"]:
-            print(Table(**table).as_text(), end="\n\n")
+            print(Table(**table).as_text(columns), end="\n\n")
         stem = workdir.result_name(name, own)
         _log.info("results in   %s", evaluation.directory / f"{stem}.json")
+        for picture in found["pictures"]:
+            _log.info("picture      %s", evaluation.directory / picture)

@@ -1,6 +1,8 @@
 """The result of an evaluator: values, tables and figures."""
 
 import math
+import textwrap
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -23,19 +25,42 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
 
-    def as_text(self) -> str:
-        """Returns aligned columns: the first to the left, the others to the right."""
+    def as_text(self, columns: int = 80) -> str:
+        """Returns aligned columns: the first to the left, the others to the right.
+
+        Args:
+          columns: of the terminal. A table that is wider has its rows below each
+            other, one line for each of their cells.
+        """
         rows = [tuple(map(printable, row)) for row in (self.header, *self.rows)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = _aligned(rows, widths)
+        if max(map(len, lines)) > columns:
+            lines = _as_records(rows)
+        note = textwrap.wrap(self.note, columns, break_long_words=False)
+        return "\n".join([self.title, *lines, *note])
 
-        def line(row: tuple[str, ...]) -> str:
-            cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
-            cells[0] = row[0].ljust(widths[0])
-            return "  ".join(cells).rstrip()
 
-        rule = "  ".join("-" * width for width in widths)
-        lines = [self.title, line(rows[0]), rule, *map(line, rows[1:])]
-        return "\n".join(lines + ([self.note] if self.note else []))
+def _aligned(rows: Sequence[tuple[str, ...]], widths: Sequence[int]) -> list[str]:
+    """Returns the lines of a table; the first row is its header."""
+    lines = []
+    for row in rows:
+        cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
+        cells[0] = row[0].ljust(widths[0])
+        lines.append("  ".join(cells).rstrip())
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def _as_records(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Returns every row as a line with its first cell, and one for each other cell."""
+    header, *others = rows
+    width = max(map(len, header[1:]))
+    lines = []
+    for row in others:
+        lines.append(f"{header[0]} {row[0]}")
+        pairs = zip(header[1:], row[1:], strict=True)
+        lines += [f"  {name.ljust(width)}  {cell}".rstrip() for name, cell in pairs]
+    return lines
 
 
 class Result(NamedTuple):

@@ -3,6 +3,7 @@
 import collections
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,18 @@ import tqdm
 
 # Metrics in the order they are shown; no method has all of them.
 SHOWN = ("loss", "nt_xent", "structure_loss", "prediction_loss", "online_top1")
+# What a bar leaves out first if the terminal is too narrow for all of it.
+_SHED = (
+    "images/s",
+    "nt_xent",
+    "structure_loss",
+    "prediction_loss",
+    "online_top1",
+    "epoch",
+    "loss",
+    "left",
+)
+_BAR = 12  # columns
 
 # Without a terminal: the line of an epoch is skipped if the last one is more recent
 # than the first bound, and longer epochs than the second one get lines in between.
@@ -74,8 +87,7 @@ class Progress:
             dynamic_ncols=True,
             # Redraws after 0.1 s, however many steps a report stands for.
             miniters=1,
-            # The most important comes first: a narrow terminal cuts the end off.
-            bar_format="{percentage:3.0f}%|{bar:12}| {desc}",
+            bar_format=f"{{percentage:3.0f}}%|{{bar:{_BAR}}}| {{desc}}",
             desc=f"epoch {self._epoch(initial_step)}/{self._epochs}  compiling",
         )
 
@@ -91,16 +103,17 @@ class Progress:
           images_per_second: examples trained on per second.
         """
         self._reports.append((step, self._clock()))
-        values = [shown(name, metrics[name]) for name in SHOWN if name in metrics]
-        values.append(f"{images_per_second:,.0f} images/s")
-        seconds = self._seconds_left(step)
-        left = [f"{duration(seconds)} left"] if seconds else []
-        epoch = [f"epoch {self._epoch(step)}/{self._epochs}"]
+        parts = {"epoch": f"epoch {self._epoch(step)}/{self._epochs}"}
+        if self._bar is None:
+            parts["step"] = f"step {step}/{self._total}"
+        parts |= {name: shown(name, metrics[name]) for name in SHOWN if name in metrics}
+        parts["images/s"] = f"{images_per_second:,.0f} images/s"
+        if seconds := self._seconds_left(step):
+            parts["left"] = f"{duration(seconds)} left"
         if self._bar is not None:
-            self._draw(step, "  ".join(left + epoch + values))
+            self._draw(step, parts)
         else:
-            steps = [f"step {step}/{self._total}"]
-            self._unwritten = "  ".join(epoch + steps + values + left)
+            self._unwritten = "  ".join(parts.values())
             self._write_if_due(step)
 
     def _seconds_left(self, step: int) -> float | None:
@@ -115,8 +128,13 @@ class Progress:
         seconds = self._reports[-1][1] - first_time
         return (self._total - step) * seconds / (step - first_step)
 
-    def _draw(self, step: int, text: str) -> None:
-        self._bar.set_description_str(text, refresh=False)
+    def _draw(self, step: int, parts: dict[str, str]) -> None:
+        columns = shutil.get_terminal_size().columns - _BAR - len("100%|| ") - 1
+        for name in _SHED:
+            if len("  ".join(parts.values())) <= columns:
+                break
+            parts.pop(name, None)
+        self._bar.set_description_str("  ".join(parts.values()), refresh=False)
         self._bar.update(step - self._bar.n)
         if step >= self._total:
             self._bar.refresh()

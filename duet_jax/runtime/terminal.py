@@ -1,8 +1,10 @@
 """Log lines and standard streams."""
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 
 import tqdm
 
@@ -35,6 +37,13 @@ def log_to_terminal(level: int) -> None:
     logger.propagate = False
     # Orbax's threads log errors that are raised in the main thread as well.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[None]:
+    """Shows what is going on, on a terminal only, until it is done."""
+    with tqdm.tqdm(bar_format="{desc}", desc=text, disable=None, leave=False):
+        yield
 
 
 def prepare_streams() -> None:

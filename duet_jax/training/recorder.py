@@ -1,6 +1,7 @@
 """Turns the metrics that the device reports into rows, warnings and curves."""
 
 import collections
+import logging
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,17 @@ from duet_jax.runtime import processes
 from duet_jax.training.health import Symptoms
 from duet_jax.training.plan import Plan
 from duet_jax.types import Array
+
+_log = logging.getLogger(__name__)
+
+# Metrics of the test split that are told when they are measured.
+_TOLD = (
+    "online_top1",
+    "knn_top1",
+    "augmented_nt_xent",
+    "structure_loss",
+    "prediction_loss",
+)
 
 
 class BrokenUpdateError(Exception):
@@ -184,7 +196,10 @@ class Record:
                 "config.compute_dtype=float32."
             )
         self.newest_test = means
-        self._writers.write(self._row(step, "test", means))
+        row = self._row(step, "test", means)
+        self._writers.write(row)
+        told = [loggers.shown(name, means[name]) for name in _TOLD if name in means]
+        _log.info("test         epoch %.4g  %s", row["epoch"], "  ".join(told))
         self._symptoms.test(step, means)
 
 

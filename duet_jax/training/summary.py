@@ -3,10 +3,8 @@
 import logging
 import math
 import pathlib
-from collections.abc import Iterator
 
 import jax
-import ml_collections
 from flax import nnx
 
 from duet_jax import loggers
@@ -19,26 +17,27 @@ _log = logging.getLogger(__name__)
 
 
 def start_lines(plan: Plan, workdir: pathlib.Path, start: int) -> None:
-    """Logs devices, data, networks, schedule, configuration and first step."""
+    """Logs what is trained on what, for how long, where, and from which step."""
     config, facts = plan.config, plan.facts
-    _log.info("devices      %s", devices.describe())
+    if plan.streamed:  # decoded images have been described
+        _log.info(
+            "data         %s: %d training and %d test images of %dx%dx%d, %s, read "
+            "batch by batch",
+            facts.name,
+            facts.num_train,
+            facts.num_test,
+            *(facts.side, facts.side, facts.channels),
+            f"{facts.num_classes} classes" if facts.num_classes else "no labels",
+        )
+    _log.info("method       %s", _describe_method(plan))
+    _log.info("networks     %s", _describe_networks(plan))
     _log.info(
-        "data         %s: %d training and %d test images, %d px, %s, %s",
-        facts.name,
-        facts.num_train,
-        facts.num_test,
-        facts.side,
-        f"{facts.num_classes} classes" if facts.num_classes else "no labels",
-        "read batch by batch" if plan.streamed else "on the device",
-    )
-    _log.info("views        %s", _describe_stack(plan))
-    _log.info("parameters   %s", _describe_parameters(plan))
-    _log.info(
-        "schedule     %d epochs of %d steps of %d images, %d steps a call",
+        "schedule     %d epochs of %d steps of %d images, learning rate %g after %d",
         config.epochs,
         plan.steps_per_epoch,
         plan.batch_size,
-        plan.steps_per_call,
+        config.optimizer.learning_rate,
+        config.warmup_epochs,
     )
     if config.warmup_epochs >= config.epochs:
         _log.warning(
@@ -48,55 +47,40 @@ def start_lines(plan: Plan, workdir: pathlib.Path, start: int) -> None:
             config.optimizer.learning_rate,
             config.warmup_epochs,
         )
-    for section, values in _sections(config):
-        shown = " ".join(f"{k}={_shown(v)}" for k, v in values.items())
-        _log.info("%-12s %s", section, shown)
-    _log.info("workdir      %s", workdir)
+    _log.info("devices      %s; seed %d", devices.describe(), plan.seed)
+    _log.info("workdir      %s, whose config.json has every setting", workdir)
     if start >= plan.total_steps:
         _log.info("finished at step %d already; nothing to train", start)
     elif start:
         _log.info("continuing   from the checkpoint of step %d", start)
 
 
-def _sections(config: ml_collections.ConfigDict) -> Iterator[tuple[str, dict]]:
-    """Yields name and values of each line: the top-level fields, then the sections."""
-    items = config.to_dict()
-    inner = {
-        name: items.pop(name) for name in [*items] if isinstance(items[name], dict)
-    }
-    yield "config", items
-    yield from ((f"  {name}", values) for name, values in inner.items())
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, tuple):
-        return ",".join(map(_shown, value))
-    return str(value) or "''"
-
-
-def _describe_stack(plan: Plan) -> str:
-    config = plan.config
-    codes = " ".join(plan.method.two_views.stack.codes) or "no augmentation"
+def _describe_method(plan: Plan) -> str:
+    config, method = plan.config, plan.method
+    codes = " ".join(method.two_views.stack.codes) or "no augmentation"
     if config.method == "essl":
-        removed = config.learned in config.augmentation.stack
-        without = f" (without {config.learned})" if removed else ""
-        return f"{codes}{without}; {config.learned} is predicted"
+        return (
+            f"essl on {codes}; predicts {config.learned}, weight "
+            f"{method.prediction_weight:g}"
+        )
     if config.method == "duet":
-        return f"{codes}; {config.learned} is learned, target {plan.method.target}"
-    return codes
+        return (
+            f"duet on {codes}; {config.learned} is structure, {method.num_bins} bins, "
+            f"target {method.target}, weight {method.structure_weight:g}"
+        )
+    return f"{config.method} on {codes}"
 
 
-def _describe_parameters(plan: Plan) -> str:
+def _describe_networks(plan: Plan) -> str:
     networks = nnx.eval_shape(lambda: plan.method.init(nnx.Rngs(0)))
     params = split(networks)[1]
     counts = {
         name: sum(math.prod(x.shape) for x in jax.tree.leaves(part))
         for name, part in params.items()
     }
-    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    return f"{sum(counts.values()):,} ({parts})"
+    heads = ", ".join(f"{n} {count:,}" for n, count in counts.items() if n != "encoder")
+    name = plan.method.two_views.encoder.name
+    return f"{name}, {counts['encoder']:,} parameters ({heads})"
 
 
 def end_lines(workdir: pathlib.Path) -> None:
@@ -106,7 +90,7 @@ def end_lines(workdir: pathlib.Path) -> None:
     metric = next((name for name in BEST if rows and name in rows[-1]), None)
     if metric:
         _log.info(
-            "finished     test %s after epoch %.4g%s",
+            "finished     %s on test images after epoch %.4g%s",
             loggers.shown(metric, rows[-1][metric]),
             rows[-1]["epoch"],
             _describe_best(workdir, rows),
