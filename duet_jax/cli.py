@@ -27,6 +27,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+import duet_jax
 from duet_jax.config import checks, loading
 from duet_jax.errors import (
     InterruptionError,
@@ -77,7 +78,10 @@ def _evaluators_with(flag: str) -> tuple[str, ...]:
 
 
 FLAGS = {
-    "config": Flag((), "Configuration file; default configs/digits_duet_rot.py."),
+    "config": Flag(
+        (),
+        "Configuration file, or the name of one in configs/; default digits_duet_rot.",
+    ),
     "workdir": Flag(
         (), "Directory of the run; default runs/<name of the configuration file>."
     ),
@@ -124,8 +128,10 @@ FLAGS = {
 _COMMON = tuple(name for name, flag in FLAGS.items() if not flag.modes)
 _CLUSTER = ("coordinator_address", "num_processes", "process_id")
 
-# Spellings of two switches that are looked for before anything is parsed.
+# Spellings of switches that are looked for before anything is parsed.
 _HELP = {"--help", "-help", "-h"}
+_LIST = {"--list", "-list"}
+_VERSION = {"--version", "-version"}
 _DEBUG = {"--debug", "-debug", "--debug=true"}
 _DEBUG_MEANING = "Print the traceback of an error before the line that explains it."
 
@@ -329,7 +335,11 @@ def help_text(argv: Sequence[str]) -> str:
     path = _parse_flags(argv)[0].get("config", _DEFAULT_CONFIG)
     defaults = checks.fields(loading.load(path))
     about = [f"  --{name}: {flag.meaning}" for name, flag in FLAGS.items()]
-    about.append(f"  --debug: {_DEBUG_MEANING}")
+    about += [
+        f"  --debug: {_DEBUG_MEANING}",
+        "  --list: Print the names that --config takes.",
+        "  --version: Print the version.",
+    ]
     shown = [f"  --config.{name}={value!r}" for name, value in defaults]
     title = f"Fields, explained in configs/base.py, with the values of {path}:"
     return "\n".join([__doc__, *about, "", title, "", *shown])
@@ -379,6 +389,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         if _HELP & set(argv):
             print(help_text(argv))
+        elif _LIST & set(argv):
+            print(loading.overview())
+        elif _VERSION & set(argv):
+            print(f"duet_jax {duet_jax.__version__}")
         else:
             command = parse(argv)
             perform(command)

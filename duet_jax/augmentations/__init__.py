@@ -15,6 +15,7 @@ from duet_jax.augmentations.stack import (
     make_stack,
     measuring_stack,
     normalize,
+    options_read,
     to_float,
     without,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "make_stack",
     "measuring_stack",
     "normalize",
+    "options_read",
     "to_float",
     "without",
 ]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from duet_jax.augmentations import options_read
 from duet_jax.config import build
 from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.losses import TARGETS
@@ -337,6 +338,23 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     return unread
 
 
+def _idle_options(config: ml_collections.ConfigDict) -> dict[str, str]:
+    """Returns the reason for each field of augmentations that views are not made with.
+
+    They stay in the configuration: an evaluation may measure such an augmentation.
+    """
+    codes = {*config.augmentation.stack}
+    if config.method == "essl":
+        codes.add(config.learned)
+    read = {name for code in codes for name in options_read(code)}
+    reason = f"config.augmentation.stack={','.join(config.augmentation.stack)!r}"
+    return {
+        f"augmentation.{name}": reason
+        for name in config.augmentation
+        if name != "stack" and name not in read
+    }
+
+
 def check_evaluation(names: Iterable[str], measured: Iterable[str]) -> None:
     """Raises a UsageError for a field that an evaluation does not read.
 
@@ -397,7 +415,7 @@ def unused(config: ml_collections.ConfigDict, names: Iterable[str]) -> dict[str,
       config: with the user's changes, accepted by `check`.
       names: of the fields that the user sets.
     """
-    unread = _unread(config)
+    unread = _idle_options(config) | _unread(config)
     reasons = {
         name: unread.get(name) or unread.get(name.partition(".")[0]) for name in names
     }

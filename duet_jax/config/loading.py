@@ -22,6 +22,7 @@ from duet_jax.errors import UsageError, lookup, suggestion
 _ROOT = pathlib.Path(__file__).parents[2]
 _BASE = _ROOT / "configs" / "base.py"
 _SCALES = _ROOT / "configs" / "_scales.py"
+_SHOWN_ROWS = 3
 _STANDARD = _ROOT / "configs" / "standard.py"
 
 # The default of MEASURES. Equivariance is measured for the code of the row.
@@ -56,7 +57,8 @@ def load(name: str) -> ml_collections.ConfigDict:
     """Returns the configuration that `--config=<name>` means, before any override.
 
     Args:
-      name: path of a file, with `:<row>` or `:<row>@<scale>` after an experiment.
+      name: path of a file, with `:<row>` or `:<row>@<scale>` after an experiment; or
+        the name of one in `configs/`, such as cifar10_duet_rot or figure4:duet-rot.
 
     Raises:
       UsageError: there is no such file or row, it fails, or its fields are not those of
@@ -83,7 +85,8 @@ def load_experiment(path: str) -> Experiment:
     Raises:
       UsageError: there is no such file, it fails, or it has no rows.
     """
-    _check_file(path, "--experiment", path)
+    given, path = path, _located(path)
+    _check_file(path, "--experiment", given)
     needs = "ROWS and get_config(row) like configs/figure4.py"
     with _reading(f"--experiment={path}", needs):
         module = runpy.run_path(path)
@@ -132,7 +135,24 @@ def _split(name: str) -> tuple[str, str]:
     if os.path.isfile(name):
         return name, ""
     path, _, row = name.rpartition(":")
-    return (path, row) if path else (name, "")
+    path, row = (path, row) if path else (name, "")
+    return _located(path), row
+
+
+def _located(path: str) -> str:
+    """Returns the path of a file; a bare name is that of one in `configs/`."""
+    file = pathlib.Path(path)
+    if file.is_file() or file.name != path or file.suffix:
+        return path
+    return str(_configs() / f"{path}.py")
+
+
+def _configs() -> pathlib.Path:
+    """Returns the directory of the configurations, relative if that is shorter."""
+    directory = _BASE.parent
+    if directory.parent == pathlib.Path.cwd():
+        return pathlib.Path(directory.name)
+    return directory
 
 
 def _standard(path: str, row: str) -> tuple[str, str]:
@@ -143,6 +163,24 @@ def _standard(path: str, row: str) -> tuple[str, str]:
             if file.name == f"{name.replace('-', '_')}.py":
                 return str(_STANDARD), name
     return path, row
+
+
+def overview(*, experiments: bool = False) -> str:
+    """Returns the configurations in `configs/`, and some of their rows.
+
+    Args:
+      experiments: only those with rows.
+    """
+    lines = []
+    for file in sorted(_BASE.parent.glob("[!_]*.py")):
+        module = runpy.run_path(str(file))
+        rows = [*module.get("ROWS", {})]
+        if rows or not experiments:
+            lines.append(f"{file.stem:<17} {module['__doc__'].partition(chr(10))[0]}")
+        if rows:
+            more = f" ... {len(rows)} in all" if len(rows) > _SHOWN_ROWS else ""
+            lines.append(f"{'':<17} rows: {' '.join(rows[:_SHOWN_ROWS])}{more}")
+    return "\n".join(lines)
 
 
 def _check_file(path: str, flag: str, given: str) -> None:

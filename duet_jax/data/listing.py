@@ -77,7 +77,7 @@ def source_for(path: str) -> str:
     root = os.path.expanduser(path)
     if _has_image(root):
         return "images"
-    places = [os.path.join(root, name) for name in ("", *TRAIN_NAMES)]
+    places = [os.path.join(root, name) for name in ("", *TRAIN_NAMES, *TEST_NAMES)]
     inner = [os.path.join(place, name) for place in places for name in _names(place)]
     return "folder" if any(map(_has_image, inner)) else ""
 

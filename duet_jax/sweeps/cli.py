@@ -389,7 +389,10 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         _log.info("stopped; the same command continues")
         return 128 + stop.signal
     left = runner.unfinished(trials)
-    _log.info("tables in    %s", out)
+    if len(left) == len(trials):
+        _log.error("no run has finished; there is nothing to put in a table")
+    else:
+        _log.info("tables in    %s", out)
     for trial in left:
         _log.error("%s: %s", trial.name, _error(trial))
     return 1 if left else 0
@@ -402,6 +405,10 @@ def main(argv: Sequence[str]) -> int:
     # This process computes nothing; the runs need the accelerators.
     jax.config.update("jax_platforms", "cpu")
     try:
+        if not argv[1:]:
+            print(loading.overview(experiments=True))
+            print("\npython sweep.py --experiment=<name>, and more with --help")
+            return 0
         options, overrides = _parser().parse_known_args(argv[1:])
         options.given = argv[1:]
         status = sweep(options, overrides)
