@@ -3,7 +3,6 @@
 import collections
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -129,7 +128,8 @@ class Progress:
         return (self._total - step) * seconds / (step - first_step)
 
     def _draw(self, step: int, parts: dict[str, str]) -> None:
-        columns = shutil.get_terminal_size().columns - _BAR - len("100%|| ") - 1
+        columns = os.get_terminal_size(self._stream.fileno()).columns
+        columns -= len("100%|| ") + _BAR + 1
         for name in _SHED:
             if len("  ".join(parts.values())) <= columns:
                 break

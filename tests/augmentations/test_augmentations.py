@@ -22,6 +22,7 @@ from duet_jax.augmentations import (
     check_predicted,
     make_stack,
     measuring_stack,
+    options_read,
 )
 from duet_jax.augmentations import geometric as geo
 from duet_jax.augmentations import photometric as pho
@@ -642,6 +643,29 @@ def test_structure_of_params_that_were_asked_for(code):
         for moved in (asked + 0.9 * half, asked - 0.9 * half):
             params = record.scale.params(moved % 1, frame)
             close(record.structure(params, frame), asked)
+
+
+def test_which_options_an_augmentation_reads():
+    jitter = {"jitter_probability", "jitter_strength"}
+    expected = {
+        "sca": {"crop_area", "crop_ratio"},
+        "rot": {"rotation_degrees"},
+        "ron": set(),
+        "fli": {"flip_probability"},
+        "flv": {"flip_probability"},
+        "gra": {"grey_probability"},
+        "blu": {"blur_probability", "blur_sigma"},
+        "sol": {
+            "solarize_probability",
+            "solarize_threshold",
+            "solarize_addition",
+        },
+        "res": set(),
+        "ccr": set(),
+        **dict.fromkeys(("jit", *PARTS), jitter),
+    }
+    assert {code: options_read(code) for code in AUGMENTATIONS} == expected
+    assert set().union(*expected.values()) == set(vars(Options()))
 
 
 def test_measuring_stack_is_otherwise_the_same():

@@ -206,6 +206,36 @@ def test_loads_where_jax_is_not_installed():
             assert name.split("_")[:2] == [data, method]
 
 
+def test_a_configuration_has_a_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # wherever the program is started
+    for path in CONFIGS:
+        assert loading.load(path.stem) == loading.load(str(path))
+    for name in ("figure4:duet-rot", "figure4:duet-rot@short"):
+        path = f"{ROOT}/configs/figure4.py{name[7:]}"
+        assert loading.load(name) == loading.load(path)
+        assert loading.stem(name) == loading.stem(path)
+    row = loading.load(f"{ROOT}/configs/standard.py:cifar10-simclr")
+    assert loading.load("cifar10_simclr") == row
+    assert (
+        loading.load_experiment("table2").rows
+        == loading.load_experiment(f"{ROOT}/configs/table2.py").rows
+    )
+    # A file of that name goes first, and a directory does not count.
+    (tmp_path / "smoke").mkdir()
+    assert loading.load("smoke") == loading.load(f"{ROOT}/configs/smoke.py")
+
+
+def test_all_configurations_are_listed(capsys):
+    assert cli.main(["main.py", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert names == [path.stem for path in sorted([*CONFIGS, *GRIDS])]
+    (place,) = (n for n, line in enumerate(lines) if line.startswith("figure4 "))
+    assert lines[place + 1].strip() == (
+        "rows: simclr simclr-rot simclr-ron ... 31 in all"
+    )
+
+
 def test_the_readme_example_of_the_reference():
     config = resolved(ROOT / "configs" / "cifar10_duet_rot.py")
     expected = {

@@ -303,6 +303,14 @@ REFUSED = {
         ["--config.essl.prediction_weight=1"],
         ["config.essl.prediction_weight has no effect with config.method='duet'"],
     ),
+    "strength of what is not in the stack": (
+        ["--config.augmentation.blur_sigma=0.1,0.3"],
+        ["config.augmentation.blur_sigma has no effect with", "stack='sca,rot'"],
+    ),
+    "strength of what essl does not apply": (
+        ["--config.method=essl", "--config.augmentation.jitter_probability=0.3"],
+        ["config.augmentation.jitter_probability has no effect with"],
+    ),
     "sigma of a von Mises": (
         ["--config.duet.sigma=0.1"],
         ["config.duet.sigma has no effect with config.duet.target='von_mises'"],

@@ -615,6 +615,23 @@ def test_a_table_as_text():
     ]
 
 
+def test_a_table_that_is_too_wide_has_its_rows_below_each_other():
+    rows = (("x" * 30, "1", "2"), ("y", "", "22"))
+    table = Table("title", ("a", "long b", "c"), rows, "A note of some words.")
+    assert table.as_text(30).splitlines() == [
+        "title",
+        f"a {'x' * 30}",
+        "  long b  1",
+        "  c       2",
+        "a y",
+        "  long b",
+        "  c       22",
+        "A note of some words.",
+    ]
+    assert len(table.as_text(80).splitlines()) == 6
+    assert table.as_text(12).splitlines()[-2:] == ["A note of", "some words."]
+
+
 # --- what is refused -----------------------------------------------------------------
 
 

@@ -670,7 +670,7 @@ def test_a_plain_line_tells_everything():
     lines = run_progress(io.StringIO(), Clock(), [(500, 44), (10, 66)])
     assert lines[-1] == (
         "epoch 3/60  step 66/1320  loss 5.21  nt_xent 3.90  structure_loss 0.131  "
-        "online_top1 41.2%  812 images/s  9:30 left"
+        "online_top1 41.2 %  812 images/s  9:30 left"
     )
     # Without a second report the pace is unknown, however long compiling took.
     assert lines[0].endswith("812 images/s")
@@ -727,8 +727,8 @@ def test_a_terminal_has_a_bar(open_terminal):
     shown = frames(stream.getvalue())
     assert shown[0] == "  3%|▍           | epoch 2/60  compiling"
     assert shown[-1] == (
-        "  7%|▊           | 9:20 left  epoch 4/60  loss 5.21  nt_xent 3.90  "
-        "structure_loss 0.131  online_top1 41.2%  1,812 images/s"
+        "  7%|▊           | epoch 4/60  loss 5.21  nt_xent 3.90  structure_loss 0.131  "
+        "online_top1 41.2 %  1,812 images/s  9:20 left"
     )
 
 
@@ -742,14 +742,32 @@ def test_the_bar_ends_full_and_without_time_left(open_terminal):
     assert last.startswith("100%|████████████| epoch 6/6  loss")
 
 
-def test_a_narrow_terminal_cuts_the_end(open_terminal):
-    stream = open_terminal(columns=61)
-    progress = Progress(1320, 22, 60, stream=stream)
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        (
+            100,
+            "epoch 4/60  loss 5.21  structure_loss 0.131  online_top1 41.2 %  "
+            "9:20 left",
+        ),
+        (80, "epoch 4/60  loss 5.21  online_top1 41.2 %  9:20 left"),
+        (61, "epoch 4/60  loss 5.21  9:20 left"),
+        (45, "loss 5.21  9:20 left"),
+        (32, "9:20 left"),
+    ],
+)
+def test_a_narrow_terminal_has_what_fits(open_terminal, columns, text):
+    """Time left and loss stay longest."""
+    stream, clock = open_terminal(columns=columns), Clock()
+    progress = Progress(1320, 22, 60, 44, stream=stream, clock=clock)
     progress.update(66, METRICS, 812.3)
+    clock.now += 10
+    time.sleep(0.11)
+    progress.update(88, METRICS, 1812.3)
     progress.close()
-    shown = frames(stream.getvalue())
-    assert max(map(len, shown)) <= 60
-    assert shown[-1].endswith("epoch 3/60  loss 5.21  nt_xent 3.90  stru")
+    last = frames(stream.getvalue())[-1]
+    assert len(last) < columns
+    assert last == f"  7%|▊           | {text}"
 
 
 def test_a_dumb_terminal_gets_lines(open_terminal, monkeypatch):
