@@ -378,7 +378,7 @@ def test_an_experiment_on_a_data_set_with_a_target_and_an_evaluator(
         "--config.duet.target=laplace",
     )
     said = call(*command, "--mode=train,rank")
-    assert "blu is learned, target laplace" in said
+    assert "blu is structure, 8 bins, target laplace" in said
     assert "effective rank" in said
     facts = json.loads((directory / "dataset.json").read_text())
     assert facts["class_names"] == ["cat", "dog"]

@@ -343,11 +343,10 @@ def _idle_options(config: ml_collections.ConfigDict) -> dict[str, str]:
 
     They stay in the configuration: an evaluation may measure such an augmentation.
     """
-    codes = {*config.augmentation.stack}
-    if config.method == "essl":
-        codes.add(config.learned)
+    stack = _coerced("augmentation.stack", config.augmentation.stack, ("sca",))
+    codes = {*stack, *([config.learned] if config.method == "essl" else [])}
     read = {name for code in codes for name in options_read(code)}
-    reason = f"config.augmentation.stack={','.join(config.augmentation.stack)!r}"
+    reason = f"config.augmentation.stack={','.join(stack)!r}"
     return {
         f"augmentation.{name}": reason
         for name in config.augmentation
