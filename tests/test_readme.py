@@ -167,7 +167,7 @@ def test_an_augmentation(shift, flat, pictures, call, tmp_path, monkeypatch):
         *(*TINY, *flat, *pictures, workdir, "--config.batch_size=16"),
         *("--config.augmentation.stack=sca,shi", "--config.learned=shi"),
     )
-    assert "sca shi; shi is learned, target von_mises" in said
+    assert "sca shi; shi is structure, 8 bins, target von_mises" in said
     ((view1, view2), options) = seen[0]
     assert options["learned"] == "shi"
     for view in (view1, view2):
