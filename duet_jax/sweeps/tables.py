@@ -1,4 +1,4 @@
-"""Results of a sweep: a table to read, two CSV files, and a bar chart."""
+"""Results of a sweep: a table to read, two CSV files, and a chart."""
 
 import contextlib
 import csv
@@ -9,8 +9,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from duet_jax.figures import build_bars
-from duet_jax.figures.style import save
+from duet_jax.figures import build_dots
+from duet_jax.figures.style import remove, save
 from duet_jax.runtime import files
 from duet_jax.sweeps.trial import Trial
 
@@ -200,9 +200,9 @@ def write(
             with files.replacing(directory / name) as partial:
                 partial.write_text(text, encoding="utf-8")
         if panels:
-            save(directory / "chart.png", build_bars(panels, title=title))
+            save(directory / "chart.png", build_dots(panels, title=title))
         else:
-            (directory / "chart.png").unlink(missing_ok=True)
+            remove(directory / "chart.png")
 
 
 def _measures(rows: Sequence[Row]) -> list[str]:
