@@ -135,7 +135,7 @@ def build_curves(
         figure.text(0.5, 0.5, "no metrics yet", ha="center", color=MUTED)
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(lines, _COLUMNS_OF_PANELS, number)
-        _draw_panel(axes, panel, rows, num_classes)
+        _draw_panel(axes, panel, {"": rows}, num_classes)
     _draw_legend(figure, panels, rows, num_classes)
     if any(row.get("split") == "test" for row in rows):
         label_below(figure, _NOTE, x=0.012, ha="left", fontsize=8)
@@ -145,18 +145,19 @@ def build_curves(
 def _draw_panel(
     axes: Axes,
     panel: _Panel,
-    rows: Sequence[Mapping],
+    runs: Mapping[str, Sequence[Mapping]],
     num_classes: int | None,
-    color: str = "",
 ) -> None:
-    """Draws the curves of a run, in one color if given, else colored by split."""
+    """Draws the curves of runs: color -> rows; "" for colors that tell the split."""
     axes.set_title(panel.title, loc="left")
-    axes.set_xlabel(_abscissa(rows))
+    axes.set_xlabel(_abscissa([row for rows in runs.values() for row in rows]))
     grid(axes)
-    for split, name in panel.curves:
-        options = {"color": color or _SPLIT_COLORS[split], "label": f"{split} {name}"}
-        options["ls"] = panel.curves[split, name]
-        _draw_curve(axes, panel, _series(rows, split, name), options, only=bool(color))
+    for color, rows in runs.items():
+        for (split, name), stroke in panel.curves.items():
+            options = {"color": color or _SPLIT_COLORS[split], "ls": stroke}
+            options["label"] = f"{split} {name}"
+            only = bool(color)
+            _draw_curve(axes, panel, _series(rows, split, name), options, only)
     if num_classes and _is_accuracy(panel):
         axes.axhline(100 / num_classes, color=MUTED, lw=1, ls=":", label="chance")
     axes.set_xlim(left=0)
@@ -245,8 +246,8 @@ def build_overlay(
         # Of several curves of a split, such as top-1 and top-5, the first.
         first = dict(reversed(panel.curves))
         only = panel._replace(curves={(s, first[s]): _STROKES[s] for s in first})
-        for name, rows in runs.items():
-            _draw_panel(axes, only, rows, num_classes, colors[name])
+        of_colors = {colors[name]: rows for name, rows in runs.items()}
+        _draw_panel(axes, only, of_colors, num_classes)
     _name_runs(figure, colors, every, num_classes)
     if any(row.get("split") == "test" for row in every):
         label_below(figure, _NOTE, x=0.012, ha="left", fontsize=8)

@@ -47,7 +47,7 @@ def build_dots(
         axes = figure.add_subplot(len(panels), 1, number)
         _draw(axes, panel, cases, colors)
         if measure in chance:
-            axes.axhline(chance[measure], color=INK, lw=1, ls=":")
+            _draw_chance(axes, chance[measure])
         axes.set_title(measure, loc="left")
     _draw_legend(figure, panels, colors, any(name in panels for name in chance))
     return figure
@@ -105,6 +105,17 @@ def _draw_dot(
         rings = {"ls": "", "marker": "o", "ms": 3, "mfc": "white", "mec": color}
         axes.plot([middle + aside] * len(values), values, mew=0.8, **rings)
     axes.plot([middle], [mean], "o", ms=6, color=color)
+
+
+def _draw_chance(axes: Axes, chance: float) -> None:
+    """Draws the line of a guess, or says where it is if it is far below the values."""
+    low, high = axes.get_ylim()
+    if chance > low - 0.5 * (high - low):
+        axes.axhline(chance, color=INK, lw=1, ls=":")
+    else:
+        text = f"chance {chance:.3g}, below"
+        place = {"xy": (1, 0), "xycoords": "axes fraction", "ha": "right"}
+        axes.annotate(text, **place, xytext=(-4, 3), textcoords="offset points", size=8)
 
 
 def _draw_legend(

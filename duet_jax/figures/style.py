@@ -62,9 +62,7 @@ def save(path: str | os.PathLike, figure: Figure, small_print: str = "") -> None
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    width, height = figure.get_size_inches() * DPI
-    place = {"x": 16 / width, "y": 8 / height, "size": 7, "color": MUTED}
-    figure.text(s=small_print, **place)
+    sign(figure, small_print)
     for target, options in (
         (path, {}),
         (path.with_suffix(".svg"), {"metadata": {"Date": None}}),
@@ -73,6 +71,14 @@ def save(path: str | os.PathLike, figure: Figure, small_print: str = "") -> None
             # Names of classes may be in any script; missing glyphs are drawn as boxes.
             warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
             figure.savefig(partial, **options)
+
+
+@styled
+def sign(figure: Figure, small_print: str) -> None:
+    """Writes the small print at the bottom, cut to the width of the figure."""
+    width, height = figure.get_size_inches() * DPI
+    text = shorten(small_print, int(width / 5))  # a letter has five pixels
+    figure.text(16 / width, 8 / height, text, size=7, color=MUTED)
 
 
 def remove(path: pathlib.Path) -> None:
