@@ -344,7 +344,7 @@ def drawing(found: Mapping[str, Any], stem: str, file: str) -> figures.Drawing:
             return figures.Drawing("confusion", title, summary)
         return figures.restored(found["drawings"][name])
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} was not kept as data") from error
+        raise ValueError("it was not kept as data") from error
 
 
 def _together(

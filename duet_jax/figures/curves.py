@@ -244,7 +244,9 @@ def build_overlay(
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(lines, _COLUMNS_OF_PANELS, number)
         # Of several curves of a split, such as top-1 and top-5, the first.
-        first = dict(reversed(panel.curves))
+        first: dict[str, str] = {}
+        for split, name in panel.curves:
+            first.setdefault(split, name)
         only = panel._replace(curves={(s, first[s]): _STROKES[s] for s in first})
         of_colors = {colors[name]: rows for name, rows in runs.items()}
         _draw_panel(axes, only, of_colors, num_classes)
