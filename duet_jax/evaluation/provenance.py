@@ -43,7 +43,7 @@ def _text(record: Any) -> str:
         parts.append(f"commit {record['commit']}{changed}")
     parts += [str(record[key]) for key in ("date", "device") if record.get(key)]
     versions = record.get("versions")
-    if isinstance(versions, Mapping):
+    if versions and isinstance(versions, Mapping):
         parts.append(", ".join(f"{name} {each}" for name, each in versions.items()))
     if record.get("command"):
         command = record["command"]
