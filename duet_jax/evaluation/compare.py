@@ -266,14 +266,13 @@ def _cells(table: Table) -> Iterator[tuple[str, str]]:
 def _difference(first: str, other: str) -> str:
     """Returns other - first with the digits that they have; "" unless both are numbers.
 
-    What follows a number, such as an interval, is not read.
+    What follows a number, such as an interval, is not read. Powers of ten, such as the
+    strength of a penalty, are settings.
     """
-    numbers = [re.match(r"-?\d+(\.\d+)?(e[+-]?\d+)?(?=$| )", t) for t in (first, other)]
+    numbers = [re.match(r"-?\d+(\.\d+)?(?=$| )", text) for text in (first, other)]
     if None in numbers:
         return ""
     before, after = (match[0] for match in numbers)
-    if "e" in before + after:
-        return f"{float(after) - float(before):+.1g}"
     digits = max(len(each.partition(".")[2]) for each in (before, after))
     text = f"{float(after) - float(before):+.{digits}f}"
     return text.replace("-", _MINUS) if float(text) else f"{0:.{digits}f}"

@@ -667,6 +667,36 @@ def test_the_foot_says_where_everything_comes_from(tmp_path):
         assert training == ("a b" if "command" in damaged else None)
 
 
+def test_a_report_of_a_run_without_labels(pictures, tmp_path):
+    """It begins with what can be said, and has no empty parts."""
+    (tmp_path / "flat").mkdir()
+    for number, path in enumerate(sorted(pictures.rglob("*.png"))):
+        shutil.copy(path, tmp_path / "flat" / f"{number}.png")
+    fields = ["--config.dataset.name=images", "--config.batch_size=8"]
+    fields += [f"--config.dataset.path={tmp_path / 'flat'}"]
+    fields += [f"--config.dataset.cache_dir={tmp_path / 'cache'}"]
+    train(tmp_path / "run", *fields, "--config.tensorboard=False")
+    found = call(tmp_path / "run", "report")
+    assert set(found["results"]["parts"]) == {"equivariance"}
+    text = (tmp_path / "run" / "report.html").read_text()
+    boxes = re.findall("<li><h3>(.*?)</h3><b>(.*?)</b>", text)
+    assert [name for name, _ in boxes] == [
+        "rot, read off the structure",
+        "rot, read off the features",
+        "rot, bins shifted",
+    ]
+    assert all(float(number.removesuffix("°")) > 0 for _, number in boxes)
+    headings = re.findall("<h2>([^<]*)</h2>", text)
+    assert headings == [
+        "Equivariance",
+        "Map of the test features",
+        "Training",
+        "Configuration",
+    ]
+    for absent in ("top-1", "Linear probe", "chance"):
+        assert absent not in re.sub(r'src="data:[^"]*"|<details>.*', "", text)
+
+
 def test_a_report_measures_what_is_missing_only(copied):
     directory = copied("simclr")
     call(directory, "knn")
@@ -884,7 +914,7 @@ def test_an_edited_picture_is_not_drawn(measured_runs, tmp_path, capsys):
         ("27.2 (23 to 32)", "31.25 (27 to 35)", "+4.05"),
         ("0.5", "0.5", "0.0"),
         ("-0.011", "0.02", "+0.031"),
-        ("1e-03", "1e-02", "+0.009"),
+        ("1e-03", "1e-02", ""),
         ("128", "16", "\N{MINUS SIGN}112"),
         ("-", "3", ""),
         ("yes", "no", ""),
