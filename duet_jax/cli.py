@@ -3,6 +3,7 @@
     python main.py --config=configs/cifar10_duet_rot.py --workdir=runs/rot
     python main.py --workdir=runs/rot --mode=linear_probe,knn
     python main.py --config=configs/figure4.py:duet-rot --mode=train,linear_probe
+    python main.py --mode=compare --workdirs=runs/rot,runs/simclr
 
 Any field of the configuration can be set: --config.batch_size=512. An evaluation uses
 the configuration of its run; only fields that do not alter the run can be set then.
@@ -38,6 +39,7 @@ from duet_jax.errors import (
 )
 from duet_jax.evaluation import EVALUATORS, follow_up
 from duet_jax.evaluation.base import check_labels
+from duet_jax.evaluation.compare import compare
 from duet_jax.evaluation.evaluate import evaluate
 from duet_jax.profiling import benchmark
 from duet_jax.runs import workdir
@@ -57,7 +59,14 @@ _DEFAULT_CONFIG = str(_ROOT / "configs" / "digits_duet_rot.py")
 
 # Modes that take a configuration: name -> function of (resolved config, work directory,
 # **flags). The other modes are EVALUATORS, which take the directory of a run.
-PROGRAMS: dict[str, Callable[..., None]] = {"train": train, "benchmark": benchmark}
+PROGRAMS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "benchmark": benchmark,
+    # Takes neither: its flags name several runs.
+    "compare": lambda config, directory, **flags: compare(**flags),
+}
+# Programs that several processes carry out together.
+_SHARED = ("train", "benchmark")
 MODES = (*PROGRAMS, *EVALUATORS)
 
 
@@ -105,24 +114,30 @@ FLAGS = {
         _evaluators_with("datasets"),
         "For transfer: mnist,digits,folder:<path> ...; write a comma in a path as \\,",
     ),
+    "workdirs": Flag(
+        ("compare",),
+        "For compare: directories of two or more runs, separated by commas; write a "
+        "comma in a path as \\,",
+    ),
     "out": Flag(
-        ("benchmark", *_evaluators_with("out")),
+        ("benchmark", "compare", *_evaluators_with("out")),
         "File to write. For features: .npz, default eval/features.npz of the run; for "
-        "benchmark: .json, default benchmark.json in the workdir.",
+        "benchmark: .json, default benchmark.json in the workdir; for compare: .html, "
+        "default compare.html.",
     ),
     "images": Flag(
         ("benchmark",),
         "For benchmark: noise or real; default noise, which needs no data.",
     ),
     "coordinator_address": Flag(
-        PROGRAMS,
+        _SHARED,
         "For train and benchmark with several processes: host:port at which the first "
         "one listens. srun and mpirun need none of these three flags.",
     ),
     "num_processes": Flag(
-        PROGRAMS, "Likewise: number of processes; 1 for this one alone."
+        _SHARED, "Likewise: number of processes; 1 for this one alone."
     ),
-    "process_id": Flag(PROGRAMS, "Likewise: index of this process, from 0."),
+    "process_id": Flag(_SHARED, "Likewise: index of this process, from 0."),
 }
 # Flags that every command reads; the others are the options of a mode.
 _COMMON = tuple(name for name, flag in FLAGS.items() if not flag.modes)
@@ -185,6 +200,11 @@ def read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
     options = {name: each for name, each in given.items() if name not in _COMMON}
     modes = _modes(given.get("mode", "train"))
     _check_flags(given, options, modes)
+    if modes == ("compare",) and ({"config", "workdir"} & {*given} or overrides):
+        raise UsageError(
+            "--mode=compare takes --workdirs and --out alone: the runs have their own "
+            "configurations; leave out --config, --workdir and fields."
+        )
     path = given.get("config", _DEFAULT_CONFIG)
     names = [name for name in map(field_of, overrides) if name is not None]
     evaluators = [EVALUATORS[mode] for mode in modes if mode in EVALUATORS]
@@ -239,7 +259,7 @@ def _modes(names: str) -> tuple[str, ...]:
     for mode in modes:
         lookup(dict.fromkeys(MODES), mode, "--mode")
     for mode in modes[1:]:
-        if mode in PROGRAMS or modes[0] == "benchmark":
+        if mode in PROGRAMS or modes[0] in ("benchmark", "compare"):
             raise UsageError(
                 f"--mode={names}: {mode} cannot come after {modes[0]}; only "
                 "evaluations can follow, after a training or after each other."

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 
 from duet_jax import errors
 from duet_jax.augmentations import geometric, photometric
-from duet_jax.augmentations.record import Augmentation, Frame, Options, Params
+from duet_jax.augmentations.record import (
+    Augmentation,
+    Frame,
+    Options,
+    Params,
+    Scale,
+)
 from duet_jax.errors import UsageError
 from duet_jax.types import Array
 
@@ -109,6 +115,16 @@ class Stack:
             stages.append((record, self._frame(side, tuple(codes))))
             side = self.image_size if record.resizes else side
         return tuple(stages)
+
+    @property
+    def scales(self) -> dict[str, tuple[Scale, Frame]]:
+        """The scale of every code that has one, and the frame that it takes."""
+        return {
+            code: (AUGMENTATIONS[code].scale, frame)
+            for _, frame in self.stages
+            for code in frame.codes
+            if AUGMENTATIONS[code].scale
+        }
 
     def _frame(self, side: int, codes: tuple[str, ...] = ()) -> Frame:
         return Frame(self.options, side, self.image_size, self.crop_side, codes)

@@ -112,6 +112,7 @@ class Evaluation:
             "options": options,
             **origin,
             "method": self.run.config.method,
+            "seed": self.run.config.seed,
             "dataset": facts._asdict(),
             "seconds": seconds,
             "device": devices.describe(),

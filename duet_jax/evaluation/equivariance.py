@@ -32,6 +32,7 @@ from duet_jax.errors import UsageError, lookup
 from duet_jax.evaluation import yardsticks
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.result import Result, Table, percent
+from duet_jax.figures import Drawing
 from duet_jax.methods import Method
 from duet_jax.methods.base import Structured
 from duet_jax.metrics import equivariance as measures
@@ -149,7 +150,7 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
         values[code.name], drawn = _measure_one(evaluation, code, train, test)
         values[code.name]["yardsticks"] = _compare(evaluation, code, train, test)
         tables += _tables(code, values[code.name])
-        pictures |= {f"{code.name}_{name}": figure for name, figure in drawn.items()}
+        pictures |= {f"{code.name}_{name}": each for name, each in drawn.items()}
     return Result(values, tuple(tables), pictures)
 
 
@@ -208,14 +209,14 @@ def _views(
 
 def _measure_one(
     evaluation: Evaluation, code: Code, train: Views, test: Views
-) -> tuple[dict[str, Any], dict[str, Figure]]:
+) -> tuple[dict[str, Any], dict[str, Figure | Drawing]]:
     found: dict[str, Any] = {
         "unit": code.record.scale.unit,
         "topology": code.record.topology,
         "levels": code.levels,
         "images": len(test.values),
     }
-    pictures: dict[str, Figure] = {}
+    pictures: dict[str, Figure | Drawing] = {}
     method = evaluation.run.method
     if _is_learned(method, code):
         scores, pictures = _measure_marginal(evaluation, code, test)
@@ -226,15 +227,17 @@ def _measure_one(
     if code.circular and bins > 1 and len(test.values) > 1:
         with evaluation.timed("shifts"):
             found["shift"] = _shifts(evaluation, code, bins)
-        pictures["shift"] = _draw_shifts(code, found["shift"])
+        if found["shift"]["mean"]:
+            pictures["shift"] = _draw_shifts(code, found["shift"])
     with evaluation.timed("regression"):
         found["regression"], read = _regress(code, train, test)
     if read is not None:
-        pictures["readout"] = figures.build_readout(
-            code.parameter(test.values),
-            code.parameter(read),
-            title=f"{code.record.summary}, read off the full features",
-            **code.axis,
+        pictures["readout"] = Drawing(
+            "readout",
+            f"{code.record.summary}, read off the full features",
+            figures.summarize_readout(
+                code.parameter(test.values), code.parameter(read), **code.axis
+            ),
         )
     return found, pictures
 
@@ -249,7 +252,7 @@ def _is_learned(method: Method, code: Code) -> bool:
 
 def _measure_marginal(
     evaluation: Evaluation, code: Code, views: Views
-) -> tuple[dict[str, Any], dict[str, Figure]]:
+) -> tuple[dict[str, Any], dict[str, Figure | Drawing]]:
     method, marginals = evaluation.run.method, views.representations["structure"]
     targets = method.targets(jnp.asarray(views.values))
     divergence = _divergence(marginals, targets)
@@ -266,15 +269,15 @@ def _measure_marginal(
     for name, values in (("mean", read), ("calibrated", calibrated)):
         points = certainty[:, None] * code.points(values)
         found["marginal"][name] = _score(code, views.values, values, points)
-    pictures = {"marginals": _draw_marginals(code, views, targets)}
+    pictures: dict[str, Figure | Drawing] = {
+        "marginals": _draw_marginals(code, views, targets)
+    }
     if code.circular:
         pictures["turned"] = _draw_turned(evaluation, code)
     if code.circular and not code.record.two_point:
-        pictures["polar"] = figures.build_polar(
-            2 * np.pi * (views.values - code.identity()),
-            2 * np.pi * (read - code.identity()),
-            title=f"{code.record.summary}, read off the structure",
-        )
+        angles = (2 * np.pi * (x - code.identity()) for x in (views.values, read))
+        title = f"{code.record.summary}, read off the structure"
+        pictures["polar"] = Drawing("polar", title, figures.summarize_polar(*angles))
     return found, pictures
 
 
@@ -444,15 +447,16 @@ def spaced(rows: np.ndarray, most: int) -> np.ndarray:
 # Figures.
 
 
-def _draw_marginals(code: Code, views: Views, targets: np.ndarray) -> Figure:
-    return figures.build_marginals(
+def _draw_marginals(code: Code, views: Views, targets: np.ndarray) -> Drawing:
+    summary = figures.summarize_marginals(
         code.parameter(views.values),
         views.representations["structure"],
         targets,
         levels=None if code.levels is None else code.parameter(code.levels),
-        title=f"{code.record.summary}: structure by parameter",
         **code.axis,
     )
+    title = f"{code.record.summary}: structure by parameter"
+    return Drawing("marginals", title, summary)
 
 
 def _draw_turned(evaluation: Evaluation, code: Code) -> Figure:
@@ -475,15 +479,19 @@ def _draw_turned(evaluation: Evaluation, code: Code) -> Figure:
     )
 
 
-def _draw_shifts(code: Code, found: dict[str, Any]) -> Figure:
-    by_shift = found["by_shift"]
-    errors = [each["full"]["relative_error"] for each in by_shift.values()]
-    return figures.build_shift(
-        np.array([int(shift) for shift in by_shift]),
-        {name: np.array([each[name] for each in errors]) for name in _COMPARED},
-        ylabel="relative error of the predicted representation",
-        title=f"{code.record.summary}: bins shifted as the image is transformed",
-    )
+def _draw_shifts(code: Code, found: dict[str, Any]) -> Drawing:
+    """Draws all shifts but 0, where the unshifted representation is the same one."""
+    errors = {
+        int(shift): each["full"]["relative_error"]
+        for shift, each in found["by_shift"].items()
+        if shift != "0"
+    }
+    curves = {
+        name: np.array([each[name] for each in errors.values()]) for name in _COMPARED
+    }
+    summary = figures.Shift(found["bins"], np.array([*errors]), curves)
+    title = f"{code.record.summary}: bins shifted as it is applied"
+    return Drawing("shift", title, summary)
 
 
 # Tables.

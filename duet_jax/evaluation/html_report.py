@@ -1,6 +1,7 @@
 """A report on a run: one HTML page that needs no network."""
 
 import logging
+import pathlib
 from typing import Any
 
 import jax
@@ -10,10 +11,10 @@ from matplotlib.figure import Figure
 
 from duet_jax import figures
 from duet_jax.config.checks import fields
-from duet_jax.evaluation import equivariance, page
+from duet_jax.evaluation import equivariance, headlines, page, provenance
 from duet_jax.evaluation.base import Evaluation
-from duet_jax.evaluation.result import Result, Table, percent
-from duet_jax.figures.style import save
+from duet_jax.evaluation.result import Result, Table
+from duet_jax.figures.style import remove, save, small_print
 from duet_jax.methods.base import feature_spread
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 _MAPPED_IMAGES = 2000
 _FEWEST_MAPPED = 3
 # Titles of results, in the order of the page; other results follow under their names.
-_TITLES = {
+TITLES = {
     "linear_probe": "Linear probe",
     "linear_probe_sgd": "Linear probe, SGD",
     "knn": "Nearest neighbors",
@@ -33,7 +34,28 @@ _TITLES = {
     "transfer": "Transfer",
 }
 # Stored results that are not shown.
-_LEFT_OUT = ("features", "report")
+LEFT_OUT = ("features", "report")
+
+# What a picture shows, by its kind.
+CAPTIONS = {
+    "confusion": "Each row holds the test images of one class, by the class that the "
+    "probe names; the diagonal is right.",
+    "marginals": "The structure by the parameter that was applied, beside its target; "
+    "the more alike the two, the better.",
+    "turned": "One test image at several parameters. Bars are its structure, the "
+    "outline is the target.",
+    "polar": "How far the parameter that is read off the structure is from the one "
+    "that was applied.",
+    "shift": "The representation of the transformed image, predicted from that of the "
+    "original with its bins shifted, from it as it is, or from another image's. "
+    "Smaller is better.",
+    "readout": "The parameter that a regression reads off the full features, by the "
+    "one that was applied; the narrower the diagonal, the better.",
+    "map": "A point is a transformed test image. Colors that lie together are what the "
+    "features tell apart.",
+    "curves": "What was measured while training.",
+    "views": "What the first step was trained on, below the images as they are.",
+}
 
 
 def measure(evaluation: Evaluation) -> Result:
@@ -58,11 +80,12 @@ def measure(evaluation: Evaluation) -> Result:
         evaluation.directory.mkdir(parents=True, exist_ok=True)
         map_path = evaluation.directory / "report_map.png"
         if picture is None:
-            map_path.unlink(missing_ok=True)  # that of an earlier report
+            remove(map_path)  # that of an earlier report
         else:
-            save(map_path, picture)
+            save(map_path, picture, _small_print(evaluation))
         note = f"No map: {reason}." if reason else ""
-        about_map = page.Section("Map of the test features", (), (map_path,), note)
+        pictures = page.read_picture(map_path, CAPTIONS["map"])
+        about_map = page.Section("Map of the test features", (), pictures, note)
         text = _page(evaluation, results, about_map)
         with files.replacing(path) as partial:
             # The name of a directory may hold any bytes.
@@ -70,6 +93,11 @@ def measure(evaluation: Evaluation) -> Result:
     rows = ((str(path), f"{path.stat().st_size / 1e6:.1f} MB"),)
     table = Table("report", ("page", "size"), rows)
     return Result({"page": str(path), "parts": [*results]}, (table,), {})
+
+
+def _small_print(evaluation: Evaluation) -> str:
+    run = evaluation.run
+    return small_print(run.config.method, run.facts.name, run.step, run.config.seed)
 
 
 def _results(evaluation: Evaluation, codes: list[str]) -> dict[str, dict[str, Any]]:
@@ -86,7 +114,7 @@ def _results(evaluation: Evaluation, codes: list[str]) -> dict[str, dict[str, An
             "equivariance", codes, codes=",".join(names)
         )
     for name in sorted(file.stem for file in evaluation.directory.glob("[!.]*.json")):
-        if name in found or name in _LEFT_OUT:
+        if name in found or name in LEFT_OUT:
             continue
         if other := evaluation.load_valid(name):
             found[name] = other
@@ -167,47 +195,56 @@ def _page(
     evaluation: Evaluation, results: dict[str, Any], about_map: page.Section
 ) -> str:
     run = evaluation.run
-    own = run.directory / "figures"
-    sections = [page.Section("Training", (), (own / "curves.png", own / "views.png"))]
-    for name in sorted(results, key=lambda name: [*_TITLES, name].index(name)):
+    sections = []
+    for name in sorted(results, key=lambda name: [*TITLES, name].index(name)):
         tables = [Table(**table) for table in results[name]["tables"]]
-        pictures = [evaluation.directory / file for file in results[name]["pictures"]]
-        title = _TITLES.get(name, name.replace("_", " ").capitalize())
-        sections.append(page.Section(title, tables, pictures))
-    rows = tuple((name, _shown(value)) for name, value in fields(run.config))
+        pictures = [
+            picture
+            for file in results[name]["pictures"]
+            for picture in page.read_picture(
+                evaluation.directory / file, CAPTIONS.get(kind_of(file), "")
+            )
+        ]
+        sections.append(page.Section(title_of(name), tables, pictures))
+    training = [
+        picture
+        for name in ("curves", "views")
+        for picture in page.read_picture(
+            run.directory / "figures" / f"{name}.png", CAPTIONS[name]
+        )
+    ]
+    rows = tuple((name, shown(value)) for name, value in fields(run.config))
     configuration = Table("config.json", ("field", "value"), rows)
-    sections += [about_map, page.Section("Configuration", (configuration,))]
+    sections += [
+        about_map,
+        page.Section("Training", (), training),
+        page.Section("Configuration", (configuration,), folded=True),
+    ]
     learned = getattr(run.method, "learned", None)
     about = f"{run.config.method}, {learned}" if learned else run.config.method
+    facts = run.facts
+    images = f"{facts.num_train:,} training and {facts.num_test:,} test images"
     return page.build(
         sections,
         title=run.directory.absolute().name,
-        subtitle=f"{about} on {run.facts.name}: checkpoint of step {run.step}",
-        headlines=_headlines(results),
+        subtitle=f"{about} on {facts.name}, {images}: checkpoint of step {run.step}",
+        headlines=headlines.headlines(results),
+        foot=provenance.lines(run.directory, results),
     )
 
 
-def _headlines(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """Returns the most important numbers, each with its name."""
-    lines = []
-    for name, title in (("linear_probe", "linear probe"), ("knn", "kNN")):
-        if name not in results:  # without labels
-            continue
-        for kind, scores in results[name]["results"]["representations"].items():
-            lines.append((f"{percent(scores['top1'])} %", f"{title} on {kind}"))
-    for code, found in results.get("equivariance", {}).get("results", {}).items():
-        source, scores = "full features", found["regression"]["full"]
-        if "marginal" in found:
-            source, scores = "structure", found["marginal"]["mean"]
-        if "accuracy" in scores:
-            number, what = f"{percent(scores['accuracy'])} %", "accuracy"
-        else:
-            number, what = f"{scores['error']:.3g} {found['unit']}", "error"
-        lines.append((number, f"{code} read off the {source}: {what}"))
-    return lines
+def title_of(name: str) -> str:
+    """Returns the heading of a result, such as "Linear probe"."""
+    return TITLES.get(name, name.replace("_", " ").capitalize())
 
 
-def _shown(value: Any) -> str:
+def kind_of(file: str) -> str:
+    """Returns the kind of a picture: "readout" for equivariance_rot_readout.png."""
+    return pathlib.PurePath(file).stem.rpartition("_")[2]
+
+
+def shown(value: Any) -> str:
+    """Returns the value of a field as text."""
     if isinstance(value, tuple):
-        return ", ".join(map(_shown, value))
+        return ", ".join(map(shown, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -52,11 +52,10 @@ def _lbfgs(evaluation: Evaluation) -> Result:
     tables = [Table("linear probe, L-BFGS to convergence [%]", header, tuple(rows))]
     if len(class_names) <= _MOST_CLASSES_LISTED:
         tables.append(_by_class(found, class_names))
-    confusion = figures.build_confusion(
-        found["full"]["confusion"],
-        class_names,
-        title="linear probe on the full representation",
-    )
+    # Not as a drawing, for the matrix is among the values.
+    matrix = figures.Confusion(found["full"]["confusion"], class_names)
+    title = "linear probe on the full representation"
+    confusion = figures.build_confusion({"": matrix}, title=title)
     return Result(
         {"protocol": "lbfgs", "representations": found, "yardsticks": compared},
         tuple(tables),

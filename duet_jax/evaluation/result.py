@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from duet_jax.figures import Drawing
 from duet_jax.runtime.terminal import printable
 
 
@@ -69,12 +70,13 @@ class Result(NamedTuple):
     Attributes:
       values: numbers for the .json file: nested dicts; see `store.plain`.
       tables: the same numbers for people.
-      figures: by name; `roc` becomes `eval/<mode>_roc.png`.
+      figures: by name; `roc` becomes `eval/<mode>_roc.png`. A drawing is also kept as
+        data, so that it can be drawn together with those of other runs.
     """
 
     values: dict[str, Any]
     tables: tuple[Table, ...]
-    figures: dict[str, Figure]
+    figures: dict[str, Figure | Drawing]
 
 
 def percent(fraction: float | None) -> str:

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from duet_jax.evaluation.result import Result
-from duet_jax.figures.style import save
+from duet_jax.figures import Drawing
+from duet_jax.figures.style import remove, save, small_print
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
 
@@ -50,7 +51,8 @@ def write(
     Args:
       directory: `eval/` of the work directory.
       stem: name of the file without suffix.
-      about: what was measured, and how.
+      about: what was measured, and how; `method`, `dataset`, `step` and `seed` are the
+        small print of the pictures.
       result: of the evaluator.
 
     Returns:
@@ -65,6 +67,11 @@ def write(
             "results": result.values,
             "tables": [table._asdict() for table in result.tables],
             "pictures": [f"{stem}_{name}.png" for name in result.figures],
+            "drawings": {
+                name: drawn.stored()
+                for name, drawn in result.figures.items()
+                if isinstance(drawn, Drawing)
+            },
             "versions": {
                 "python": platform.python_version(),
                 **{name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -74,13 +81,24 @@ def write(
     with workdir.writing(directory, "--workdir"):
         directory.mkdir(parents=True, exist_ok=True)
         old = read(directory, stem) or {"pictures": []}
-        for name, figure in result.figures.items():
-            save(directory / f"{stem}_{name}.png", figure)
+        for name, drawn in result.figures.items():
+            figure = drawn.figure() if isinstance(drawn, Drawing) else drawn
+            save(directory / f"{stem}_{name}.png", figure, about_run(content))
         with files.replacing(directory / f"{stem}.json") as partial:
             partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
         for name in set(old["pictures"]) - set(content["pictures"]):
-            (directory / name).unlink(missing_ok=True)
+            remove(directory / name)
     return content
+
+
+def about_run(content: Mapping[str, Any]) -> str:
+    """Returns the small print of the pictures of a result."""
+    return small_print(
+        content["method"],
+        content["dataset"]["name"],
+        content["step"],
+        content.get("seed", 0),
+    )
 
 
 def plain(value: Any) -> Any:

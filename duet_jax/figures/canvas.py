@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from duet_jax.figures.style import DPI
+from duet_jax.figures.style import DPI, FOOT
 
 COLUMNS = 8
 CELL, HEADER = 128, 48
@@ -23,10 +23,13 @@ class Canvas:
     """A titled figure whose parts are placed in pixels from its upper left corner."""
 
     def __init__(self, columns: int, height: int, title: str) -> None:
-        """Makes room for columns of images and `height` pixels below the title."""
+        """Makes room for columns of images and `height` pixels below the title.
+
+        The small print comes below these.
+        """
         # A letter of the title is about eleven pixels wide.
         self.width = max(column_left(columns), 32 + 11 * len(title))
-        self.height = HEADER + height
+        self.height = HEADER + height + FOOT
         self.figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI)
         self.text(16, 14, title, size=12, weight="bold")
 

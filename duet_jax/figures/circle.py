@@ -1,6 +1,7 @@
 """Figures of circular parameters: errors by angle, and one image at many angles."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -35,6 +36,7 @@ _SECTORS = 24
 _WIDTH = 2 * np.pi / _SECTORS  # radians
 _ANGLES = np.arange(_SECTORS) * _WIDTH  # centers of the sectors
 _FINE = np.linspace(0, 2 * np.pi, 361)  # of a circle
+_EDGES = np.linspace(-180, 180, 73)  # degrees, of the histogram of errors
 _NEAR = 30  # degrees within which a reading counts as right, or as half a turn off
 
 
@@ -43,36 +45,97 @@ def _wrap(degrees: np.ndarray) -> np.ndarray:
     return np.mod(degrees + 180, 360) - 180
 
 
-@styled
-def build_polar(true: np.ndarray, predicted: np.ndarray, *, title: str = "") -> Figure:
-    """Draws the errors of angles read from the structure, by true angle.
+class Polar(NamedTuple):
+    """Errors of angles by true angle; see `summarize_polar`.
 
-    Left: median error and the band from the 10th to the 90th percentile, around the
-    circle of error zero. Middle: share of the readings within 30 degrees of the true
-    angle, and of those within 30 degrees of the opposite one; a guess has a chance of
-    one in six for either. Right: histogram of all errors. The sectors are 15 degrees
-    wide and centered on the multiples of 15 degrees.
+    Attributes:
+      error: 10th, 50th and 90th percentile of the errors by sector, in degrees,
+        [3, 24]; NaN without examples.
+      near: percent of the readings by sector that are right, and that are half a turn
+        off, [2, 24]; NaN without examples.
+      errors: percent of all readings by error, in bins of 5 degrees from -180, [72].
+      size: median size of all errors, in degrees.
+      right: percent of all readings that are right.
+      opposite: percent of all readings that are half a turn off.
+    """
+
+    error: np.ndarray
+    near: np.ndarray
+    errors: np.ndarray
+    size: float
+    right: float
+    opposite: float
+
+
+def summarize_polar(true: np.ndarray, predicted: np.ndarray) -> Polar:
+    """Returns the errors of angles read from the structure, by true angle.
+
+    A reading is right within 30 degrees of the true angle, and half a turn off within
+    30 degrees of the opposite one. The sectors are 15 degrees wide and centered on the
+    multiples of 15 degrees.
 
     Args:
       true: angles applied, in radians, [n]; any period.
       predicted: angles read, in radians, [n]; any period.
-      title: written above.
-
-    Returns:
-      The figure. The second line of its first axes shows the medians in degrees; the
-      bars of the second axes are the shares in percent, first those of right readings,
-      then those of opposite ones. Sectors without examples have neither.
     """
     true = np.rad2deg(np.asarray(true, float))
     errors = _wrap(np.rad2deg(np.asarray(predicted, float)) - true)
     sector = np.round(np.mod(true, 360) / np.rad2deg(_WIDTH)).astype(int) % _SECTORS
     right = np.abs(errors) <= _NEAR
     opposite = np.abs(errors) >= 180 - _NEAR
-    figure = titled(11, 4.4, title)
-    axes = [figure.add_subplot(1, 3, n, projection="polar") for n in (1, 2)]
-    _draw_error_ring(axes[0], errors, sector)
-    _draw_near(axes[1], right, opposite, sector)
-    _draw_errors(figure.add_subplot(1, 3, 3), errors, right, opposite)
+    quantiles = [
+        _by_sector(_around_mean(level), errors, sector) for level in (0.1, 0.5, 0.9)
+    ]
+    shares = [100 * _by_sector(np.mean, hits, sector) for hits in (right, opposite)]
+    return Polar(
+        np.stack(quantiles),
+        np.stack(shares),
+        100 * np.histogram(errors, _EDGES)[0] / len(errors),
+        float(np.median(np.abs(errors))),
+        float(100 * right.mean()),
+        float(100 * opposite.mean()),
+    )
+
+
+@styled
+def build_polar(panels: Mapping[str, Polar], *, title: str = "") -> Figure:
+    """Draws the errors of angles read from the structure, by true angle; a row each.
+
+    Left: median error and the band from the 10th to the 90th percentile, around the
+    circle of error zero. Middle: share of the readings that are right, and of those
+    half a turn off; a guess has a chance of one in six for either. Right: histogram of
+    all errors. All rows have the same axes.
+
+    Args:
+      panels: the name written above each row -> its errors; "" for no name.
+      title: of the figure.
+
+    Returns:
+      The figure, with three axes a row. The second line of the first shows the medians
+      in degrees; the bars of the second are the shares in percent, first those of right
+      readings, then those of opposite ones. Sectors without examples have neither.
+    """
+    panels = {
+        name: each._replace(
+            **{k: np.asarray(getattr(each, k), float) for k in Polar._fields[:3]}
+        )
+        for name, each in panels.items()
+    }
+    figure = titled(11, 0.2 + 4.2 * len(panels), title)
+    reach = max(
+        np.nanmax(np.abs(each.error[[0, 2]]), initial=0) for each in panels.values()
+    )
+    limit = next((limit for limit in (30, 60, 90) if reach <= limit), 180)
+    highest = 1.05 * max(each.errors.max() for each in panels.values())
+    for row, (name, each) in enumerate(panels.items()):
+        places = (len(panels), 3, 3 * row + 1), (len(panels), 3, 3 * row + 2)
+        ring, near = (figure.add_subplot(*p, projection="polar") for p in places)
+        prefix = f"{name}: " if name else ""
+        _draw_error_ring(ring, each.error, limit, f"{prefix}error by true angle")
+        _draw_near(near, each.near)
+        errors = figure.add_subplot(len(panels), 3, 3 * row + 3)
+        _draw_errors(errors, each)
+        errors.set_ylim(0, highest)
     return figure
 
 
@@ -97,12 +160,10 @@ def _around_mean(level: float) -> Callable[[np.ndarray], float]:
     return quantile
 
 
-def _draw_error_ring(axes: PolarAxes, errors: np.ndarray, sector: np.ndarray) -> None:
-    low, median, high = (
-        _by_sector(_around_mean(level), errors, sector) for level in (0.1, 0.5, 0.9)
-    )
-    reach = float(np.nanmax(np.abs([low, high])))
-    limit = next((limit for limit in (30, 60, 90) if reach <= limit), 180)
+def _draw_error_ring(
+    axes: PolarAxes, error: np.ndarray, limit: int, title: str
+) -> None:
+    low, median, high = error
     (zero,) = axes.plot(_FINE, np.zeros_like(_FINE), color=INK, lw=1)
     # A closed line.
     around = [np.append(values, values[0]) for values in (_ANGLES, median)]
@@ -113,7 +174,7 @@ def _draw_error_ring(axes: PolarAxes, errors: np.ndarray, sector: np.ndarray) ->
         spans = np.where(inside, high - low, np.nan)
         style = {"color": BLUE, "alpha": 0.25}
         band = _draw_bars_around(axes, spans, 0.9, low + turn, **style)
-    _dress(axes, "error by true angle")
+    _dress(axes, title)
     axes.set_ylim(-limit, limit)
     axes.set_rorigin(-3 * limit)
     ticks = np.array([-limit, -limit / 2, 0, limit / 2, limit])
@@ -135,12 +196,9 @@ def _draw_bars_around(
     return axes.bar(_ANGLES[known], lengths[known], width, bases[known], **style)
 
 
-def _draw_near(
-    axes: PolarAxes, right: np.ndarray, opposite: np.ndarray, sector: np.ndarray
-) -> None:
+def _draw_near(axes: PolarAxes, near: np.ndarray) -> None:
     handles = []
-    for hits, color, part in ((right, LIGHT, 0.9), (opposite, ORANGE, 0.4)):
-        share = 100 * _by_sector(np.mean, hits, sector)
+    for share, color, part in zip(near, (LIGHT, ORANGE), (0.9, 0.4), strict=True):
         handles.append(_draw_bars_around(axes, share, part, color=color))
     chance = np.full_like(_FINE, 100 * 2 * _NEAR / 360)
     handles += axes.plot(_FINE, chance, color=INK, lw=1, ls=":")
@@ -180,26 +238,22 @@ def _dress(axes: PolarAxes, title: str) -> None:
     axes.set_title(title, loc="left", pad=14)
 
 
-def _draw_errors(
-    axes: Axes, errors: np.ndarray, right: np.ndarray, opposite: np.ndarray
-) -> None:
-    edges = np.linspace(-180, 180, 73)
-    weights = np.full(len(errors), 100 / len(errors))
-    axes.hist(errors, edges, weights=weights, color=BLUE)
+def _draw_errors(axes: Axes, drawn: Polar) -> None:
+    axes.bar(_EDGES[:-1], drawn.errors, np.diff(_EDGES), align="edge", color=BLUE)
     axes.axvline(0, color=INK, lw=0.8)
     axes.set(xlim=(-180, 180), xlabel="read minus true [degrees]")
     axes.set_ylabel("images [%] in 5°")
     axes.set_xticks(np.arange(-180, 181, 90))
     grid(axes)
-    median = np.median(np.abs(errors))
     axes.set_title(
-        f"all errors: median size {median:.3g}°\n{100 * right.mean():.0f} % within "
-        f"{_NEAR}°, {100 * opposite.mean():.0f} % half a turn off",
+        f"all errors: median size {drawn.size:.3g}°\n{drawn.right:.0f} % within "
+        f"{_NEAR}°, {drawn.opposite:.0f} % half a turn off",
         loc="left",
     )
 
 
 _LABEL, _BARS, _BELOW = 18, 64, 34  # pixels
+_TOPS = (0.25, 0.5)  # ends of the axis of probabilities; else 1
 
 
 @styled
@@ -213,8 +267,8 @@ def build_turned(
 ) -> Figure:
     """Draws one image at several parameters, each with its structure marginal.
 
-    Bars are the predicted marginal, the outline is the target; all have the same scale.
-    A row has at most eight steps.
+    Bars are the predicted marginal, the outline is the target; all have the same scale,
+    from 0 to the next of 0.25, 0.5 and 1. A row has at most eight steps.
 
     Args:
       images: the image at every step, normalized to [-0.5, 0.5],
@@ -234,7 +288,9 @@ def build_turned(
     columns = -(-steps // rows)
     height = _LABEL + shown + _BARS + _BELOW
     canvas = Canvas(columns, rows * height, title)
-    top = max(float(marginals.max()), float(targets.max()))
+    largest = max(float(marginals.max()), float(targets.max()))
+    # Few scales, so that figures of several runs have the same.
+    top = next((each for each in _TOPS if largest <= each), 1.0)
     for step in range(steps):
         row, column = divmod(step, columns)
         left, above = column_left(column), HEADER + row * height

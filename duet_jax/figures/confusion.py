@@ -1,11 +1,13 @@
 """Confusion matrices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from duet_jax.figures.style import (
     FAINT,
@@ -13,6 +15,7 @@ from duet_jax.figures.style import (
     MUTED,
     SHARES,
     colorbar,
+    layout,
     shorten,
     styled,
     titled,
@@ -24,11 +27,21 @@ _MOST_CELLS = 500  # cells along an axis; there are hardly more pixels
 _LETTERS = 20
 
 
+class Confusion(NamedTuple):
+    """A confusion matrix.
+
+    Attributes:
+      matrix: numbers of examples, [true class, predicted class].
+      class_names: one name per class.
+    """
+
+    matrix: np.ndarray
+    class_names: Sequence[str]
+
+
 @styled
-def build_confusion(
-    matrix: np.ndarray, class_names: Sequence[str], *, title: str = ""
-) -> Figure:
-    """Draws a confusion matrix, each row in percent of its true class.
+def build_confusion(panels: Mapping[str, Confusion], *, title: str = "") -> Figure:
+    """Draws confusion matrices, each row in percent of its true class; a panel each.
 
     The color follows the square root of the percentage, so that rare mistakes among
     many classes are visible. Up to 20 classes, the percentages above zero are written
@@ -36,19 +49,32 @@ def build_confusion(
     more than 500 classes, a cell shows the maximum of several percentages.
 
     Args:
-      matrix: numbers of examples, [true class, predicted class].
-      class_names: one name per class.
-      title: written above.
+      panels: the name written above each panel -> its matrix; "" for no name.
+      title: of the figure.
 
     Returns:
-      The figure; the image of its first axes holds the percentages, masked in the rows
-      of classes without examples, which are hatched.
+      The figure; its first axes are the panels, whose images hold the percentages,
+      masked in the rows of classes without examples, which are hatched.
     """
-    matrix = np.asarray(matrix, float)
+    rows, columns = layout(len(panels))
+    most = max(len(each.matrix) for each in panels.values())
+    side = 8.4 if most > 10 else 6.9
+    if len(panels) > 1:
+        side = 6.9 if most > 10 else 5.6
+    figure = titled(side * columns + 0.6, side * rows, title)
+    axes = [figure.add_subplot(rows, columns, n + 1) for n in range(len(panels))]
+    for panel, (name, each) in zip(axes, panels.items(), strict=True):
+        image = _draw_matrix(panel, each)
+        panel.set_title(name, loc="left")
+    options = {"ax": axes, "shrink": 0.7 / rows**0.5, "aspect": 30, "pad": 0.02}
+    bar = colorbar(figure, image, "share of the true class [%]", **options)
+    bar.set_ticks([0, 1, 5, 10, 25, 50, 75, 100])
+    return figure
+
+
+def _draw_matrix(axes: Axes, drawn: Confusion) -> AxesImage:
+    matrix = np.asarray(drawn.matrix, float)
     percent, empty = _percentages(matrix)
-    width = 9.0 if len(matrix) > 10 else 7.5
-    figure = titled(width, width - 0.6, title)
-    axes = figure.add_subplot()
     axes.patch.set(facecolor="white", edgecolor=FAINT, hatch="////")
     axes.spines[:].set_visible(True)
     end = len(matrix) - 0.5
@@ -59,15 +85,12 @@ def build_confusion(
         extent=(-0.5, end, end, -0.5),
         interpolation="nearest",
     )
-    options = {"ax": axes, "shrink": 0.7, "aspect": 30, "pad": 0.02}
-    bar = colorbar(figure, image, "share of the true class [%]", **options)
-    bar.set_ticks([0, 1, 5, 10, 25, 50, 75, 100])
-    _name_classes(axes, class_names)
+    _name_classes(axes, drawn.class_names)
     if empty.any():
         axes.set_ylabel("true class (hatched: no examples)")
     if len(matrix) <= _MOST_NUMBERS:
         _write_percentages(axes, percent, matrix)
-    return figure
+    return image
 
 
 def _percentages(matrix: np.ndarray) -> tuple[np.ma.MaskedArray, np.ndarray]:

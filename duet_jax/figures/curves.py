@@ -1,5 +1,6 @@
 """Metrics of a run over its epochs."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,14 +15,18 @@ from duet_jax.figures.style import (
     BLUE,
     MUTED,
     ORANGE,
+    SERIES,
     grid,
+    label_below,
     legend,
     save,
+    shorten,
     styled,
     titled,
 )
 
 _SPLIT_COLORS = {"train": BLUE, "test": ORANGE}
+_STROKES = {"train": "-", "test": "--"}  # where colors tell runs
 
 
 class _Panel(NamedTuple):
@@ -130,21 +135,29 @@ def build_curves(
         figure.text(0.5, 0.5, "no metrics yet", ha="center", color=MUTED)
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(lines, _COLUMNS_OF_PANELS, number)
-        _draw_panel(axes, panel, rows, num_classes)
+        _draw_panel(axes, panel, {"": rows}, num_classes)
     _draw_legend(figure, panels, rows, num_classes)
     if any(row.get("split") == "test" for row in rows):
-        figure.supxlabel(_NOTE, x=0.012, ha="left", fontsize=8, color=MUTED)
+        label_below(figure, _NOTE, x=0.012, ha="left", fontsize=8)
     return figure
 
 
 def _draw_panel(
-    axes: Axes, panel: _Panel, rows: Sequence[Mapping], num_classes: int | None
+    axes: Axes,
+    panel: _Panel,
+    runs: Mapping[str, Sequence[Mapping]],
+    num_classes: int | None,
 ) -> None:
+    """Draws the curves of runs: color -> rows; "" for colors that tell the split."""
     axes.set_title(panel.title, loc="left")
-    axes.set_xlabel(_abscissa(rows))
+    axes.set_xlabel(_abscissa([row for rows in runs.values() for row in rows]))
     grid(axes)
-    for split, name in panel.curves:
-        _draw_curve(axes, panel, _series(rows, split, name), split, name)
+    for color, rows in runs.items():
+        for (split, name), stroke in panel.curves.items():
+            options = {"color": color or _SPLIT_COLORS[split], "ls": stroke}
+            options["label"] = f"{split} {name}"
+            only = bool(color)
+            _draw_curve(axes, panel, _series(rows, split, name), options, only)
     if num_classes and _is_accuracy(panel):
         axes.axhline(100 / num_classes, color=MUTED, lw=1, ls=":", label="chance")
     axes.set_xlim(left=0)
@@ -159,28 +172,24 @@ def _is_accuracy(panel: _Panel) -> bool:
 
 
 def _draw_curve(
-    axes: Axes, panel: _Panel, series: np.ndarray, split: str, name: str
+    axes: Axes, panel: _Panel, series: np.ndarray, options: dict, only: bool
 ) -> None:
-    """Draws the values and, if they are many, their running mean."""
+    """Draws the values and, if they are many, their running mean, or that `only`."""
     x, y = series[0], panel.scale * series[1]
     finite = np.isfinite(x) & np.isfinite(y)
     many = panel.noisy and finite.sum() > _MANY
-    options = {
-        "color": _SPLIT_COLORS[split],
-        "ls": panel.curves[split, name],
-        "lw": 1.6,
-    }
-    if finite.any():
-        measured = options | ({"alpha": 0.25, "lw": 0.8} if many else {})
+    if finite.any() and not (many and only):
+        pale = {"alpha": 0.25, "lw": 0.8} if many else {"lw": 1.6}
         marker = "o" if finite.sum() <= _FEW else None
-        axes.plot(x, y, marker=marker, ms=3, label=f"{split} {name}", **measured)
+        axes.plot(x, y, marker=marker, ms=3, **options | pale)
     if many:
         window = np.ones(finite.sum() // 50)
         mean_x, mean_y = (
             np.convolve(values[finite], window / window.size, "valid")
             for values in (x, y)
         )
-        axes.plot(mean_x, mean_y, label=f"{split} {name}, mean", **options)
+        label = f"{options['label']}, mean"
+        axes.plot(mean_x, mean_y, lw=1.6, **options | {"label": label})
 
 
 def _draw_legend(
@@ -205,6 +214,74 @@ def _draw_legend(
         legend(figure, handles, [*styles], loc="upper right", ncols=len(styles))
 
 
-def draw_curves(path: str | os.PathLike, rows: Sequence[Mapping], **options) -> None:
-    """Writes the figure of `build_curves`, which takes the same options, to `path`."""
-    save(path, build_curves(rows, **options))
+@styled
+def build_overlay(
+    runs: Mapping[str, Sequence[Mapping]],
+    *,
+    title: str = "",
+    num_classes: int | None = None,
+) -> Figure:
+    """Draws the curves of several runs over each other, one panel for every quantity.
+
+    Training rows are solid, test rows dashed; a run has one color. Where many values
+    were recorded, only their running mean is drawn.
+
+    Args:
+      runs: name -> rows, as for `build_curves`.
+      title: of the figure.
+      num_classes: if given, the accuracy of guessing is drawn.
+
+    Returns:
+      The figure; its axes are the panels, titled on the left.
+    """
+    every = [row for rows in runs.values() for row in rows]
+    panels = [panel for panel in _PANELS if _has_values(every, panel)]
+    lines = max(1, -(-len(panels) // _COLUMNS_OF_PANELS))
+    figure = titled(12, 0.9 + 3.1 * lines, title)
+    colors = dict(zip(runs, itertools.cycle(SERIES), strict=False))
+    if not panels:
+        figure.text(0.5, 0.5, "no metrics yet", ha="center", color=MUTED)
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(lines, _COLUMNS_OF_PANELS, number)
+        # Of several curves of a split, such as top-1 and top-5, the first.
+        first: dict[str, str] = {}
+        for split, name in panel.curves:
+            first.setdefault(split, name)
+        only = panel._replace(curves={(s, first[s]): _STROKES[s] for s in first})
+        of_colors = {colors[name]: rows for name, rows in runs.items()}
+        _draw_panel(axes, only, of_colors, num_classes)
+    _name_runs(figure, colors, every, num_classes)
+    if any(row.get("split") == "test" for row in every):
+        label_below(figure, _NOTE, x=0.012, ha="left", fontsize=8)
+    return figure
+
+
+def _name_runs(
+    figure: Figure,
+    colors: Mapping[str, str],
+    rows: Sequence[Mapping],
+    num_classes: int | None,
+) -> None:
+    styles = {shorten(name, 24): {"color": color} for name, color in colors.items()}
+    for split, stroke in _STROKES.items():
+        if any(row.get("split") == split for row in rows):
+            styles[split] = {"color": MUTED, "ls": stroke}
+    if num_classes:
+        styles["chance"] = {"color": MUTED, "ls": ":", "lw": 1}
+    handles = [Line2D([], [], **style) for style in styles.values()]
+    columns = min(6, len(styles))
+    legend(figure, handles, [*styles], loc="upper right", ncols=columns)
+
+
+def draw_curves(
+    path: str | os.PathLike,
+    rows: Sequence[Mapping],
+    *,
+    small_print: str = "",
+    **options,
+) -> None:
+    """Writes the figure of `build_curves`, which takes the same options, to `path`.
+
+    An SVG file is written beside the PNG; `small_print` comes below the curves.
+    """
+    save(path, build_curves(rows, **options), small_print)

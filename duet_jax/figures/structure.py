@@ -1,22 +1,31 @@
-"""Figures that relate the structure to the parameter of the augmentation."""
+"""Figures that relate the structure to the parameter of the augmentation.
+
+Each has a summary that holds all that is drawn, small enough to be kept beside the
+results. A figure draws one summary or several, which then share one scale.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.projections.polar import PolarAxes
 
 from duet_jax.figures.style import (
     BLUE,
-    INK,
+    FAINT,
     MUTED,
     ORANGE,
     SERIES,
     SHARES,
     colorbar,
     grid,
+    label_below,
+    layout,
     legend,
     locator,
     styled,
@@ -46,10 +55,6 @@ class _Columns(NamedTuple):
     @property
     def number(self) -> int:
         return len(self.edges) - 1
-
-    @property
-    def centers(self) -> np.ndarray:
-        return (self.edges[1:] + self.edges[:-1]) / 2
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Returns means of [n, ...] by column, [columns, ...]; NaN if empty."""
@@ -94,25 +99,40 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-@styled
-def build_marginals(
+class Marginals(NamedTuple):
+    """Mean structure marginals by parameter; see `summarize_marginals`.
+
+    Attributes:
+      predicted: mean over the images of a column, [G, columns]; NaN without images.
+      target: likewise.
+      distance: total variation distance from the target: mean, 10th and 90th percentile
+        of the images, and the mean of the uniform marginal, [4, columns].
+      edges: of the columns, [columns + 1].
+      levels: the parameter of every column if it has few values, else None.
+      unit: of the parameter.
+      topology: "circle" if the first and the last bin are neighbors, else "line".
+    """
+
+    predicted: np.ndarray
+    target: np.ndarray
+    distance: np.ndarray
+    edges: np.ndarray
+    levels: np.ndarray | None
+    unit: str
+    topology: Topology
+
+
+def summarize_marginals(
     parameters: np.ndarray,
     marginals: np.ndarray,
     targets: np.ndarray,
     *,
     unit: str,
     topology: Topology,
-    title: str = "",
     limits: tuple[float, float] | None = None,
     levels: Sequence[float] | None = None,
-) -> Figure:
-    """Draws the mean structure marginal by parameter, beside its target.
-
-    Left: predicted marginals, middle: targets, on the same color scale. A network that
-    has learned the parameter shows the stripe of the targets; one that ignores it shows
-    equal columns. Right: their total variation distance (half the sum of absolute
-    differences, from 0 to 1): mean, and the band from the 10th to the 90th percentile
-    of the images; for comparison, the distance of the uniform marginal.
+) -> Marginals:
+    """Returns the mean marginals by parameter.
 
     Args:
       parameters: of the augmentation, in its own units, [n].
@@ -120,173 +140,191 @@ def build_marginals(
       targets: prescribed for these parameters, [n, G], rows summing to 1.
       unit: of the parameters.
       topology: "circle" if the first and the last bin are neighbors, else "line".
-      title: of the figure.
       limits: the range of the parameter, divided into equal intervals; the extremes of
         `parameters` if None.
       levels: the values of the parameter, if they are few: one column for each, in this
         order, whatever the limits.
-
-    Returns:
-      The figure; the images of its first two axes are [G, columns], masked in columns
-      without examples.
     """
     parameters = np.asarray(parameters, float)
     marginals, targets = np.asarray(marginals, float), np.asarray(targets, float)
     columns = _columns(parameters, levels, limits)
-    figure = titled(11, 3.9, title)
-    axes = figure.subplots(1, 3, width_ratios=(1, 1, 0.8))
-    image = _draw_means(axes[:2], columns, (marginals, targets))
-    axes[0].set_title("predicted marginal, mean", loc="left")
-    axes[1].set_title("target, mean", loc="left")
-    circle = topology == "circle"
-    axes[0].set_ylabel("bin (last and first are neighbors)" if circle else "bin")
-    axes[1].tick_params(labelleft=False)
-    colorbar(figure, image, "probability", ax=axes[:2], aspect=25, pad=0.02)
-    _draw_distances(axes[2], columns, marginals, targets)
-    for panel in axes:
-        _mark_parameter(panel, columns, unit)
-    figure.supxlabel(f"parameter [{unit}]", size=9, color=MUTED)
+    distances = np.abs(marginals - targets).sum(axis=1) / 2
+    uniform = np.abs(1 / targets.shape[1] - targets).sum(axis=1) / 2
+    means = (columns.mean(distances), columns.mean(uniform))
+    band = columns.quantiles(distances, (0.1, 0.9))
+    return Marginals(
+        columns.mean(marginals).T,
+        columns.mean(targets).T,
+        np.stack([means[0], *band, means[1]]),
+        columns.edges,
+        columns.levels,
+        unit,
+        topology,
+    )
+
+
+@styled
+def build_marginals(panels: Mapping[str, Marginals], *, title: str = "") -> Figure:
+    """Draws mean structure marginals by parameter, beside their targets; a row each.
+
+    Left: predicted marginals, middle: targets, all on one color scale. A network that
+    has learned the parameter shows the stripe of the targets; one that ignores it shows
+    equal columns. Right: their total variation distance (half the sum of absolute
+    differences, from 0 to 1): mean, and the band from the 10th to the 90th percentile
+    of the images; for comparison, the distance of the uniform marginal.
+
+    Args:
+      panels: the name written above each row -> its marginals; "" for no name.
+      title: of the figure.
+
+    Returns:
+      The figure; the images of the first two of a row's three axes are [G, columns],
+      masked in columns without examples.
+    """
+    panels = {name: _with_arrays(each) for name, each in panels.items()}
+    figure = titled(11, 0.3 + 3.6 * len(panels), title)
+    rows = figure.subplots(len(panels), 3, squeeze=False, width_ratios=(1, 1, 0.8))
+    both = [np.stack([each.predicted, each.target]) for each in panels.values()]
+    top = max(float(np.nanmax(each)) for each in both)
+    for axes, (name, each) in zip(rows, panels.items(), strict=True):
+        image = _draw_means(axes[:2], each, top)
+        prefix = f"{name}: " if name else ""
+        axes[0].set_title(f"{prefix}predicted marginal, mean", loc="left")
+        axes[1].set_title("target, mean", loc="left")
+        circle = each.topology == "circle"
+        axes[0].set_ylabel("bin (last and first are neighbors)" if circle else "bin")
+        axes[1].tick_params(labelleft=False)
+        _draw_distances(axes[2], each)
+        for panel in axes:
+            _mark_parameter(panel, each)
+    colorbar(figure, image, "probability", ax=rows[:, :2], aspect=25, pad=0.02)
+    units = dict.fromkeys(each.unit for each in panels.values())
+    label = f"parameter [{', '.join(units)}]"
+    label_below(figure, label, x=0.5, ha="center", size=9)
     return figure
 
 
-def _draw_means(
-    axes: Sequence[Axes], columns: _Columns, distributions: Sequence[np.ndarray]
-) -> AxesImage:
-    """Draws the mean of each distribution by parameter, on one color scale."""
-    means = [np.ma.masked_invalid(columns.mean(each).T) for each in distributions]
-    for panel, mean in zip(axes, means, strict=True):
+def _with_arrays(summary: NamedTuple) -> NamedTuple:
+    """Returns a summary whose lists, as JSON has them, are arrays; None becomes NaN."""
+    values = {
+        name: np.asarray(value, float) if isinstance(value, list) else value
+        for name, value in summary._asdict().items()
+    }
+    return summary._replace(**values)
+
+
+def _draw_means(axes: Sequence[Axes], drawn: Marginals, top: float) -> AxesImage:
+    """Draws the predicted and the target marginals; `top` is the darkest color."""
+    for panel, mean in zip(axes, (drawn.predicted, drawn.target), strict=True):
         image = panel.imshow(
-            mean,
+            np.ma.masked_invalid(mean),
             cmap=SHARES,
             vmin=0,
-            vmax=max(float(mean.max()) for mean in means),
+            vmax=top,
             origin="lower",
             aspect="auto",
-            extent=(columns.edges[0], columns.edges[-1], -0.5, len(mean) - 0.5),
+            extent=(drawn.edges[0], drawn.edges[-1], -0.5, len(mean) - 0.5),
             interpolation="nearest",
         )
         panel.yaxis.set_major_locator(locator("bins", 8))
     return image
 
 
-def _draw_distances(
-    axes: Axes, columns: _Columns, marginals: np.ndarray, targets: np.ndarray
-) -> None:
+def _draw_distances(axes: Axes, drawn: Marginals) -> None:
     """Draws the distance of the marginals from the targets, by parameter."""
-    distances = np.abs(marginals - targets).sum(axis=1) / 2
-    uniform = np.abs(1 / targets.shape[1] - targets).sum(axis=1) / 2
-    low, high = columns.quantiles(distances, (0.1, 0.9))
-    few = columns.number <= 12
-    x, marker = columns.centers, "o" if few else None
+    distance, low, high, uniform = drawn.distance
+    x = (drawn.edges[1:] + drawn.edges[:-1]) / 2
+    few = len(x) <= 12
+    marker = "o" if few else None
     if few:
         band = axes.errorbar(x, (low + high) / 2, (high - low) / 2, fmt="none", lw=5)
         band.lines[2][0].set(color=BLUE, alpha=0.3)
     else:
         axes.fill_between(x, low, high, color=BLUE, alpha=0.2, lw=0)
-    (mean,) = axes.plot(x, columns.mean(distances), color=BLUE, marker=marker, ms=4)
-    (flat,) = axes.plot(x, columns.mean(uniform), color=MUTED, ls=":", marker=marker)
+    (mean,) = axes.plot(x, distance, color=BLUE, marker=marker, ms=4)
+    (flat,) = axes.plot(x, uniform, color=MUTED, ls=":", marker=marker)
     flat.set_markersize(3)
     axes.set_title("distance to the target", loc="left")
-    axes.set(xlim=(columns.edges[0], columns.edges[-1]), ylim=(0, 1))
+    axes.set(xlim=(drawn.edges[0], drawn.edges[-1]), ylim=(0, 1))
     axes.set_ylabel("total variation")
     grid(axes)
     legend(axes, [mean, flat], ["predicted", "uniform marginal"], loc="best")
 
 
-def _mark_parameter(axes: Axes, columns: _Columns, unit: str) -> None:
-    if columns.levels is None:
-        axes.xaxis.set_major_locator(locator(unit))
+def _mark_parameter(axes: Axes, drawn: Marginals) -> None:
+    if drawn.levels is None:
+        axes.xaxis.set_major_locator(locator(drawn.unit))
     else:
-        names = [f"{level:.4g}" for level in columns.levels]
-        axes.set_xticks(columns.centers, names)
+        names = [f"{level:.4g}" for level in drawn.levels]
+        axes.set_xticks((drawn.edges[1:] + drawn.edges[:-1]) / 2, names)
 
 
-@styled
-def build_readout(
+class Readout(NamedTuple):
+    """What was read, by what was applied; see `summarize_readout`.
+
+    Attributes:
+      counts: images by parameter, [read, applied].
+      applied: edges of the columns, [columns + 1].
+      read: edges of the rows, [rows + 1].
+      levels: the parameter of every column if it has few values, else None.
+      unit: of the parameter.
+      topology: "circle" if the ends of the range are the same parameter, else "line".
+    """
+
+    counts: np.ndarray
+    applied: np.ndarray
+    read: np.ndarray
+    levels: np.ndarray | None
+    unit: str
+    topology: Topology
+
+    @property
+    def percent(self) -> np.ndarray:
+        """Counts in percent of their column; NaN in columns without images."""
+        totals = self.counts.sum(axis=0)
+        return 100 * self.counts / np.where(totals == 0, np.nan, totals)[None, :]
+
+    @property
+    def top(self) -> float:
+        """The largest percentage of the columns with enough images to tell."""
+        # Columns of few images have large shares, which would make all others pale.
+        totals = self.counts.sum(axis=0)
+        telling = totals >= min(_TELLING, totals.max())
+        return float(self.percent[:, telling].max())
+
+
+def summarize_readout(
     true: np.ndarray,
     predicted: np.ndarray,
     *,
     unit: str,
     topology: Topology,
-    title: str = "",
     limits: tuple[float, float],
     levels: Sequence[float] | None = None,
-) -> Figure:
-    """Draws the parameter that was read against the one that was applied.
-
-    The color of a cell is its share of the images in its column, so that rare
-    parameters show like the others; cells without images are white. The solid line is
-    the exact reading; on a circle, the dotted one is half a turn off.
+) -> Readout:
+    """Counts images by the parameter that was applied and by the one that was read.
 
     Args:
       true: parameters of the augmentation, [n].
       predicted: the parameters read from the features, [n].
       unit: of both.
       topology: "circle" if the ends of `limits` are the same parameter, else "line".
-      title: of the figure.
       limits: the range of the parameter. On a circle one period, into which both are
         wrapped; on a line, both are clipped to it.
       levels: the values of the parameter, if they are few: one column for each.
-
-    Returns:
-      The figure; the mesh of its first axes holds percentages, [predicted, true],
-      masked in columns without images.
     """
     low, high = map(float, limits)
     true, predicted = (
         _within(np.asarray(values, float), low, high, topology)
         for values in (true, predicted)
     )
-    y_edges = np.linspace(low, high, _cells(len(true), fewest=8) + 1)
-    x_edges = y_edges
+    read = np.linspace(low, high, _cells(len(true), fewest=8) + 1)
+    applied = read
     if levels is not None:
-        ordered = np.sort(np.asarray(levels, float))
-        x_edges = np.array([low, *(ordered[1:] + ordered[:-1]) / 2, high])
-    counts = np.histogram2d(predicted, true, (y_edges, x_edges))[0]
-    figure = titled(5.8, 5.6, title)
-    axes = figure.add_subplot(aspect="equal")
-    _draw_shares(figure, axes, x_edges, y_edges, counts)
-    _draw_identity(axes, low, high, topology)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(locator(unit))
-    if levels is not None:
-        axes.set_xticks(ordered, [f"{level:.4g}" for level in ordered])
-    axes.set(xlabel=f"applied [{unit}]", ylabel=f"read [{unit}]")
-    axes.set(xlim=(low, high), ylim=(low, high))
-    return figure
-
-
-def _draw_shares(
-    figure: Figure,
-    axes: Axes,
-    x_edges: np.ndarray,
-    y_edges: np.ndarray,
-    counts: np.ndarray,
-) -> None:
-    """Draws counts, [y, x], in percent of their column."""
-    totals = counts.sum(axis=0)
-    percent = 100 * counts / np.where(totals == 0, np.nan, totals)[None, :]
-    # Columns of few images have large shares, which would make all others pale.
-    telling = totals >= min(_TELLING, totals.max())
-    top, largest = percent[:, telling].max(), np.nanmax(percent)
-    mesh = axes.pcolormesh(
-        x_edges,
-        y_edges,
-        np.ma.masked_invalid(percent),
-        cmap=SHARES,
-        vmin=0,
-        vmax=top,
-    )
-    colorbar(
-        figure,
-        mesh,
-        "share of the images with this parameter [%]",
-        ax=axes,
-        shrink=0.8,
-        aspect=30,
-        pad=0.02,
-        extend="max" if largest > top else "neither",
-    )
+        levels = np.sort(np.asarray(levels, float))
+        applied = np.array([low, *(levels[1:] + levels[:-1]) / 2, high])
+    counts = np.histogram2d(predicted, true, (read, applied))[0]
+    return Readout(counts, applied, read, levels, unit, topology)
 
 
 def _within(
@@ -297,64 +335,146 @@ def _within(
     return np.clip(values, low, high)
 
 
-def _draw_identity(axes: Axes, low: float, high: float, topology: Topology) -> None:
-    """Draws the line of exact readings, and on a circle that of opposite ones."""
-    ends = np.array([low, high])
-    (exact,) = axes.plot(ends, ends, color=ORANGE, lw=1)
-    handles, names = [exact], ["exact"]
-    if topology == "circle":
-        for half in ((high - low) / 2, (low - high) / 2):
-            (opposite,) = axes.plot(ends, ends + half, color=MUTED, lw=1, ls=":")
-        handles.append(opposite)
-        names.append("half a turn off")
+@styled
+def build_readout(panels: Mapping[str, Readout], *, title: str = "") -> Figure:
+    """Draws parameters that were read against those that were applied; a panel each.
+
+    The color of a cell is its share of the images in its column, so that rare
+    parameters show like the others; cells without images are white. All panels have one
+    color scale. The solid line is the exact reading; on a circle, the dotted one is
+    half a turn off.
+
+    Args:
+      panels: the name written above each panel -> its counts; "" for no name.
+      title: of the figure.
+
+    Returns:
+      The figure; its first axes are the panels, whose meshes hold percentages,
+      [read, applied], masked in columns without images.
+    """
+    panels = {name: _with_arrays(each) for name, each in panels.items()}
+    rows, columns = layout(len(panels))
+    single = len(panels) == 1
+    size = (5.8, 5.6) if single else (1.2 + 4.1 * columns, 0.6 + 4.2 * rows)
+    figure = titled(*size, title)
+    top = max(each.top for each in panels.values())
+    axes = [figure.add_subplot(rows, columns, n + 1) for n in range(len(panels))]
+    for panel, (name, each) in zip(axes, panels.items(), strict=True):
+        mesh = _draw_shares(panel, each, top)
+        if not single:
+            panel.set_title(name, loc="left")
+    more = any(np.nanmax(each.percent) > top for each in panels.values())
+    colorbar(
+        figure,
+        mesh,
+        "share of the images with this parameter [%]",
+        ax=axes,
+        shrink=0.8 / rows**0.5,
+        aspect=30,
+        pad=0.02,
+        extend="max" if more else "neither",
+    )
+    handles = [Line2D([], [], color=ORANGE, lw=1)]
+    if any(each.topology == "circle" for each in panels.values()):
+        handles.append(Line2D([], [], color=MUTED, lw=1, ls=":"))
+    names = ["exact", "half a turn off"][: len(handles)]
     options = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
-    legend(axes, handles, names, ncols=2, **options)
+    where = axes[0] if single else figure
+    options = options if single else {"loc": "upper right"}
+    legend(where, handles, names, ncols=2, **options)
+    return figure
+
+
+def _draw_shares(axes: Axes, drawn: Readout, top: float) -> QuadMesh:
+    """Draws counts in percent of their column; `top` is the darkest color."""
+    shares = np.ma.masked_invalid(drawn.percent)
+    edges = drawn.applied, drawn.read
+    mesh = axes.pcolormesh(*edges, shares, cmap=SHARES, vmin=0, vmax=top)
+    ends = drawn.read[[0, -1]]
+    axes.plot(ends, ends, color=ORANGE, lw=1)
+    if drawn.topology == "circle":
+        half = (ends[1] - ends[0]) / 2
+        for way in (half, -half):
+            axes.plot(ends, ends + way, color=MUTED, lw=1, ls=":")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(locator(drawn.unit))
+    if drawn.levels is not None:
+        axes.set_xticks(drawn.levels, [f"{level:.4g}" for level in drawn.levels])
+    axes.set(xlabel=f"applied [{drawn.unit}]", ylabel=f"read [{drawn.unit}]")
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
+    return mesh
 
 
 _STROKES = ("-", "--", "-.", ":")
 _MARKS = ("o", "s", "^", "D")
 
 
+class Shift(NamedTuple):
+    """How well shifted bins predict the features of the transformed image.
+
+    Attributes:
+      bins: of the structure; a shift by all of them is a full turn.
+      shifts: in bins, [K], without 0, where the error is 0 by construction.
+      curves: name -> error by shift, [K]; values that are not finite leave a gap.
+    """
+
+    bins: int
+    shifts: np.ndarray
+    curves: Mapping[str, np.ndarray]
+
+
 @styled
-def build_shift(
-    shifts: np.ndarray,
-    curves: Mapping[str, np.ndarray],
-    *,
-    ylabel: str,
-    title: str = "",
-) -> Figure:
-    """Draws how well shifted bins agree with the features of the turned image.
+def build_shift(panels: Mapping[str, Shift], *, title: str = "") -> Figure:
+    """Draws errors by shift, on circles: a shift by all bins is none; a panel each.
+
+    The distance from the center is the error, on one axis for all panels. No shift is
+    on top; shifts go counter-clockwise, as images turn.
 
     Args:
-      shifts: of the structure bins, [K], in bins.
-      curves: name -> values by shift, [K], or mean, lower and upper end of a band,
-        [3, K]. Values that are not finite leave a gap.
-      ylabel: written above the axis of the values.
+      panels: the name written above each panel -> its errors; "" for no name.
       title: of the figure.
 
     Returns:
-      The figure; its axes have one line per curve, labeled with its index in `curves`.
+      The figure; its first axes are the panels, with one line per curve, labeled with
+      its index in `curves`.
     """
-    shifts = np.asarray(shifts, float)
-    figure = titled(7, 4.2, title)
-    axes = figure.add_subplot()
+    rows, columns = layout(len(panels))
+    figure = titled(max(5.6, 0.4 + 3.9 * columns), 1.0 + 4.1 * rows, title)
+    every = [np.asarray(v, float) for p in panels.values() for v in p.curves.values()]
+    finite = np.concatenate([values[np.isfinite(values)] for values in every])
+    top = 1.05 * (finite.max() if finite.size and finite.max() > 0 else 1.0)
+    for number, (name, each) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, columns, number, projection="polar")
+        lines = _draw_shift(axes, each)
+        axes.set_title(name, loc="left", pad=14)
+        axes.set_ylim(0, top)
+    names = list(each.curves)
+    place = {"loc": "upper left", "bbox_to_anchor": (0, -0.08), "borderaxespad": 0}
+    where = figure.axes[columns * (rows - 1)]
+    made = legend(where, lines, names, ncols=len(names), columnspacing=1, **place)
+    made.set_title("angle: shift in bins; radius: relative error", {"size": 9})
+    made.get_title().set_color(MUTED)
+    return figure
+
+
+def _draw_shift(axes: PolarAxes, drawn: Shift) -> list[Line2D]:
+    angles = 2 * np.pi * np.asarray(drawn.shifts, float) / drawn.bins
     lines = []
-    for number, values in enumerate(curves.values()):
-        mean, *band = np.atleast_2d(np.asarray(values, float))
+    for number, values in enumerate(drawn.curves.values()):
         style = {
             "color": SERIES[number % len(SERIES)],
             "ls": _STROKES[number % len(_STROKES)],
             "marker": _MARKS[number % len(_MARKS)],
         }
-        lines += axes.plot(shifts, mean, ms=4, label=str(number), **style)
-        if band:
-            axes.fill_between(shifts, *band, color=style["color"], alpha=0.18, lw=0)
-    axes.set_xlabel("shift [bins]")
-    axes.set_title(ylabel, loc="left")
-    axes.xaxis.set_major_locator(locator("bins", 8))
-    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    axes.axhline(0, color=INK, lw=0.6, zorder=0)
-    grid(axes)
-    below = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0}
-    legend(axes, lines, list(curves), ncols=len(lines), **below)
-    return figure
+        values = np.asarray(values, float)
+        lines += axes.plot(angles, values, ms=4, lw=1.4, label=str(number), **style)
+    axes.set_theta_zero_location("N")
+    shown = np.arange(0, drawn.bins, -(-drawn.bins // 12))
+    names = [str(shift) if shift else "no shift" for shift in shown]
+    axes.set_thetagrids(360 * shown / drawn.bins, names)
+    axes.yaxis.set_major_locator(locator("", 4))
+    axes.set_rlabel_position(180 / drawn.bins)
+    axes.tick_params(pad=2, labelsize=8)
+    axes.grid(color=FAINT, lw=0.6)
+    axes.spines[:].set_color(FAINT)
+    return lines

@@ -1,11 +1,14 @@
 """The views that a run trains on, with their structure values."""
 
 import os
+import textwrap
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from duet_jax.augmentations.record import Frame, Scale
 from duet_jax.figures.canvas import (
     CELL,
     COLUMNS,
@@ -21,45 +24,67 @@ from duet_jax.types import View
 _GAUGE_HEIGHT, _LINE_HEIGHT, _CODES_PER_LINE = 30, 14, 2
 
 
+# Code -> its scale, and the frame that it takes; see `Stack.scales`.
+Scales = Mapping[str, tuple[Scale, Frame]]
+
+
 class _Row(NamedTuple):
     """One row of images with the values below them.
 
     Attributes:
       name: written at its left.
-      view: the images and their values.
+      images: normalized to [-0.5, 0.5], [n, side, side, channels].
       side: of an image in the figure, in pixels.
-      codes: those written as text.
-      learned: the code shown on a gauge, if the view has it.
+      texts: code -> the value of every image as text, [n].
+      gauge: the code shown on a gauge, and its structure values; None without.
     """
 
     name: str
-    view: View
+    images: np.ndarray
     side: int
-    codes: tuple[str, ...]
-    learned: str | None
+    texts: Mapping[str, list[str]]
+    gauge: tuple[str, np.ndarray] | None = None
+
+    @property
+    def codes(self) -> list[str]:
+        """Those written as text alone."""
+        return [code for code in self.texts if not self.gauge or code != self.gauge[0]]
 
     @property
     def height(self) -> int:
-        gauge = _GAUGE_HEIGHT if self.learned else 0
+        gauge = _GAUGE_HEIGHT if self.gauge else 0
         lines = -(-len(self.codes) // _CODES_PER_LINE)
         return self.side + gauge + _LINE_HEIGHT * lines + 20
 
 
-def _rows(
-    view1: View, view2: View, learned: str | None, half_size: View | None
-) -> list[_Row]:
-    """Returns the rows; all images are enlarged by the same factor."""
-    scale = enlargement(view1.images.shape[1])
+def _rows(views: Mapping[str, View], learned: str | None, scales: Scales) -> list[_Row]:
+    """Returns the rows of views; all images are enlarged by the same factor."""
+    scale = enlargement(next(iter(views.values())).images.shape[1])
     rows = []
-    for name, view in (("view 1", view1), ("view 2", view2), ("half size", half_size)):
-        if view is not None:
-            side = min(CELL, scale * view.images.shape[1])
-            # Prediction targets are not in [0, 1], the range of the gauge.
-            gauged = view is not half_size and learned in view.structure
-            own = learned if gauged else None
-            codes = tuple(code for code in view.structure if code != own)
-            rows.append(_Row(name, view, side, codes, own))
+    for name, view in views.items():
+        side = min(CELL, scale * view.images.shape[1])
+        # Prediction targets are no structure values: without a gauge and a scale.
+        predicted = name == "half size"
+        texts, gauge = {}, None
+        for code, values in view.structure.items():
+            own = None if predicted else scales.get(code)
+            texts[code] = [_text(value, own) for value in np.asarray(values)]
+        if not predicted and learned in view.structure:
+            gauge = learned, np.asarray(view.structure[learned])
+        rows.append(_Row(name, view.images, side, texts, gauge))
     return rows
+
+
+def _text(value: np.ndarray, scale: tuple[Scale, Frame] | None) -> str:
+    """Returns a structure value in own units, or as it is without a scale."""
+    if scale is None:
+        whole = np.issubdtype(value.dtype, np.integer)
+        return str(int(value)) if whole else f"{float(value):.2f}"
+    own, frame = scale
+    parameter = float(own.parameter(np.float32(value), frame))
+    if own.unit == "degrees":
+        return f"{round(parameter)}°"
+    return f"{parameter:.2f}" if own.levels is None else f"{round(parameter)}"
 
 
 @styled
@@ -70,49 +95,77 @@ def build_views(
     learned: str | None = None,
     title: str = "",
     half_size: View | None = None,
+    original: np.ndarray | None = None,
+    scales: Scales | None = None,
 ) -> Figure:
     """Draws the views of up to eight images, one image per column.
 
     Args:
       view1: the first views, normalized to [-0.5, 0.5], [n, side, side, channels].
-        Their structure values in [0, 1] are written below the images.
+        The parameters of their augmentations are written below the images.
       view2: the second views of the same images.
-      learned: the code that the method learns; its value is shown on a gauge.
+      learned: the code that the method learns; its structure value in [0, 1] is shown
+        on a gauge.
       title: of the figure.
       half_size: the views for the ESSL predictor, drawn at the same scale as the
         others; `structure` holds the prediction targets, integers if they are classes.
+      original: the images as they are, like those of the views but of any side; drawn
+        in the first row.
+      scales: turn structure values into parameters; codes without one show their
+        structure values.
 
     Returns:
       The figure; a row's images are the images of its axes, in order.
     """
-    rows = _rows(view1, view2, learned, half_size)
+    scales = scales or {}
+    views = {"view 1": view1, "view 2": view2}
+    if half_size is not None:
+        views["half size"] = half_size
+    rows = _rows(views, learned, scales)
+    if original is not None:
+        side = original.shape[1]
+        shown = min(CELL, enlargement(side) * side)
+        rows.insert(0, _Row("original", original, shown, {}))
     columns = min(COLUMNS, len(view1.images))
-    canvas = Canvas(columns, sum(row.height for row in rows), title)
+    width = Canvas(columns, 0, title).width
+    about = _about([row.texts for row in rows], scales, width)
+    height = sum(row.height for row in rows) + _LINE_HEIGHT * len(about)
+    canvas = Canvas(columns, height, title)
     top = HEADER
     for row in rows:
         canvas.text(16, top + row.side // 2, row.name, va="center", color=MUTED)
-        for column in range(min(columns, len(row.view.images))):
+        for column in range(min(columns, len(row.images))):
             left = column_left(column)
             axes = canvas.axes(left, top, row.side, row.side)
-            draw_image(axes, row.view.images[column])
+            draw_image(axes, row.images[column])
             _draw_values(canvas, left, top + row.side + 5, row, column)
         top += row.height
+    for line in about:
+        canvas.text(16, top, line, size=8, color=MUTED)
+        top += _LINE_HEIGHT
     return canvas.figure
 
 
+def _about(texts: list[Mapping[str, Any]], scales: Scales, width: int) -> list[str]:
+    """Returns the units of the parameters, in lines that fit `width` pixels."""
+    codes = dict.fromkeys(code for each in texts for code in each if code in scales)
+    units = " · ".join(f"{code}: {scales[code][0].unit}" for code in codes)
+    return textwrap.wrap(units, max(24, (width - 32) // 6))  # a letter has six pixels
+
+
 def _draw_values(canvas: Canvas, left: int, top: int, row: _Row, column: int) -> None:
-    """Writes the structure values of one image, the learned one with a gauge."""
-    structure = row.view.structure
-    if row.learned:
-        value = float(structure[row.learned][column])
-        text = f"{row.learned} {value:.2f}"
+    """Writes the parameters of one image, the learned one with a gauge."""
+    if row.gauge:
+        code, values = row.gauge
+        value = float(values[column])
+        text = f"{code} {row.texts[code][column]}"
         canvas.text(left, top, text, size=10, weight="bold", color=ACCENT)
         gauge = canvas.axes(left, top + 16, CELL, 10)
         gauge.set(xlim=(-0.04, 1.04), ylim=(-1, 1))
         gauge.plot([0, 1], [0, 0], color=FAINT, lw=3, solid_capstyle="round")
         gauge.plot([value], [0], "o", color=ACCENT, ms=6, clip_on=False)
         top += _GAUGE_HEIGHT
-    entries = [_entry(code, structure[code][column]) for code in row.codes]
+    entries = [f"{code} {row.texts[code][column]}" for code in row.codes]
     style = {"size": 8, "color": MUTED, "family": "DejaVu Sans Mono"}
     for start in range(0, len(entries), _CODES_PER_LINE):
         line = "  ".join(entries[start : start + _CODES_PER_LINE])
@@ -120,15 +173,16 @@ def _draw_values(canvas: Canvas, left: int, top: int, row: _Row, column: int) ->
         top += _LINE_HEIGHT
 
 
-def _entry(code: str, value: np.ndarray) -> str:
-    """Returns a code and its value as text; values that are not integers rounded."""
-    value = np.asarray(value)
-    whole = np.issubdtype(value.dtype, np.integer)
-    return f"{code} {int(value)}" if whole else f"{code} {float(value):.2f}"
-
-
 def draw_views(
-    path: str | os.PathLike, view1: View, view2: View, **options: Any
+    path: str | os.PathLike,
+    view1: View,
+    view2: View,
+    *,
+    small_print: str = "",
+    **options: Any,
 ) -> None:
-    """Writes the figure of `build_views`, which takes the same options, to `path`."""
-    save(path, build_views(view1, view2, **options))
+    """Writes the figure of `build_views`, which takes the same options, to `path`.
+
+    An SVG file is written beside the PNG; `small_print` comes below the views.
+    """
+    save(path, build_views(view1, view2, **options), small_print)

@@ -1,4 +1,4 @@
-"""Results of a sweep: a table to read, two CSV files, and a bar chart."""
+"""Results of a sweep: a table to read, two CSV files, and a chart."""
 
 import contextlib
 import csv
@@ -9,8 +9,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from duet_jax.figures import build_bars
-from duet_jax.figures.style import save
+from duet_jax.figures import build_dots
+from duet_jax.figures.style import remove, save
+from duet_jax.runs import workdir
 from duet_jax.runtime import files
 from duet_jax.sweeps.trial import Trial
 
@@ -200,9 +201,10 @@ def write(
             with files.replacing(directory / name) as partial:
                 partial.write_text(text, encoding="utf-8")
         if panels:
-            save(directory / "chart.png", build_bars(panels, title=title))
+            figure = build_dots(panels, chance=_chance(rows), title=title)
+            save(directory / "chart.png", figure)
         else:
-            (directory / "chart.png").unlink(missing_ok=True)
+            remove(directory / "chart.png")
 
 
 def _measures(rows: Sequence[Row]) -> list[str]:
@@ -325,6 +327,18 @@ def _as_csv(lines: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+def _chance(rows: Sequence[Row]) -> dict[str, float]:
+    """Returns what a guess of the class reaches, by title; empty if classes differ."""
+    classes = {
+        workdir.load_facts(run.trial.directory).num_classes
+        for row in rows
+        for run in row.done
+    }
+    number = classes.pop() if len(classes) == 1 else 0
+    names = ("linear_probe", "knn", "online") if number else ()
+    return {MEASURES[name].title: 100 / number for name in names}
 
 
 def _panels(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, list[float]]]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from duet_jax import figures, loggers
 from duet_jax.errors import TrainingError
+from duet_jax.figures.style import small_print
 from duet_jax.runtime import processes
 from duet_jax.training.health import Symptoms
 from duet_jax.training.plan import Plan
@@ -215,6 +216,12 @@ def draw_curves(
     rows = loggers.read_rows(workdir / "metrics.jsonl")
     if rows:
         path = workdir / "figures" / "curves.png"
-        classes = plan.method.two_views.num_classes
-        figures.draw_curves(path, rows, num_classes=classes)
+        figures.draw_curves(
+            path,
+            rows,
+            num_classes=plan.method.two_views.num_classes,
+            small_print=small_print(
+                plan.config.method, plan.facts.name, step, plan.config.seed
+            ),
+        )
         writers.picture("curves", path, step)

@@ -18,6 +18,7 @@ from duet_jax import figures, loggers
 from duet_jax.augmentations import AUGMENTATIONS
 from duet_jax.data import StreamedDataset
 from duet_jax.errors import InterruptionError, UsageError
+from duet_jax.figures.style import small_print
 from duet_jax.methods.base import PredictionView
 from duet_jax.metrics.classification import classification
 from duet_jax.probes import knn
@@ -231,7 +232,8 @@ def _show_views(
         return
     key = jax.random.fold_in(train_step.stream(plan.seed, train_step.TRAINING), 0)
     make_views = jax.jit(functools.partial(plan.method.make_views, train=True))
-    views = make_views(key, feed.first_images())
+    images = feed.first_images()
+    views = make_views(key, images)
     path = directory / "figures" / "views.png"
     # Asked of the method: SimCLR has no learned augmentation, whatever the field says.
     learned = getattr(plan.method, "learned", None)
@@ -240,8 +242,13 @@ def _show_views(
         views.first,
         views.second,
         learned=learned,
-        title=f"{plan.config.method} on {plan.config.dataset.name}",
+        title="the first views",
         half_size=_one_of_each(views.prediction, learned, plan.batch_size),
+        original=np.asarray(images[: figures.COLUMNS], np.float32) / 255 - 0.5,
+        scales=plan.method.two_views.stack.scales,
+        small_print=small_print(
+            plan.config.method, plan.facts.name, 0, plan.config.seed
+        ),
     )
     writers.picture("views", path, 0)
     if learned in views.first.structure:

@@ -753,7 +753,7 @@ def test_a_benchmark_takes_a_configuration(monkeypatch, tmp_path):
     ("arguments", "message"),
     [
         (["--images=real"], "--images has no effect with --mode=train"),
-        (["--out=x"], "it belongs to --mode=benchmark or features"),
+        (["--out=x"], "it belongs to --mode=benchmark or compare or features"),
         (
             ["--mode=knn", "--workdir=w", "--process_id=0"],
             "--process_id has no effect with --mode=knn; it belongs to --mode=train or",

@@ -1,10 +1,12 @@
 """Every mode on real checkpoints, through the command line."""
 
+import base64
 import concurrent.futures
 import contextlib
 import dataclasses
 import errno
 import functools
+import hashlib
 import html.parser
 import json
 import os
@@ -18,6 +20,7 @@ import program
 import pytest
 import tiny
 from flax import nnx
+from pictures import encoded
 from PIL import Image
 from program import snapshot
 from sklearn import manifold
@@ -28,9 +31,12 @@ from duet_jax.errors import UsageError
 from duet_jax.evaluation import (
     EVALUATORS,
     Evaluation,
+    compare,
     export_features,
+    headlines,
     html_report,
     page,
+    provenance,
     store,
 )
 from duet_jax.evaluation.result import Table
@@ -45,6 +51,7 @@ from duet_jax.runtime import files, processes
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
 METHODS = ("duet", "simclr", "essl")
+PNG = encoded(np.zeros((8, 8), np.uint8))
 REPRESENTATIONS = {
     "duet": {"full": 32, "content": 4, "structure": 8},
     "simclr": {"full": 32},
@@ -524,12 +531,170 @@ def test_the_report_needs_nothing_else(copied):
     parser = Outward()
     parser.feed(text)
     assert parser.sources == []
-    assert "script" not in parser.tags
+    assert_policy(text)
     assert "http" not in re.sub(r'src="data:[^"]*"', "", text).replace("http-equiv", "")
     # Curves, views, confusion, marginals, turned, polar, shift, readout, map.
     assert parser.tags.count("img") == 9
+    assert len(re.findall(r'src="data:[^"]*"', text)) == 9
+    assert len(text) < 5e6
     for part in ("linear probe", "k nearest", "equivariance to rot", "duet.num_bins"):
         assert part in text
+    # What is asked for first: the numbers, then pictures before tables.
+    first, *sections = text.split("<details")
+    top1 = json.loads((directory / "eval/linear_probe.json").read_text())
+    top1 = top1["results"]["representations"]["full"]["top1"]
+    assert f"<h3>Linear probe, top-1</h3><b>{100 * top1:.1f} %</b>" in first
+    assert "rot, read off the structure" in first
+    (equivariance,) = [s for s in sections if "<h2>Equivariance</h2>" in s]
+    assert equivariance.rindex("<img") < equivariance.index("<table")
+    headings = re.findall("<h2>([^<]*)</h2>", text)
+    assert headings == [
+        "Linear probe",
+        "Nearest neighbors",
+        "Equivariance",
+        "Map of the test features",
+        "Training",
+        "Configuration",
+    ]
+
+
+def assert_policy(text: str) -> None:
+    """The page's policy allows its one script and its style, and nothing else."""
+    policy = re.search('Content-Security-Policy" content="([^"]*)"', text)[1]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules.pop("img-src") == "data:"
+    for rule, tag in (("script-src", "script"), ("style-src", "style")):
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert rules.pop(rule) == f"'sha256-{digest}'"
+    assert {*rules.values()} == {"'none'"}
+    assert set(rules) == {"default-src", "base-uri", "form-action"}
+    assert not re.search(r"<[^>]* (style|on\w+)=", text)
+
+
+def boxes(headlines) -> dict[str, tuple[str, list[tuple[str, str, bool]]]]:
+    return {
+        box.name: (box.number, [(bar.name, bar.text, bar.own) for bar in box.bars])
+        for box in headlines
+    }
+
+
+def test_headlines_stand_beside_their_yardsticks():
+    """The best first; a number without yardsticks stands alone."""
+    probe = {
+        "representations": {"full": {"top1": 0.848}, "content": {"top1": 0.7}},
+        "yardsticks": {
+            "untrained encoder": {"top1": 0.752, "top5": 0.9},
+            "raw pixels": {"top1": 0.921},
+            "chance": {"top1": 0.101},
+        },
+    }
+    rot = {
+        "unit": "degrees",
+        "marginal": {"mean": {"error": 27.24, "r_squared": 0.6}},
+        "regression": {"full": {"error": 31.26, "r_squared": 0.5}},
+        "regression_yardsticks": {
+            "untrained encoder": {"error": 60.2, "r_squared": 0.2},
+            "chance": {"error": 90.0},
+        },
+    }
+    fli = {
+        "unit": "mirrored",
+        "regression": {"full": {"accuracy": 0.75, "chance": 0.5}},
+    }
+    found = headlines.headlines(
+        {
+            "knn": {"results": probe},
+            "equivariance": {"results": {"rot": rot, "fli": fli}},
+        }
+    )
+    assert boxes(found) == {
+        "Nearest neighbors, top-1": (
+            "84.8 %",
+            [
+                ("raw pixels", "92.1 %", False),
+                ("this encoder", "84.8 %", True),
+                ("untrained encoder", "75.2 %", False),
+                ("chance", "10.1 %", False),
+            ],
+        ),
+        "rot, read off the structure": (
+            "27.2°",
+            [("this encoder", "27.2°", True), ("chance", "90°", False)],
+        ),
+        "rot, read off the features": (
+            "31.3°",
+            [
+                ("this encoder", "31.3°", True),
+                ("untrained encoder", "60.2°", False),
+                ("chance", "90°", False),
+            ],
+        ),
+        "fli, read off the features": (
+            "75.0 %",
+            [("this encoder", "75.0 %", True), ("chance", "50.0 %", False)],
+        ),
+    }
+    assert [bar.share for bar in found[2].bars] == [31.26 / 90, 60.2 / 90, 1]
+    assert all(box.meaning.endswith("is better.") for box in found)
+    del probe["yardsticks"]
+    (alone,) = headlines.headlines({"knn": {"results": probe}})
+    assert (alone.number, alone.bars) == ("84.8 %", ())
+
+
+def test_the_foot_says_where_everything_comes_from(tmp_path):
+    record = {
+        "commit": "abc",
+        "clean": False,
+        "date": "2026-11-29",
+        "device": "cpu",
+        "versions": {"jax": "1"},
+        "command": "python main.py",
+    }
+    results = {"knn": {"provenance": record}, "old": {"device": "gpu", "versions": {}}}
+    text = "abc with changes · 2026-11-29 · cpu · jax 1 · python main.py"
+    assert provenance.lines(tmp_path, results) == [
+        ("knn", f"commit {text}"),
+        ("old", "gpu"),
+    ]
+    lines = ['{"commit": "old"}', json.dumps(record | {"clean": True})]
+    (tmp_path / "provenance.jsonl").write_text("\n".join(lines) + "\n")
+    first = provenance.lines(tmp_path, results)[0]
+    assert first == ("training", f"commit {text}".replace(" with changes", ""))
+    for damaged in ("", "[", "3", '{"versions": 3, "command": ["a", "b"]}'):
+        (tmp_path / "provenance.jsonl").write_text(damaged)
+        training = dict(provenance.lines(tmp_path, {})).get("training")
+        assert training == ("a b" if "command" in damaged else None)
+
+
+def test_a_report_of_a_run_without_labels(pictures, tmp_path):
+    """It begins with what can be said, and has no empty parts."""
+    (tmp_path / "flat").mkdir()
+    for number, path in enumerate(sorted(pictures.rglob("*.png"))):
+        shutil.copy(path, tmp_path / "flat" / f"{number}.png")
+    fields = ["--config.dataset.name=images", "--config.batch_size=8"]
+    fields += [f"--config.dataset.path={tmp_path / 'flat'}"]
+    fields += [f"--config.dataset.cache_dir={tmp_path / 'cache'}"]
+    train(tmp_path / "run", *fields, "--config.tensorboard=False")
+    found = call(tmp_path / "run", "report")
+    assert set(found["results"]["parts"]) == {"equivariance"}
+    text = (tmp_path / "run" / "report.html").read_text()
+    boxes = re.findall("<li><h3>(.*?)</h3><b>(.*?)</b>", text)
+    assert [name for name, _ in boxes] == [
+        "rot, read off the structure",
+        "rot, read off the features",
+        "rot, bins shifted",
+    ]
+    assert all(float(number.removesuffix("°")) > 0 for _, number in boxes)
+    headings = re.findall("<h2>([^<]*)</h2>", text)
+    assert headings == [
+        "Equivariance",
+        "Map of the test features",
+        "Training",
+        "Configuration",
+    ]
+    for absent in ("top-1", "Linear probe", "chance"):
+        assert absent not in re.sub(r'src="data:[^"]*"|<details>.*', "", text)
 
 
 def test_a_report_measures_what_is_missing_only(copied):
@@ -580,6 +745,8 @@ def test_pictures_of_the_last_result_do_not_stay(copied):
     after = call(directory, "equivariance", "--codes=sca")["pictures"]
     there = {path.name for path in (directory / "eval").glob("*.png")}
     assert there == set(after) != set(before)
+    vectors = {path.stem for path in (directory / "eval").glob("*.svg")}
+    assert vectors == {pathlib.Path(name).stem for name in after}
 
 
 def test_a_report_adds_to_the_codes_that_were_measured(copied):
@@ -596,11 +763,28 @@ def test_a_report_adds_to_the_codes_that_were_measured(copied):
 def test_a_page_escapes_everything():
     evil = '"><script>alert(1)</script>'
     table = Table(evil, (evil, evil), ((evil, evil),), evil)
-    section = page.Section(evil, (table,), ())
-    text = page.build([section], title=evil, subtitle=evil, headlines=[(evil, evil)])
+    picture = page.Picture(evil, PNG, evil)
+    section = page.Section(evil, (table,), (picture,), evil)
+    box = page.Headline(evil, evil, evil, [page.Bar(evil, evil, 7.0)])
+    text = page.build(
+        [section], title=evil, subtitle=evil, headlines=[box], foot=[(evil, evil)]
+    )
     parser = Outward()
     parser.feed(text)
-    assert "script" not in parser.tags
+    assert parser.tags.count("script") == 1
+    assert parser.tags.count("img") == 1
+    assert_policy(text)
+    assert 'width="100.0"' in text  # no bar is longer than its box
+
+
+def test_long_tables_are_folded_but_for_the_first():
+    rows = tuple((str(n), "1") for n in range(13))
+    tables = [Table(f"table {n}", ("a", "b"), rows[: 13 - n]) for n in range(3)]
+    section = page.Section("s", (tables[0], tables[0], tables[1]), folded=True)
+    text = page.build([section], title="t", subtitle="")
+    assert text.count('<details class="table">') == 1
+    assert "<summary>table 0, 13 rows</summary>" in text
+    assert "<details><summary><h2>s</h2>" in text
 
 
 def test_a_table_as_text():
@@ -630,6 +814,175 @@ def test_a_table_that_is_too_wide_has_its_rows_below_each_other():
     ]
     assert len(table.as_text(80).splitlines()) == 6
     assert table.as_text(12).splitlines()[-2:] == ["A note of", "some words."]
+
+
+# --- several runs on one page --------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured_runs(trained, tmp_path_factory) -> pathlib.Path:
+    """Runs a and b with results; only a has a linear probe."""
+    place = tmp_path_factory.mktemp("compared")
+    ignored = shutil.ignore_patterns("eval", "report.html")
+    for name, method in (("a", "duet"), ("b", "simclr")):
+        shutil.copytree(trained[method], place / name, ignore=ignored)
+        call(place / name, "knn")
+        call(place / name, "equivariance", "--codes=rot")
+    call(place / "a", "linear_probe")
+    return place
+
+
+def comparison(place: pathlib.Path, workdirs: str = "a,b") -> str:
+    """Writes a page on runs in `place` and returns it."""
+    with contextlib.chdir(place):
+        assert cli.main(["main.py", "--mode=compare", f"--workdirs={workdirs}"]) == 0
+    return (place / "compare.html").read_text()
+
+
+def cells(text: str, first: str) -> list[str]:
+    """The last row of a page's tables that begins with `first`."""
+    rows = re.findall(f"<tr><td>{re.escape(first)}</td>(.*?)</tr>", text)
+    return re.findall("<td>(.*?)</td>", rows[-1])
+
+
+def test_a_comparison(measured_runs, capsys):
+    before = snapshot(measured_runs / "a"), snapshot(measured_runs / "b")
+    text = comparison(measured_runs)
+    told = capsys.readouterr().err
+    assert "warning: linear_probe has no stored result of b" in told
+    assert "comparison in compare.html" in told
+    parser = Outward()
+    parser.feed(text)
+    assert parser.sources == []
+    assert_policy(text)
+    assert len(text) < 5e6
+    top1 = [
+        100 * json.loads(path.read_text())["results"]["representations"]["full"]["top1"]
+        for path in (measured_runs / name / "eval/knn.json" for name in "ab")
+    ]
+    a, b, difference = cells(text, "full: top-1")[:3]
+    assert [a, b] == [f"{each:.1f}" for each in top1]
+    expected = f"{float(b) - float(a):+.1f}".replace("-", "\N{MINUS SIGN}")
+    assert difference == expected.replace("+0.0", "0.0")
+    error = cells(text, "regression on full: error [degrees]")
+    assert re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", error[0])
+    assert cells(text, "structure, mean: R²")[1:] == ["-", ""]
+    assert "Not measured: b; --mode=linear_probe does it." in text
+    assert cells(text, "method") == ["duet", "simclr"]
+    # Curves; confusion, marginals and polar of a; turned as it is; shift and readout of
+    # both in one picture each; views of each.
+    assert parser.tags.count("img") == 1 + 3 + 1 + 2 + 2
+    assert text.count("One scale for all.") == 2
+    assert "other images" not in text
+    # Nothing was measured, trained or changed.
+    assert (snapshot(measured_runs / "a"), snapshot(measured_runs / "b")) == before
+
+
+def test_a_comparison_of_runs_on_other_images(measured_runs, tmp_path):
+    shutil.copytree(measured_runs, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "b" / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"content": "other"}))
+    text = comparison(tmp_path)
+    assert "b: other images than those of a." in text
+
+
+def test_a_comparison_of_runs_without_results(measured_runs, tmp_path):
+    """Their curves are still to be seen, and names with commas are names."""
+    for name in ("a", "b, c"):
+        ignored = shutil.ignore_patterns("eval")
+        shutil.copytree(measured_runs / name[0], tmp_path / name, ignore=ignored)
+    text = comparison(tmp_path, r"a,b\, c")
+    assert "<h2>Training</h2>" in text
+    assert cells(text, "b, c")[-1] == "no results"
+    assert "<h2>Nearest neighbors</h2>" not in text
+
+
+@pytest.mark.parametrize(
+    "drawings",
+    [{}, [], {"rot_shift": 3}, {"rot_shift": {"kind": "shift", "summary": {}}}],
+)
+def test_a_picture_that_was_not_kept_as_data_is_shown_as_it_is(
+    drawings, measured_runs, tmp_path
+):
+    shutil.copytree(measured_runs, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "b" / "eval" / "equivariance.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"drawings": drawings}))
+    text = comparison(tmp_path)
+    assert text.count("One scale for all.") == 0
+    assert text.count("b, as drawn.") == 3  # shift, readout, views
+
+
+def test_an_edited_picture_is_not_drawn(measured_runs, tmp_path, capsys):
+    shutil.copytree(measured_runs, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "b" / "eval" / "equivariance.json"
+    found = json.loads(path.read_text())
+    found["drawings"]["rot_shift"]["summary"]["shifts"] = [1, 2, 3]
+    path.write_text(json.dumps(found))
+    text = comparison(tmp_path)
+    assert "equivariance_rot_shift.png cannot be drawn" in capsys.readouterr().err
+    assert text.count("One scale for all.") == 1  # the readout
+    assert {"a, as drawn.", "b, as drawn."} <= {*re.findall(r"[ab], as drawn\.", text)}
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "difference"),
+    [
+        ("98.3", "97.5", "\N{MINUS SIGN}0.8"),
+        ("27.2 (23 to 32)", "31.25 (27 to 35)", "+4.05"),
+        ("0.5", "0.5", "0.0"),
+        ("-0.011", "0.02", "+0.031"),
+        ("1e-03", "1e-02", ""),
+        ("128", "16", "\N{MINUS SIGN}112"),
+        ("-", "3", ""),
+        ("yes", "no", ""),
+        ("3.1 ± 0.2", "4.1 ± 0.2", "+1.0"),
+    ],
+)
+def test_differences(first, other, difference):
+    assert compare._difference(first, other) == difference
+
+
+def test_tables_of_other_settings_are_one_table():
+    """A row that one run lacks stays, and titles that differ are told."""
+    tables = {
+        "a": Table("k = 3 [%]", ("name", "top-1", "95 %"), (("x", "50", "4 to 6"),)),
+        "b": Table("k = 4 [%]", ("name", "top-1"), (("x", "60"), ("y", "1")), "note"),
+    }
+    assert compare._merged(tables) == Table(
+        "k = 3 [%]",
+        ("name", "a", "b", "vs. a"),
+        (("x: top-1", "50 (4 to 6)", "60", "+10"), ("y: top-1", "-", "1", "")),
+        "a: k = 3 [%]. b: k = 4 [%].",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["--workdirs= names no runs", "takes two or more"]),
+        (["--workdirs=a"], ["--workdirs=a names 1 run,", "--workdirs=runs/a,runs/b"]),
+        (["--workdirs=a,a/"], ["names a twice; name it once"]),
+        (["--workdirs=a,nowhere"], ["nowhere holds no run (no config.json)", "\\,"]),
+        (["--workdirs=a,gs://b"], ["--workdirs=gs://b", "is an address"]),
+        (["--workdirs=a,b", "--out="], ["--out= must name a file"]),
+        (["--workdirs=a,b", "--out=a"], ["--out=a must name a file"]),
+        (["--workdirs=a,b", "--out=a/config.json/x"], ["--out", "is a file"]),
+        (["--workdirs=a,b", "--workdir=a"], ["leave out --config, --workdir and"]),
+        (["--workdirs=a,b", "--config.knn.k=3"], ["leave out --config, --workdir"]),
+        (["--workdirs=a,b", "--step=2"], ["--step has no effect with --mode=compare"]),
+    ],
+)
+def test_what_cannot_be_compared(arguments, parts, measured_runs, capsys):
+    (measured_runs / "compare.html").unlink(missing_ok=True)
+    with contextlib.chdir(measured_runs):
+        message = refusal(capsys, "--mode=compare", *arguments)
+    assert all(part in message for part in parts), message
+    assert {path.name for path in measured_runs.iterdir()} == {"a", "b"}
+
+
+def test_a_comparison_stands_alone(capsys):
+    for modes in ("compare,knn", "train,compare", "knn,compare"):
+        assert "cannot come after" in refusal(capsys, f"--mode={modes}")
 
 
 # --- what is refused -----------------------------------------------------------------

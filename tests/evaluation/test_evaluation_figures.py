@@ -6,6 +6,7 @@ no two equal limits.
 
 import errno
 import itertools
+import json
 
 import matplotlib
 import numpy as np
@@ -13,16 +14,25 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
+from duet_jax.evaluation.store import plain
 from duet_jax.figures import (
-    build_bars,
+    Confusion,
+    Drawing,
+    Shift,
     build_confusion,
+    build_dots,
     build_embedding,
     build_marginals,
     build_polar,
     build_readout,
     build_shift,
     build_turned,
+    draw,
+    restored,
     style,
+    summarize_marginals,
+    summarize_polar,
+    summarize_readout,
 )
 
 ODD = "_a$b$<c>"  # mathematics, a hidden label and a tag, to those who take it for one
@@ -50,14 +60,39 @@ def in_legend(owner):
     return names(owner.get_legend().get_texts())
 
 
-# Bars
+def confusion(matrix, class_names, **options):
+    return build_confusion({"": Confusion(matrix, class_names)}, **options)
 
 
-def heights(axes):
-    return [bar.get_height() for bar in axes.patches]
+def marginals_of(parameters, marginals, targets, title="", **options):
+    summary = summarize_marginals(parameters, marginals, targets, **options)
+    return build_marginals({"": summary}, title=title)
 
 
-def test_bars_are_means_of_seeds():
+def readout(true, predicted, title="", **options):
+    return build_readout(
+        {"": summarize_readout(true, predicted, **options)}, title=title
+    )
+
+
+def polar(true, predicted, **options):
+    return build_polar({"": summarize_polar(true, predicted)}, **options)
+
+
+def shift(bins, shifts, curves, **options):
+    return build_shift({"": Shift(bins, np.asarray(shifts), curves)}, **options)
+
+
+# Dots
+
+
+def dots(axes):
+    """Heights of the large dots, the means."""
+    large = [line for line in axes.lines if line.get_markersize() == 6]
+    return [line.get_ydata()[0] for line in large if line.get_marker() == "o"]
+
+
+def test_dots_are_means_of_seeds():
     panels = {
         "probe": {
             "duet": {"rot": [50.0, 70.0], "hue": [40.0]},
@@ -65,41 +100,60 @@ def test_bars_are_means_of_seeds():
         },
         ODD: {"duet": {"hue": [-0.5, 0.5, 0.3]}},
     }
-    figure = drawn(build_bars(panels, title=ODD))
+    figure = drawn(build_dots(panels, title=ODD))
     first, second = figure.axes
     assert titles(figure) == ["probe", ODD]
     for axes in figure.axes:
         assert names(axes.get_xticklabels()) == ["rot", "hue"]
-    np.testing.assert_allclose(heights(first), [10, 60, 40])  # simclr, duet, duet
-    np.testing.assert_allclose(heights(second), [0.1])
+    np.testing.assert_allclose(dots(first), [10, 60, 40])  # simclr, duet, duet
+    np.testing.assert_allclose(dots(second), [0.1])
     across = [line for line in first.lines if line.get_linestyle() == "--"]
     assert [line.get_ydata()[0] for line in across] == [25.0]
     legend = names(figure.legends[0].get_texts())
-    assert legend == ["SimCLR", "DUET", "SimCLR without it", "one seed"]
+    assert legend == [
+        "SimCLR",
+        "DUET",
+        "SimCLR without it",
+        "± standard deviation",
+        "one seed",
+    ]
 
 
-def test_bars_show_each_seed_and_the_deviation():
-    figure = drawn(build_bars({"x": {"duet": {"a": [1.0, 2.0, 6.0]}}}))
+def test_dots_show_each_seed_and_the_deviation():
+    figure = drawn(build_dots({"x": {"duet": {"a": [1.0, 2.0, 6.0]}}}))
     (axes,) = figure.axes
-    dots = [line for line in axes.lines if line.get_marker() == "o"]
-    np.testing.assert_allclose(np.sort(dots[0].get_ydata()), [1, 2, 6])
+    rings = [line for line in axes.lines if line.get_markersize() == 3]
+    np.testing.assert_allclose(np.sort(rings[0].get_ydata()), [1, 2, 6])
     (whisker,) = axes.collections
     ((_, low), (_, high)) = whisker.get_segments()[0]
     spread = np.std([1.0, 2.0, 6.0], ddof=1)
     np.testing.assert_allclose([low, high], [3 - spread, 3 + spread])
 
 
-def test_a_method_without_cases_has_one_bar():
-    figure = drawn(build_bars({"x": {"simclr": {"": [40.0]}}}))
+def test_a_method_without_cases_has_one_dot():
+    figure = drawn(build_dots({"x": {"simclr": {"": [40.0]}}}))
     (axes,) = figure.axes
-    np.testing.assert_allclose(heights(axes), [40])
+    np.testing.assert_allclose(dots(axes), [40])
     assert names(axes.get_xticklabels()) == ["(none)"]
-    assert names(figure.legends[0].get_texts()) == ["SimCLR", "one seed"]
+    assert names(figure.legends[0].get_texts()) == ["SimCLR"]
+
+
+@pytest.mark.parametrize(("chance", "line"), [(95.0, True), (10.0, False)])
+def test_the_axis_begins_where_differences_are_seen(chance, line):
+    """A guess far below the values is told in words instead."""
+    cases = {"a": [96.0], "b": [98.0]}
+    figure = drawn(build_dots({"x": {"duet": cases}}, chance={"x": chance}))
+    (axes,) = figure.axes
+    assert axes.get_ylim()[0] > 90
+    dotted = [each.get_ydata()[0] for each in axes.lines if each.get_linestyle() == ":"]
+    assert dotted == ([chance] if line else [])
+    assert written(axes) == ([] if line else ["chance 10, below"])
+    assert names(figure.legends[0].get_texts()) == ["DUET", "chance"]
 
 
 def test_many_cases_fit():
     cases = {f"code-{n}": [float(n)] for n in range(40)}
-    drawn(build_bars({"x": {"other": cases, "duet": cases, "essl": cases}}))
+    drawn(build_dots({"x": {"other": cases, "duet": cases, "essl": cases}}))
 
 
 # Confusion
@@ -107,7 +161,7 @@ def test_many_cases_fit():
 
 def test_rows_of_the_confusion_are_percentages_of_their_class():
     matrix = np.array([[3, 1, 0], [0, 0, 0], [1, 1, 398]])
-    figure = drawn(build_confusion(matrix, ["cat", ODD, "dog"], title=ODD))
+    figure = drawn(confusion(matrix, ["cat", ODD, "dog"], title=ODD))
     axes, bar = figure.axes
     shown = axes.images[0].get_array()
     np.testing.assert_allclose(shown[0], [75, 25, 0])
@@ -127,7 +181,7 @@ def test_rows_of_the_confusion_are_percentages_of_their_class():
 
 
 def test_without_empty_classes_nothing_is_said_of_them():
-    axes = drawn(build_confusion(np.eye(2), ["a", "b"])).axes[0]
+    axes = drawn(confusion(np.eye(2), ["a", "b"])).axes[0]
     assert axes.get_ylabel() == "true class"
 
 
@@ -135,7 +189,7 @@ def test_without_empty_classes_nothing_is_said_of_them():
     ("classes", "named", "numbers"), [(20, 20, True), (21, 21, False), (100, 25, False)]
 )
 def test_many_classes_have_no_numbers_and_few_names(classes, named, numbers):
-    axes = drawn(build_confusion(np.eye(classes), ["a"] * classes)).axes[0]
+    axes = drawn(confusion(np.eye(classes), ["a"] * classes)).axes[0]
     assert len(axes.texts) == (classes if numbers else 0)
     labels = axes.get_yticklabels()
     assert len(labels) == named
@@ -148,7 +202,7 @@ def test_many_classes_have_no_numbers_and_few_names(classes, named, numbers):
 
 
 def test_long_names_are_cut():
-    axes = drawn(build_confusion(np.eye(2), ["x" * 50, "y" * 20])).axes[0]
+    axes = drawn(confusion(np.eye(2), ["x" * 50, "y" * 20])).axes[0]
     assert names(axes.get_xticklabels()) == ["x" * 19 + "…", "y" * 20]
 
 
@@ -157,7 +211,7 @@ def test_more_classes_than_pixels_show_the_largest_share_of_a_block():
     matrix[5] = 0
     matrix[6, 6], matrix[6, 700] = 3, 1
     matrix[[10, 11]] = 0
-    axes = drawn(build_confusion(matrix, ["n"] * 1001)).axes[0]
+    axes = drawn(confusion(matrix, ["n"] * 1001)).axes[0]
     shown = axes.images[0].get_array()
     blocks = -(-1001 // 3)
     assert shown.shape == (blocks, blocks)
@@ -183,7 +237,7 @@ def test_marginals_are_means_by_level_in_the_order_given():
     marginals = np.array([[1.0, 0], [0.5, 0.5], [0, 1], [0.25, 0.75]])
     targets = np.array([[0.0, 1], [1, 0], [1, 0], [0.5, 0.5]])
     options = {"unit": "degrees", "topology": "circle", "levels": (0, 90, 180, 270)}
-    figure = drawn(build_marginals(parameters, marginals, targets, **options))
+    figure = drawn(marginals_of(parameters, marginals, targets, **options))
     predicted, prescribed, distance = figure.axes[:3]
     shown = predicted.images[0].get_array()
     # [bins, levels]; nothing was turned by 270 degrees.
@@ -203,7 +257,7 @@ def test_marginals_are_means_by_level_in_the_order_given():
 def test_marginals_of_a_continuous_parameter_lie_within_its_limits():
     degrees, marginals, targets = circle_case(400)
     options = {"unit": "degrees", "topology": "line", "limits": (-180, 180)}
-    figure = drawn(build_marginals(degrees, marginals, targets, **options))
+    figure = drawn(marginals_of(degrees, marginals, targets, **options))
     predicted, prescribed, distance, bar = figure.axes
     shown = predicted.images[0].get_array()
     assert shown.shape == (8, 15)
@@ -220,14 +274,14 @@ def test_marginals_of_a_continuous_parameter_lie_within_its_limits():
     assert bar.get_ylabel() == "probability"
     assert predicted.get_ylabel() == "bin"
     assert list(distance.get_xticks()) == [-180, -90, 0, 90, 180]
-    assert figure._supxlabel.get_text() == "parameter [degrees]"
+    assert "parameter [degrees]" in names(figure.texts)
 
 
 @pytest.mark.parametrize("n", [1, 2, 30])
 def test_marginals_of_equal_parameters_make_one_stripe(n):
     marginals = np.full((n, 4), 0.25)
     options = {"unit": ODD, "topology": "line"}
-    figure = drawn(build_marginals(np.full(n, 3.0), marginals, marginals, **options))
+    figure = drawn(marginals_of(np.full(n, 3.0), marginals, marginals, **options))
     shown = figure.axes[0].images[0].get_array()
     filled = ~np.ma.getmaskarray(shown)
     assert filled.any(axis=0).sum() == 1
@@ -241,7 +295,7 @@ def test_the_reading_is_a_share_of_its_column():
     true = np.repeat([0.1, 0.9], [30, 10])
     predicted = np.concatenate([np.full(15, 0.1), np.full(15, 0.6), np.full(10, 7.0)])
     options = {"unit": "factor", "topology": "line", "limits": (0, 1)}
-    axes = drawn(build_readout(true, predicted, **options)).axes[0]
+    axes = drawn(readout(true, predicted, **options)).axes[0]
     percent = axes.collections[0].get_array().reshape(8, 8)
     low, high = int(0.1 * 8), int(0.9 * 8)
     assert percent[int(0.1 * 8), low] == percent[int(0.6 * 8), low] == 50
@@ -259,7 +313,7 @@ def test_the_reading_is_a_share_of_its_column():
 def test_angles_wrap_into_the_limits():
     true, predicted = np.full(4, 190.0), np.array([190.0, -170, 550, 170])
     options = {"unit": "degrees", "topology": "circle", "limits": (-180, 180)}
-    axes = drawn(build_readout(true, predicted, **options)).axes[0]
+    axes = drawn(readout(true, predicted, **options)).axes[0]
     percent = axes.collections[0].get_array().reshape(8, 8)
     assert percent[0, 0] == 75
     assert percent[7, 0] == 25
@@ -277,7 +331,7 @@ def test_levels_get_a_column_each():
         "limits": (-0.5, 3.5),
         "levels": (0, 1, 2, 3),
     }
-    axes = drawn(build_readout(true, true, **options)).axes[0]
+    axes = drawn(readout(true, true, **options)).axes[0]
     percent = axes.collections[0].get_array().reshape(8, 4)
     np.testing.assert_array_equal(percent.argmax(axis=0), [1, 3, 5, 7])
     np.testing.assert_array_equal(percent.max(axis=0), 100)
@@ -289,7 +343,7 @@ def test_a_column_of_few_images_does_not_set_the_colours():
     true = np.append(rng.uniform(0, 0.5, 600), 0.99)
     predicted = np.append(rng.uniform(0, 1, 600), 0.99)
     options = {"unit": "factor", "topology": "line", "limits": (0, 1)}
-    mesh = drawn(build_readout(true, predicted, **options)).axes[0].collections[0]
+    mesh = drawn(readout(true, predicted, **options)).axes[0].collections[0]
     assert mesh.get_array().max() == 100
     assert mesh.get_clim()[1] < 40
 
@@ -300,7 +354,7 @@ def test_a_column_of_few_images_does_not_set_the_colours():
 def test_the_error_is_wrapped_and_told_by_sector():
     true = np.deg2rad([170.0, 172, 90, 90, 90, -1])
     read = np.deg2rad([-170.0, -168, 100, 110, 90, 178])
-    figure = drawn(build_polar(true, read))
+    figure = drawn(polar(true, read))
     ring, near, errors = figure.axes
     median = ring.lines[1].get_ydata()
     known = {6: 10, 11: 20, 0: 179}  # sector of 15 degrees -> median error
@@ -323,7 +377,7 @@ def test_the_error_is_wrapped_and_told_by_sector():
 def test_the_band_of_a_sector_holds_four_fifths_of_its_errors():
     """Errors on both sides of half a turn are neighbours, not opposites."""
     true = np.zeros(101)
-    figure = drawn(build_polar(true, np.deg2rad(np.linspace(160, 200, 101))))
+    figure = drawn(polar(true, np.deg2rad(np.linspace(160, 200, 101))))
     bars = figure.axes[0].patches
     # One band, seen at both edges of the ring.
     ends = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for bar in bars)
@@ -333,7 +387,7 @@ def test_the_band_of_a_sector_holds_four_fifths_of_its_errors():
 
 @pytest.mark.parametrize(("size", "limit"), [(0, 30), (29, 30), (31, 60), (100, 180)])
 def test_the_ring_is_as_wide_as_the_errors(size, limit):
-    figure = drawn(build_polar(np.zeros(1), np.deg2rad([size])))
+    figure = drawn(polar(np.zeros(1), np.deg2rad([size])))
     assert figure.axes[0].get_ylim() == (-limit, limit)
 
 
@@ -381,29 +435,24 @@ def test_turned_images_are_pixel_exact(tmp_path):
 # Shifts
 
 
-def test_curves_by_shift_with_and_without_a_band():
-    shifts = np.arange(4)
-    band = np.array([[0.4, 0.5, 0.6, 0.7], [0.3, 0.4, 0.5, 0.6], [0.5, 0.6, 0.7, 0.8]])
-    curves = {"shifted bins": [0.1, 0.1, np.nan, 0.2], ODD: band}
-    figure = drawn(build_shift(shifts, curves, ylabel="relative error", title=ODD))
+def test_shifts_lie_on_a_circle():
+    curves = {"shifted bins": [0.1, np.nan, 0.2], ODD: [0.4, 0.5, 0.6]}
+    figure = drawn(shift(4, [1, 2, 3], curves, title=ODD))
     (axes,) = figure.axes
-    shifted, odd = axes.lines[:2]
-    np.testing.assert_array_equal(shifted.get_ydata(), curves["shifted bins"])
-    np.testing.assert_array_equal(odd.get_ydata(), band[0])
-    np.testing.assert_array_equal(odd.get_xdata(), shifts)
-    (area,) = axes.collections
-    assert area.get_datalim(axes.transData).extents.tolist() == [0, 0.3, 3, 0.8]
+    for line, values in zip(axes.lines, curves.values(), strict=True):
+        np.testing.assert_allclose(line.get_xdata(), [np.pi / 2, np.pi, 3 * np.pi / 2])
+        np.testing.assert_array_equal(line.get_ydata(), values)
+    assert names(axes.get_xticklabels()) == ["no shift", "1", "2", "3"]
+    assert axes.get_theta_offset() == np.pi / 2  # no shift is on top
+    assert axes.get_ylim() == (0, pytest.approx(1.05 * 0.6))
     assert in_legend(axes) == ["shifted bins", ODD]
-    assert axes.get_title(loc="left") == "relative error"
-    looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines[:2]}
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
     assert len(looks) == 2
-    below = axes.get_legend().get_window_extent().y1
-    assert below <= axes.xaxis.label.get_window_extent().y0
-    assert axes.get_legend().get_window_extent().y0 >= 0
+    assert axes.get_legend().get_window_extent().y0 >= style.FOOT
 
 
 def test_one_shift_is_visible():
-    figure = drawn(build_shift([3], {"no shift": [0.5]}, ylabel="cosine"))
+    figure = drawn(shift(8, [3], {"no shift": [0.5]}))
     assert figure.axes[0].lines[0].get_marker() == "o"
 
 
@@ -482,32 +531,155 @@ def test_twenty_classes_look_different_and_more_are_numbered():
     assert "number of the class" in [axes.get_ylabel() for axes in _with_insets(figure)]
 
 
+# Several runs in one picture
+
+
+def readouts():
+    """A sharp and a faint reading of the same angles."""
+    angles = np.linspace(-179, 179, 400)
+    rng = np.random.default_rng(0)
+    return {
+        name: summarize_readout(
+            angles,
+            angles + rng.normal(0, noise, 400),
+            unit="degrees",
+            topology="circle",
+            limits=(-180, 180),
+        )
+        for name, noise in (("sharp", 5), (ODD, 100))
+    }
+
+
+def test_readings_share_one_color_scale():
+    both = readouts()
+    figure = drawn(build_readout(both, title="t"))
+    first, second, *bars = figure.axes
+    assert len(bars) == 1
+    assert titles(figure)[:2] == ["sharp", ODD]
+    tops = [axes.collections[0].get_clim()[1] for axes in (first, second)]
+    assert tops == [both["sharp"].top] * 2
+    alone = drawn(build_readout({"": both[ODD]})).axes[0].collections[0]
+    assert alone.get_clim()[1] == both[ODD].top < both["sharp"].top / 2
+    np.testing.assert_array_equal(alone.get_array(), second.collections[0].get_array())
+
+
+def test_marginals_share_one_color_scale():
+    targets = np.eye(4)[np.arange(40) % 4]
+    flat = np.full((40, 4), 0.25)
+    options = {"unit": "degrees", "topology": "circle"}
+    panels = {
+        name: summarize_marginals(np.arange(40) % 4, marginals, target, **options)
+        for name, marginals, target in (("a", targets, targets), ("b", flat, flat))
+    }
+    figure = drawn(build_marginals(panels))
+    limits = {axes.images[0].get_clim() for axes in figure.axes if axes.images}
+    assert limits == {(0, 1)}
+    assert titles(figure)[::3][:2] == [f"{n}: predicted marginal, mean" for n in "ab"]
+
+
+def test_errors_share_their_axes():
+    angles = np.linspace(0, 6, 200)
+    panels = {
+        "a": summarize_polar(angles, angles),
+        "b": summarize_polar(angles, angles + 1),
+    }
+    figure = drawn(build_polar(panels))
+    ring1, _, errors1, ring2, _, errors2 = figure.axes
+    assert ring1.get_ylim() == ring2.get_ylim() == (-60, 60)  # a radian is 57 degrees
+    assert errors1.get_ylim() == errors2.get_ylim() == (0, 105)
+
+
+def test_shifts_share_their_axis():
+    panels = {
+        name: Shift(4, np.arange(1, 4), {"shifted": [x, x, x]})
+        for name, x in (("a", 0.2), ("b", 2.0))
+    }
+    figure = drawn(build_shift(panels))
+    assert [axes.get_ylim()[1] for axes in figure.axes] == [2.1, 2.1]
+    assert titles(figure) == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", ["readout", "shift", "marginals", "polar"])
+def test_a_drawing_comes_back_from_json(kind, tmp_path):
+    """What is kept of a picture draws the same picture."""
+    angles = np.linspace(-170, 170, 300)
+    rows = np.random.default_rng(0).dirichlet(np.ones(4), (2, 300))
+    axis = {"unit": "degrees", "topology": "circle", "limits": (-180, 200)}
+    summary = {
+        "readout": lambda: readouts()["sharp"],
+        "shift": lambda: Shift(4, np.array([1, 2]), {"a": np.array([0.5, np.nan])}),
+        "marginals": lambda: summarize_marginals(angles, *rows, **axis),
+        "polar": lambda: summarize_polar(np.deg2rad(angles) / 8, np.zeros(300)),
+    }[kind]()
+    stored = json.loads(json.dumps(plain(Drawing(kind, ODD, summary).stored())))
+    assert len(json.dumps(stored)) < 30_000
+    again = restored(stored)
+    assert (again.kind, again.title) == (kind, ODD)
+    pictures = []
+    for each in (Drawing(kind, ODD, summary), again):
+        style.save(tmp_path / "picture.png", draw({"": each}))
+        with Image.open(tmp_path / "picture.png") as picture:
+            pictures.append(np.asarray(picture.convert("RGB"), int))
+    assert np.abs(pictures[0] - pictures[1]).mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {},
+        {"kind": "pie", "title": "", "summary": {}},
+        {"kind": "shift", "title": "", "summary": {"bins": 4}},
+        {"kind": "shift", "title": "", "summary": []},
+    ],
+)
+def test_what_is_no_drawing_is_refused(stored):
+    with pytest.raises(ValueError, match="no drawing"):
+        restored(stored)
+
+
+def test_small_print_is_below_everything(tmp_path):
+    text = style.small_print("duet", "digits", 880, 0)
+    assert text == "duet · digits · step 880 · seed 0"
+    for figure in (
+        readout([0], [1], unit="a", topology="line", limits=(0, 1)),
+        marginals_of(*(np.ones(1), ONE, ONE), unit="a", topology="line"),
+        polar([0.0], [0.0]),
+        shift(8, [1], {"a": [1.0]}),
+        confusion(np.eye(2), ["a", "b"]),
+        build_turned(np.zeros((1, 8, 8, 1)), ONE, ONE, ["a"]),
+    ):
+        style.save(tmp_path / "picture.png", figure, text)
+        figure.draw_without_rendering()
+        print_ = figure.texts[-1]
+        assert print_.get_text() == text
+        lowest = [axes.get_tightbbox().y0 for axes in figure.axes if axes.axison]
+        lowest += [t.get_window_extent().y0 for t in figure.texts[:-1]]
+        assert print_.get_window_extent().y1 <= min(lowest) + 1
+        assert (tmp_path / "picture.svg").read_bytes().startswith(b"<?xml")
+
+
 # All of them
 
 LEVELS = {"unit": "mirrored", "topology": "circle", "levels": (0, 1)}
 ONE = np.ones((1, 1))
 # What an evaluation of next to nothing hands over.
 DEGENERATE = {
-    "one class": lambda: build_confusion([[5]], ["a"]),
-    "no examples": lambda: build_confusion(np.zeros((3, 3)), ["a", "b", "c"]),
-    "one bin": lambda: build_marginals(ONE[0], ONE, ONE, unit="a", topology="line"),
-    "two levels": lambda: build_marginals(
+    "one class": lambda: confusion([[5]], ["a"]),
+    "no examples": lambda: confusion(np.zeros((3, 3)), ["a", "b", "c"]),
+    "one bin": lambda: marginals_of(ONE[0], ONE, ONE, unit="a", topology="line"),
+    "two levels": lambda: marginals_of(
         np.array([0, 1, 1]), *np.full((2, 3, 2), 0.5), **LEVELS
     ),
-    "one level seen": lambda: build_marginals(
+    "one level seen": lambda: marginals_of(
         np.array([1]), *np.full((2, 1, 2), 0.5), **LEVELS
     ),
-    "one reading": lambda: build_readout(
-        [0], [5], unit="a", topology="line", limits=(0, 1)
-    ),
-    "two levels read": lambda: build_readout(
-        [0, 1], [0, 0], limits=(-0.5, 1.5), **LEVELS
-    ),
-    "one angle": lambda: build_polar([0.0], [0.0]),
+    "one reading": lambda: readout([0], [5], unit="a", topology="line", limits=(0, 1)),
+    "two levels read": lambda: readout([0, 1], [0, 0], limits=(-0.5, 1.5), **LEVELS),
+    "one angle": lambda: polar([0.0], [0.0]),
     "one step": lambda: build_turned(np.zeros((1, 1, 1, 1)), ONE, ONE, [ODD]),
     "large images": lambda: build_turned(np.zeros((1, 300, 300, 3)), ONE, ONE, ["a"]),
-    "constant curve": lambda: build_shift([0, 1], {"a": [0.0, 0.0]}, ylabel="b"),
-    "nothing finite": lambda: build_shift([0, 1], {"a": [np.nan] * 2}, ylabel="b"),
+    "constant curve": lambda: shift(8, [1, 2], {"a": [0.0, 0.0]}),
+    "nothing finite": lambda: shift(8, [1, 2], {"a": [np.nan] * 2}),
     "one point": lambda: build_embedding(
         {"PCA": np.zeros((1, 2))},
         classes=[0],
@@ -530,20 +702,20 @@ def test_degenerate_input_is_drawn(tmp_path, case):
 
 
 DRAWN = {
-    "confusion": (build_confusion, ([[5]], ["a"]), {}),
+    "confusion": (confusion, ([[5]], ["a"]), {}),
     "marginals": (
-        build_marginals,
+        marginals_of,
         (ONE[0], ONE, ONE),
         {"unit": "a", "topology": "line"},
     ),
     "readout": (
-        build_readout,
+        readout,
         ([0], [1]),
         {"unit": "a", "topology": "line", "limits": (0, 1)},
     ),
-    "polar": (build_polar, ([0.0], [0.0]), {}),
+    "polar": (polar, ([0.0], [0.0]), {}),
     "turned": (build_turned, (np.zeros((1, 8, 8, 1)), ONE, ONE, ["a"]), {}),
-    "shift": (build_shift, ([0], {"a": [1.0]}), {"ylabel": "b"}),
+    "shift": (shift, (8, [1], {"a": [1.0]}), {}),
     "embedding": (
         build_embedding,
         (points(2),),

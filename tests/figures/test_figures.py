@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from duet_jax.figures import build_curves, build_views, draw_curves, draw_views, style
+from duet_jax.augmentations import Options, make_stack
+from duet_jax.figures import (
+    build_curves,
+    build_overlay,
+    build_views,
+    draw_curves,
+    draw_views,
+    style,
+)
 from duet_jax.figures.canvas import HEADER, MARGIN
 from duet_jax.types import View
 
@@ -71,6 +79,46 @@ def test_every_pixel_is_a_whole_number_of_pixels(tmp_path, side, drawn):
     expected = np.asarray(view.images[0]) + 0.5
     enlarged = expected.repeat(step, axis=0).repeat(step, axis=1)
     np.testing.assert_allclose(cut / 255, enlarged, atol=1 / 255)
+
+
+def test_the_original_comes_first_at_its_own_size():
+    """Images may be larger than the views that are cut from them."""
+    view, rng = make_view(["sca"], n=3, side=16), np.random.default_rng(5)
+    original = rng.uniform(-0.5, 0.5, (3, 24, 24, 3)).astype(np.float32)
+    figure = build_views(view, view, original=original)
+    images = shown_images(figure)
+    assert len(images) == 9
+    for image, expected in zip(images[:3], original, strict=True):
+        np.testing.assert_allclose(image.get_array(), expected + 0.5, atol=1e-6)
+    pixels = [image.axes.get_window_extent().width for image in (images[0], images[3])]
+    np.testing.assert_allclose(pixels, [120, 128])  # five and eight for one
+    assert {"original", "view 1", "view 2"} <= set(texts(figure))
+
+
+def test_parameters_are_in_their_own_units():
+    stack = make_stack(
+        ("sca", "rot", "fli", "gra"),
+        input_side=32,
+        image_size=32,
+        channels=3,
+        options=Options(),
+    )
+    values = {
+        "sca": jnp.array([0.0, 0.5]),
+        "rot": jnp.array([0.25, 0.499]),
+        "fli": jnp.array([0.25, 0.75]),
+        "gra": jnp.array([0.0, 1.0]),
+    }
+    view = View(make_view([], n=2).images, values)
+    figure = build_views(view, view, learned="rot", scales=stack.scales)
+    written = texts(figure)
+    assert {"rot -90°", "rot 0°"} <= set(written)  # not minus zero
+    assert {"sca 1.00  fli 0", "sca 0.52  fli 1", "gra 0", "gra 1"} <= set(written)
+    units = "sca: side of the crop / side of the image · rot: degrees · fli: mirrored"
+    assert " ".join(written).find(units) > 0
+    gauges = [axes for axes in figure.axes if axes.lines]
+    marks = [axes.lines[-1].get_xdata()[0] for axes in gauges]
+    np.testing.assert_allclose(marks, [0.25, 0.499] * 2)
 
 
 def test_every_value_is_written_and_the_learned_one_stands_out():
@@ -141,9 +189,23 @@ ALL_CODES = [
 def test_nothing_written_overlaps_or_leaves_the_picture(n):
     view = make_view(ALL_CODES, n=n, side=28)
     half = View(view.images[:, ::2, ::2], {"blu": np.arange(n)})
-    figure = build_views(
-        view, view, learned="rot", half_size=half, title="duet · cifar10 · sca rot"
+    stack = make_stack(
+        tuple(ALL_CODES),
+        input_side=28,
+        image_size=28,
+        channels=3,
+        options=Options(),
     )
+    figure = build_views(
+        view,
+        view,
+        learned="rot",
+        half_size=half,
+        title="the first views",
+        original=np.asarray(view.images),
+        scales=stack.scales,
+    )
+    style.sign(figure, style.small_print("duet", "cifar10", 0, 0))
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.texts]
     boxes += [image.get_window_extent() for image in shown_images(figure)]
@@ -159,6 +221,10 @@ def test_nothing_written_overlaps_or_leaves_the_picture(n):
 
 
 # Curves
+
+
+# What a test row has of augmented views too.
+AUGMENTED = ("loss", "nt_xent", "online_top1")
 
 
 def make_rows(epochs, per_epoch=1, part="structure_loss", test_every=2):
@@ -177,7 +243,9 @@ def make_rows(epochs, per_epoch=1, part="structure_loss", test_every=2):
         own = {"split": "train", "learning_rate": 4e-4, "images_per_second": 800.0}
         rows.append(row | own)
         if epoch % test_every == 0:
-            rows.append(row | {"split": "test", "loss": row["loss"] + 1})
+            augmented = {f"augmented_{name}": row[name] for name in AUGMENTED}
+            test = row | augmented | {"split": "test", "loss": row["loss"] + 1}
+            rows.append(test | {"augmented_loss": row["loss"] + 0.5})
     return rows
 
 
@@ -190,8 +258,16 @@ def curve(axes, label):
     return line.get_xdata(), line.get_ydata()
 
 
-ACCURACY = "accuracy of the online probe [%]"
-SHARED = ["loss", "NT-Xent", ACCURACY, "learning rate", "images per second"]
+AUGMENTED_TOP1 = "online probe, augmented images [%]"
+PLAIN_TOP1 = "online probe, plain images [%]"
+SHARED = [
+    "loss",
+    "NT-Xent",
+    AUGMENTED_TOP1,
+    PLAIN_TOP1,
+    "learning rate",
+    "images per second",
+]
 
 
 @pytest.mark.parametrize(
@@ -213,24 +289,35 @@ def test_panels_hold_the_rows():
     drawn = panels(build_curves(rows, num_classes=10))
     train = [row for row in rows if row["split"] == "train"]
     test = [row for row in rows if row["split"] == "test"]
-    for panel, name, scale in (
-        ("loss", "loss", 1),
-        ("NT-Xent", "nt_xent", 1),
-        ("structure loss (Jensen-Shannon)", "structure_loss", 1),
-        (ACCURACY, "online_top1", 100),
-        (ACCURACY, "online_top5", 100),
+    for panel, split, name, scale in (
+        ("loss", "train", "loss", 1),
+        ("loss", "test", "augmented_loss", 1),
+        ("NT-Xent", "train", "nt_xent", 1),
+        ("NT-Xent", "test", "augmented_nt_xent", 1),
+        ("structure loss (Jensen-Shannon)", "train", "structure_loss", 1),
+        ("structure loss (Jensen-Shannon)", "test", "structure_loss", 1),
+        (AUGMENTED_TOP1, "train", "online_top1", 100),
+        (AUGMENTED_TOP1, "test", "augmented_online_top1", 100),
+        (PLAIN_TOP1, "test", "online_top1", 100),
+        (PLAIN_TOP1, "test", "online_top5", 100),
     ):
-        for split, of_split in (("train", train), ("test", test)):
-            x, y = curve(drawn[panel], f"{split} {name}")
-            np.testing.assert_allclose(x, [row["epoch"] for row in of_split])
-            np.testing.assert_allclose(y, [scale * row[name] for row in of_split])
+        of_split = train if split == "train" else test
+        x, y = curve(drawn[panel], f"{split} {name}")
+        np.testing.assert_allclose(x, [row["epoch"] for row in of_split])
+        np.testing.assert_allclose(y, [scale * row[name] for row in of_split])
+    # Like with like: no plain test loss beside that of augmented training images.
+    assert {line.get_label() for line in drawn["loss"].lines} == {
+        "train loss",
+        "test augmented_loss",
+    }
     np.testing.assert_allclose(
         curve(drawn["learning rate"], "train learning_rate")[1], 4e-4
     )
     np.testing.assert_allclose(
         curve(drawn["images per second"], "train images_per_second")[1], 800
     )
-    assert curve(drawn[ACCURACY], "chance")[1] == [10, 10]
+    for panel in (AUGMENTED_TOP1, PLAIN_TOP1):
+        assert curve(drawn[panel], "chance")[1] == [10, 10]
     assert {axes.get_xlabel() for axes in drawn.values()} == {"epoch"}
 
 
@@ -241,7 +328,7 @@ def test_colours_tell_splits_and_strokes_tell_accuracies():
         for axes in drawn.values()
         for line in axes.lines
     }
-    blue, orange = style["train loss"][0], style["test loss"][0]
+    blue, orange = style["train loss"][0], style["test augmented_loss"][0]
     assert blue != orange
     for label, (colour, stroke) in style.items():
         assert colour == (blue if label.startswith("train") else orange)
@@ -298,7 +385,7 @@ def test_values_that_are_not_finite_leave_a_gap():
 
 
 def test_a_quantity_that_is_never_finite_has_no_panel():
-    rows = [row | {"loss": None} for row in make_rows(5)]
+    rows = [row | {"loss": None, "augmented_loss": None} for row in make_rows(5)]
     assert "loss" not in panels(build_curves(rows))
 
 
@@ -327,6 +414,33 @@ def test_ten_thousand_rows_are_smoothed_and_still_all_there():
     assert len(drawn["learning rate"].lines) == 1  # known exactly, so not smoothed
 
 
+def test_runs_lie_over_each_other():
+    """A color is a run, a stroke is a split."""
+    runs = {"a": make_rows(6), "b": make_rows(9, part="prediction_loss")}
+    figure = build_overlay(runs, num_classes=10)
+    drawn = panels(figure)
+    assert "structure loss (Jensen-Shannon)" in drawn
+    assert len(drawn["prediction loss"].lines) == 2
+    lines = drawn["loss"].lines
+    looks = [(line.get_label(), line.get_linestyle()) for line in lines]
+    assert looks == [("train loss", "-"), ("test augmented_loss", "--")] * 2
+    first, second = ({line.get_color() for line in lines[i : i + 2]} for i in (0, 2))
+    assert len(first) == len(second) == len(first - second) == 1
+    assert [len(line.get_xdata()) for line in lines] == [6, 3, 9, 4]
+    # The longer run is not cut where the shorter one ends.
+    assert drawn["loss"].get_xlim()[1] >= 9
+    assert drawn[AUGMENTED_TOP1].get_ylim()[1] >= 50
+    (legend,) = figure.legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown == ["a", "b", "train", "test", "chance"]
+
+
+def test_many_rows_of_runs_are_only_their_mean():
+    runs = {name: make_rows(250, test_every=300) for name in "ab"}
+    lines = panels(build_overlay(runs))["loss"].lines
+    assert [line.get_label() for line in lines] == ["train loss, mean"] * 2
+
+
 # Files
 
 
@@ -335,10 +449,15 @@ def test_files_are_whole_and_of_the_right_size(tmp_path):
     draw_views(tmp_path / "new" / "views.png", view, view, title="t")
     draw_curves(tmp_path / "new" / "curves.png", make_rows(6))
     draw_curves(tmp_path / "new" / "curves.png", make_rows(7))
-    assert sorted(os.listdir(tmp_path / "new")) == ["curves.png", "views.png"]
+    assert sorted(os.listdir(tmp_path / "new")) == [
+        "curves.png",
+        "curves.svg",
+        "views.png",
+        "views.svg",
+    ]
     expected = {
-        "views.png": (78 + 8 * (128 + 16), 48 + 2 * (128 + 14 + 20)),
-        "curves.png": (1200, 690),
+        "views.png": (78 + 8 * (128 + 16), 48 + 2 * (128 + 14 + 20) + style.FOOT),
+        "curves.png": (1200, 1000 + style.FOOT),
     }
     for name, size in expected.items():
         with Image.open(tmp_path / "new" / name) as picture:
@@ -359,6 +478,14 @@ def test_a_failure_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         draw_curves(path, make_rows(4))
     assert path.read_bytes() == before
+
+
+def test_the_same_figure_is_the_same_file(tmp_path):
+    for name in "ab":
+        draw_curves(tmp_path / f"{name}.png", make_rows(3), small_print="duet · digits")
+    for suffix in ("png", "svg"):
+        one, other = ((tmp_path / f"{n}.{suffix}").read_bytes() for n in "ab")
+        assert one == other
 
 
 def test_no_window_system_is_touched():

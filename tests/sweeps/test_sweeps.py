@@ -485,6 +485,22 @@ def cell_of(workdir, *arguments, name="r", method="duet"):
     return Trial("x", name, 0, "rot", config, {}, workdir, arguments)
 
 
+@pytest.mark.parametrize(
+    ("classes", "chance"), [((4, 4), 25.0), ((4, 5), None), ((0,), None)]
+)
+def test_chance_is_one_of_the_classes(classes, chance, tmp_path):
+    rows = []
+    for place, number in zip("ab", classes, strict=False):
+        names = tuple(map(str, range(number)))
+        facts = DatasetFacts("x", 8, 1, names, 2, 2)
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "dataset.json").write_text(json.dumps(facts._asdict()))
+        trial = cell_of(tmp_path / place)
+        rows.append(tables.Row([tables.Run(trial, True, {}, FACTS, {})]))
+    titles = ("linear probe [%]", "kNN [%]", "online [%]") if chance else ()
+    assert tables._chance(rows) == dict.fromkeys(titles, chance)
+
+
 FACTS = dict.fromkeys(("data", "epochs", "hardware", "commit"), "known")
 
 

@@ -464,6 +464,48 @@ MUTATIONS: list[Mutation] = [
     ),
     *_rows(
         "evaluation/test_evaluate.py",
+        "evaluation/headlines.py",
+        (
+            "the worst yardstick first",
+            "reverse=self.unit is None",
+            "reverse=self.unit is not None",
+        ),
+        (
+            "the structure beside yardsticks of features",
+            'if k == "chance"}',
+            'if k != "chance"}',
+        ),
+    ),
+    *_rows(
+        "evaluation/test_evaluate.py",
+        "evaluation/compare.py",
+        (
+            "differences of the wrong sign",
+            'f"{float(after) - float(before):+.{digits}f}"',
+            'f"{float(before) - float(after):+.{digits}f}"',
+        ),
+        (
+            "other images are not told",
+            "or not same_images(run.facts.identity, first.identity)",
+            "",
+        ),
+    ),
+    *_rows(
+        "evaluation/test_evaluation_figures.py",
+        "figures/structure.py",
+        (
+            "a color scale for each panel",
+            "mesh = _draw_shares(panel, each, top)",
+            "mesh = _draw_shares(panel, each, each.top)",
+        ),
+        (
+            "shifts the other way round",
+            'axes.set_theta_zero_location("N")',
+            'axes.set_theta_zero_location("S")',
+        ),
+    ),
+    *_rows(
+        "evaluation/test_evaluate.py",
         "evaluation/store.py",
         (
             "infinity in a file",
