@@ -1,4 +1,4 @@
-"""Draws the grids of the README: one picture of several runs, on one scale.
+r"""Draws the grids of the README: one picture of several runs, on one scale.
 
     python benchmarks/readme_figures.py equivariance_rot_readout readout.png \\
         CIFAR-10=runs/cifar10_duet CIFAR-10=runs/cifar10_simclr ... digits=runs/digits

@@ -119,7 +119,7 @@ def _of_code(code: str, found: Mapping[str, Any]) -> Iterator[_Measure]:
     # A result may have been edited.
     record = AUGMENTATIONS.get(code)
     about = f"parameter of {code} ({record.summary})" if record else "parameter"
-    yardsticks = found.get("regression_yardsticks") or {}
+    yardsticks = found.get("yardsticks") or {}
     if "marginal" in found:
         # Of the yardsticks only a guess has no features.
         guess = {k: each for k, each in yardsticks.items() if k == "chance"}
@@ -154,7 +154,7 @@ def _reading(
     """Yields how well a parameter is read, if that is known."""
     if "accuracy" in scores:
         meaning = f"Share of the test images with the right {about}. Larger is better."
-        others = {"chance": scores["chance"], **_scores(yardsticks, "accuracy")}
+        others = _scores(yardsticks, "accuracy")
         yield _Measure(title, meaning, scores["accuracy"], others)
     elif scores["error"] is not None:
         meaning = f"Mean error of the {about}. Smaller is better."

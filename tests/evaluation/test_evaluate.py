@@ -593,14 +593,15 @@ def test_headlines_stand_beside_their_yardsticks():
         "unit": "degrees",
         "marginal": {"mean": {"error": 27.24, "r_squared": 0.6}},
         "regression": {"full": {"error": 31.26, "r_squared": 0.5}},
-        "regression_yardsticks": {
+        "yardsticks": {
             "untrained encoder": {"error": 60.2, "r_squared": 0.2},
             "chance": {"error": 90.0},
         },
     }
     fli = {
         "unit": "mirrored",
-        "regression": {"full": {"accuracy": 0.75, "chance": 0.5}},
+        "regression": {"full": {"accuracy": 0.75}},
+        "yardsticks": {"chance": {"accuracy": 0.5}},
     }
     found = headlines.headlines(
         {
