@@ -1,10 +1,8 @@
 """Results on disk: `eval/<name>.json` of a work directory, and its pictures."""
 
-import importlib.metadata
 import json
 import math
 import pathlib
-import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +12,7 @@ import numpy as np
 from duet_jax.evaluation.result import Result
 from duet_jax.figures.style import save
 from duet_jax.runs import workdir
-from duet_jax.runtime import files
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+from duet_jax.runtime import files, provenance
 
 
 def read(directory: pathlib.Path, stem: str) -> dict[str, Any] | None:
@@ -65,10 +61,7 @@ def write(
             "results": result.values,
             "tables": [table._asdict() for table in result.tables],
             "pictures": [f"{stem}_{name}.png" for name in result.figures],
-            "versions": {
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in _PACKAGES},
-            },
+            "provenance": provenance.describe(),
         }
     )
     with workdir.writing(directory, "--workdir"):

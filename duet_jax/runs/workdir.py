@@ -17,7 +17,7 @@ import ml_collections
 from duet_jax import loggers
 from duet_jax.config import checks, loading
 from duet_jax.errors import UsageError
-from duet_jax.runtime import files
+from duet_jax.runtime import files, provenance
 from duet_jax.types import DatasetFacts, same_images
 
 _log = logging.getLogger(__name__)
@@ -330,7 +330,8 @@ def write_run(
     """Creates the directory and writes `config.json` and `dataset.json`.
 
     Each file is written whole or not at all. If a run has started there, harmless
-    changes of its configuration are added to `changes.jsonl`.
+    changes of its configuration are added to `changes.jsonl`. What starts or continues
+    here, by which code and command, is added to `provenance.jsonl`.
 
     Args:
       config: resolved.
@@ -351,6 +352,8 @@ def write_run(
         ):
             with files.replacing(workdir / name) as partial:
                 partial.write_text(text + "\n", encoding="utf-8")
+        line = json.dumps({"step": step, **provenance.describe()})
+        files.append_line(workdir / "provenance.jsonl", line)
     except OSError as error:
         raise _unusable(workdir, error) from error
 
@@ -363,6 +366,5 @@ def _record_changes(
     if changes:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         line = json.dumps({"step": step, "time": now, "changes": changes})
-        with (workdir / "changes.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        files.append_line(workdir / "changes.jsonl", line)
         _log.info("changed      %s", "; ".join(changes))

@@ -105,8 +105,8 @@ def make_plan(
     mesh.check_batch_size(config.batch_size)
     if config.knn.every and not facts.num_classes:
         raise UsageError(
-            f"config.knn.every={config.knn.every} needs labels, and config.dataset.name="
-            f"{facts.name!r} gives images without; set it to 0."
+            f"config.knn.every={config.knn.every} needs labels, and "
+            f"config.dataset.name={facts.name!r} gives images without; set it to 0."
         )
     method = build.make_method(config, facts)
     settings = config.optimizer

@@ -912,6 +912,7 @@ def test_the_written_configuration(tmp_path):
         pathlib.Path("config.json"),
         pathlib.Path("dataset.json"),
         pathlib.Path("figures"),
+        pathlib.Path("provenance.jsonl"),
     }
     written = json.loads((directory / "config.json").read_text())
     assert written == json.loads(config.to_json())
