@@ -24,7 +24,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from duet_jax.config import checks, loading
+from duet_jax.config import checks, loading, naming
 from duet_jax.errors import (
     InterruptionError,
     TrainingError,
@@ -47,6 +47,8 @@ from duet_jax.runtime.terminal import (
 from duet_jax.training.train import train
 
 _ROOT = pathlib.Path(__file__).parents[1]
+# A --workdir that is named by the configuration.
+_AUTO = "auto"
 _DEFAULT_CONFIG = str(_ROOT / "configs" / "digits_duet_rot.py")
 
 # Modes that take a configuration: name -> function of (resolved config, work directory,
@@ -74,7 +76,9 @@ def _evaluators_with(flag: str) -> tuple[str, ...]:
 FLAGS = {
     "config": Flag((), "Configuration file; default configs/digits_duet_rot.py."),
     "workdir": Flag(
-        (), "Directory of the run; default runs/<name of the configuration file>."
+        (),
+        "Directory of the run; default runs/<name of the configuration file>. auto: "
+        "that name and the fields that are set otherwise, such as runs/smoke-seed1.",
     ),
     "mode": Flag(
         (),
@@ -188,6 +192,8 @@ def read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
     for each in evaluators:
         each.check(**{name: options[name] for name in each.flags if name in options})
     directory = given.get("workdir", f"runs/{loading.stem(path)}")
+    if directory == _AUTO:
+        directory = f"runs/{naming.run_name(loading.stem(path), defaults, config)}"
     command = Command(config, files.local(directory, "--workdir"), modes, options)
     return command, checks.unused(asked, names)
 
@@ -269,9 +275,10 @@ def _config_of_run(given: Mapping[str, str]) -> ml_collections.ConfigDict:
             "which takes the run's own config.json; leave it out and name the "
             "--workdir."
         )
-    if "workdir" not in given:
+    if given.get("workdir", _AUTO) == _AUTO:
         raise UsageError(
-            f"--mode={given['mode']} needs --workdir, the directory of a training."
+            f"--mode={given['mode']} needs --workdir, the directory of a training; "
+            "auto names one only where there is a --config."
         )
     return workdir.load_config(files.local(given["workdir"], "--workdir"))
 

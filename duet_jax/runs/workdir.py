@@ -2,10 +2,12 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import os
 import pathlib
+import shlex
 import socket
 import time
 import unicodedata
@@ -15,7 +17,7 @@ from typing import TextIO
 import ml_collections
 
 from duet_jax import loggers
-from duet_jax.config import checks, loading
+from duet_jax.config import checks, loading, naming
 from duet_jax.errors import UsageError
 from duet_jax.runtime import files, provenance
 from duet_jax.types import DatasetFacts, same_images
@@ -54,12 +56,39 @@ def _check_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None
             f"{workdir} holds checkpoints without their config.json; choose another "
             "--workdir."
         )
-    changed = checks.differences(old, json.loads(config.to_json()))
+    new = json.loads(config.to_json())
+    changed = checks.differences(old, new)
     if changed:
         raise UsageError(
             f"{workdir} holds a run with another configuration ("
-            f"{'; '.join(changed)}); choose another --workdir or repeat its values."
+            f"{'; '.join(changed)}); choose another, such as "
+            f"--workdir={shlex.quote(str(_free(old, new, workdir)))}, or repeat its "
+            "values."
         )
+
+
+def _free(old: dict, new: dict, workdir: pathlib.Path) -> pathlib.Path:
+    """Returns a directory beside `workdir` without another run, named by what differs.
+
+    Args:
+      old: configuration of the run in `workdir`, as read from its config.json.
+      new: likewise, of the run that needs a place.
+      workdir: of the old run.
+    """
+    if workdir.name in ("", ".."):
+        workdir = workdir.resolve()
+    # Fields that the old run did not read have no value there.
+    defaults = dict(checks.fields(json.loads(loading.schema().to_json())))
+    before = defaults | dict(checks.fields(old))
+    name = naming.run_name(workdir.name, before, new)
+    for end in itertools.chain([""], map("-{}".format, itertools.count(2))):
+        place = workdir.parent / f"{name}{end}"
+        if not place.exists():
+            return place
+        with contextlib.suppress(UsageError):  # damaged
+            there = _read_json(place / "config.json")
+            if there and not checks.differences(there, new):
+                return place  # begun before, by the same command
 
 
 def _check_not_lost(workdir: pathlib.Path, config: dict | None) -> None:
