@@ -37,6 +37,7 @@ from duet_jax.evaluation.base import check_labels
 from duet_jax.evaluation.evaluate import evaluate
 from duet_jax.profiling import benchmark
 from duet_jax.runs import workdir
+from duet_jax.runs.history import parse_source
 from duet_jax.runtime import files, processes
 from duet_jax.runtime.terminal import (
     flush_output,
@@ -87,6 +88,11 @@ FLAGS = {
     ),
     "step": Flag(
         EVALUATORS, "Checkpoint to evaluate: a number, newest or best; default newest."
+    ),
+    "init_from": Flag(
+        ("train",),
+        "For train: <workdir>[:<step>] of a run whose weights a new run begins with; "
+        "step as in --step.",
     ),
     "protocol": Flag(
         _evaluators_with("protocol"), "For linear_probe: lbfgs or sgd; default lbfgs."
@@ -193,7 +199,10 @@ def read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
         each.check(**{name: options[name] for name in each.flags if name in options})
     directory = given.get("workdir", f"runs/{loading.stem(path)}")
     if directory == _AUTO:
-        directory = f"runs/{naming.run_name(loading.stem(path), defaults, config)}"
+        source = given.get("init_from")
+        others = {"init_from": parse_source(source).short} if source else {}
+        name = naming.run_name(loading.stem(path), defaults, config, **others)
+        directory = f"runs/{name}"
     command = Command(config, files.local(directory, "--workdir"), modes, options)
     return command, checks.unused(asked, names)
 
