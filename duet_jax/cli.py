@@ -64,10 +64,12 @@ class Flag(NamedTuple):
     Attributes:
       modes: the modes that take it; none for a flag that every command reads.
       meaning: for --help.
+      switch: True if it takes no value.
     """
 
     modes: Collection[str]
     meaning: str
+    switch: bool = False
 
 
 def _evaluators_with(flag: str) -> tuple[str, ...]:
@@ -93,6 +95,11 @@ FLAGS = {
         ("train",),
         "For train: <workdir>[:<step>] of a run whose weights a new run begins with; "
         "step as in --step.",
+    ),
+    "extend": Flag(
+        ("train",),
+        "For train: let a run that was begun with fewer epochs go on to config.epochs.",
+        switch=True,
     ),
     "protocol": Flag(
         _evaluators_with("protocol"), "For linear_probe: lbfgs or sgd; default lbfgs."
@@ -151,13 +158,13 @@ class Command(NamedTuple):
       config: resolved.
       workdir: directory of the run.
       modes: one or more of MODES.
-      options: the other flags that are given, by name.
+      options: the other flags that are given, by name; True for a switch.
     """
 
     config: ml_collections.ConfigDict
     workdir: pathlib.Path
     modes: tuple[str, ...]
-    options: dict[str, str]
+    options: dict[str, Any]
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -213,14 +220,15 @@ def field_of(argument: str) -> str | None:
     return match and match[1]
 
 
-def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Returns the FLAGS that are given, and all other arguments.
 
     The flags decide which configuration the other arguments change.
     """
     values = flags.FlagValues()
     for name, flag in FLAGS.items():
-        flags.DEFINE_string(name, None, flag.meaning, flag_values=values)
+        define = flags.DEFINE_boolean if flag.switch else flags.DEFINE_string
+        define(name, None, flag.meaning, flag_values=values)
     flags.DEFINE_boolean("debug", False, _DEBUG_MEANING, flag_values=values)
     for argument in argv[1:]:
         if _OF_ABSL.match(argument):
@@ -234,7 +242,8 @@ def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     except (flags.Error, ValueError) as error:
         raise _explained(error) from error
     given = {name: values[name].value for name in FLAGS}
-    return {name: each for name, each in given.items() if each is not None}, others
+    # --noextend is as good as nothing.
+    return {k: v for k, v in given.items() if v is not None and v is not False}, others
 
 
 def _modes(names: str) -> tuple[str, ...]:
@@ -254,9 +263,14 @@ def _modes(names: str) -> tuple[str, ...]:
 
 
 def _check_flags(
-    given: Mapping[str, str], options: Mapping[str, str], modes: Sequence[str]
+    given: Mapping[str, Any], options: Mapping[str, Any], modes: Sequence[str]
 ) -> None:
     """Raises a UsageError for a bad path, or for an option that no mode takes."""
+    if "extend" in given and given.get("workdir") == _AUTO:
+        raise UsageError(
+            "--extend with --workdir=auto: the directory would be named after the new "
+            "epochs; name that of the run."
+        )
     if given.get("workdir") == "":
         raise UsageError("--workdir='' must name a directory, or be left out.")
     for name in ("workdir", "out"):

@@ -24,7 +24,7 @@ from duet_jax.probes import knn
 from duet_jax.runs import workdir
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runs.frozen_encoder import FrozenEncoder
-from duet_jax.runs.history import History, parse_source
+from duet_jax.runs.history import Extension, History, parse_source
 from duet_jax.runtime import devices, mesh, processes
 from duet_jax.runtime.signals import Interruption
 from duet_jax.training import health, initial, summary, train_step
@@ -32,7 +32,7 @@ from duet_jax.training.batches import Feed, make_feed, open_dataset
 from duet_jax.training.compiled import compile_functions, initial_shapes, initial_state
 from duet_jax.training.initial import Weights
 from duet_jax.training.loop import Loop
-from duet_jax.training.plan import Plan, check_start, make_plan
+from duet_jax.training.plan import Plan, check_start, make_plan, with_extensions
 from duet_jax.training.recorder import Record, draw_curves
 from duet_jax.types import Dataset, DatasetFacts, TrainState, View
 
@@ -115,10 +115,11 @@ def _continue(
         newest = _newest(saved)
         start = newest or 0
         check_start(plan, start)
+        history = History(weights.origin if weights else None)
+        if start and processes.is_main_process():
+            history = workdir.extended(plan.config, directory, start)
+        plan = with_extensions(plan, _agreed(history.extensions))
         if processes.is_main_process():
-            history = History(weights.origin) if weights else History()
-            if start:
-                history = workdir.extended(plan.config, directory, start)
             workdir.write_run(plan.config, plan.facts, directory, start, history)
         saved.set_aside(newest)
         summary.start_lines(plan, directory, start)
@@ -145,6 +146,18 @@ def _newest(saved: Checkpoints) -> int | None:
     if newest == _REFUSED:
         raise refusal or UsageError("process 0 refuses to continue; it says why.")
     return None if newest == _NONE else newest
+
+
+def _agreed(extensions: tuple[Extension, ...]) -> tuple[Extension, ...]:
+    """Returns the extensions that the first process gives, in every process.
+
+    It alone reads them: it has claimed the directory, and will change the file.
+    """
+    numbers = [number for each in extensions for number in each]
+    count = processes.broadcast(len(numbers))
+    numbers = [processes.broadcast(each) for each in numbers or [0] * count]
+    size = len(Extension._fields)
+    return tuple(Extension(*numbers[i : i + size]) for i in range(0, count, size))
 
 
 def _open_writers(
