@@ -81,25 +81,25 @@ def _check_run(
             "--workdir."
         )
     new = json.loads(config.to_json())
-    # Compared apart: --extend is for nothing else.
     before, epochs = old.get("epochs"), new["epochs"]
+    longer = isinstance(before, int) and epochs > before
+    # Compared apart: --extend is for nothing else.
     others = checks.differences(old, new | {"epochs": before})
     others += _other_source(history, source)
-    longer = isinstance(before, int) and epochs > before
-    if others or (epochs != before and not extend):
-        same = [f"epochs: {before} -> {epochs}"] if epochs != before else []
-        more = "add --extend to train on with more epochs, "
+    if extend and not others:
+        if not longer and not (epochs == before and history.extensions):
+            raise UsageError(
+                f"--extend: config.epochs={epochs} is not more than the {before} of "
+                f"the run in {workdir}; raise it, or leave --extend out."
+            )
+    elif others or epochs != before:
+        changed = [f"epochs: {before} -> {epochs}"] if epochs != before else []
+        more = "" if others or not longer else "add --extend to train on, "
         raise UsageError(
             f"{workdir} holds a run with another configuration ("
-            f"{'; '.join(same + others)}); {more if longer and not others else ''}"
-            "choose another, such as "
+            f"{'; '.join(changed + others)}); {more}choose another, such as "
             f"--workdir={shlex.quote(str(_free(old, new, workdir, source)))}, or "
             "repeat its values."
-        )
-    if extend and not longer and not (epochs == before and history.extensions):
-        raise UsageError(
-            f"--extend: config.epochs={epochs} is not more than the {before} of the "
-            f"run in {workdir}; raise it, or leave --extend out."
         )
 
 

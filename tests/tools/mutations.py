@@ -406,8 +406,8 @@ MUTATIONS: list[Mutation] = [
         "runs/workdir.py",
         (
             "another run is overwritten",
-            '    if changed:\n        raise UsageError(\n            f"{workdir} holds a run with another configuration',
-            '    if False:\n        raise UsageError(\n            f"{workdir} holds a run with another configuration',
+            "    elif others or epochs != before:",
+            "    elif False:",
         ),
         ("two may train at once", "fcntl.lockf(file, kind | fcntl.LOCK_NB)", "pass"),
     ),
@@ -421,13 +421,13 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "epochs change unasked",
-            "if others or (epochs != before and not extend):",
-            "if others:",
+            "elif others or epochs != before:",
+            "elif others:",
         ),
         (
             "other first weights are taken",
-            "    others += _other_source(history, source)\n    longer",
-            "    longer",
+            "    others += _other_source(history, source)\n",
+            "",
         ),
     ),
     *_rows(

@@ -23,6 +23,7 @@ from duet_jax.training import compiled, loop, plan, train
 def settings(tmp_path_factory):
     return functools.partial(
         tiny.config,
+        method="simclr",
         warmup_epochs=0,
         tensorboard=False,
         dataset__cache_dir=str(tmp_path_factory.mktemp("data")),
