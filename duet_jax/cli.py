@@ -29,7 +29,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 import duet_jax
-from duet_jax.config import checks, loading
+from duet_jax.config import checks, loading, naming
 from duet_jax.errors import (
     InterruptionError,
     TrainingError,
@@ -43,6 +43,7 @@ from duet_jax.evaluation.compare import compare
 from duet_jax.evaluation.evaluate import evaluate
 from duet_jax.profiling import benchmark
 from duet_jax.runs import workdir
+from duet_jax.runs.history import parse_source
 from duet_jax.runtime import files, processes
 from duet_jax.runtime.terminal import (
     flush_output,
@@ -55,6 +56,8 @@ from duet_jax.training.train import train
 _log = logging.getLogger(__name__)
 
 _ROOT = pathlib.Path(__file__).parents[1]
+# A --workdir that is named by the configuration.
+_AUTO = "auto"
 _DEFAULT_CONFIG = str(_ROOT / "configs" / "digits_duet_rot.py")
 
 # Modes that take a configuration: name -> function of (resolved config, work directory,
@@ -76,10 +79,12 @@ class Flag(NamedTuple):
     Attributes:
       modes: the modes that take it; none for a flag that every command reads.
       meaning: for --help.
+      switch: True if it takes no value.
     """
 
     modes: Collection[str]
     meaning: str
+    switch: bool = False
 
 
 def _evaluators_with(flag: str) -> tuple[str, ...]:
@@ -92,7 +97,9 @@ FLAGS = {
         "Configuration file, or the name of one in configs/; default digits_duet_rot.",
     ),
     "workdir": Flag(
-        (), "Directory of the run; default runs/<name of the configuration file>."
+        (),
+        "Directory of the run; default runs/<name of the configuration file>. auto: "
+        "that name and the fields that are set otherwise, such as runs/smoke-seed1.",
     ),
     "mode": Flag(
         (),
@@ -101,6 +108,16 @@ FLAGS = {
     ),
     "step": Flag(
         EVALUATORS, "Checkpoint to evaluate: a number, newest or best; default newest."
+    ),
+    "init_from": Flag(
+        ("train",),
+        "For train: <workdir>[:<step>] of a run whose weights a new run begins with; "
+        "step as in --step.",
+    ),
+    "extend": Flag(
+        ("train",),
+        "For train: let a run that was begun with fewer epochs go on to config.epochs.",
+        switch=True,
     ),
     "protocol": Flag(
         _evaluators_with("protocol"), "For linear_probe: lbfgs or sgd; default lbfgs."
@@ -167,13 +184,13 @@ class Command(NamedTuple):
       config: resolved.
       workdir: directory of the run.
       modes: one or more of MODES.
-      options: the other flags that are given, by name.
+      options: the other flags that are given, by name; True for a switch.
     """
 
     config: ml_collections.ConfigDict
     workdir: pathlib.Path
     modes: tuple[str, ...]
-    options: dict[str, str]
+    options: dict[str, Any]
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -219,6 +236,11 @@ def read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
     for each in evaluators:
         each.check(**{name: options[name] for name in each.flags if name in options})
     directory = given.get("workdir", f"runs/{loading.stem(path)}")
+    if directory == _AUTO:
+        source = given.get("init_from")
+        others = {"init_from": parse_source(source).short} if source else {}
+        name = naming.run_name(loading.stem(path), defaults, config, **others)
+        directory = f"runs/{name}"
     command = Command(config, files.local(directory, "--workdir"), modes, options)
     return command, checks.unused(asked, names)
 
@@ -229,14 +251,15 @@ def field_of(argument: str) -> str | None:
     return match and match[1]
 
 
-def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Returns the FLAGS that are given, and all other arguments.
 
     The flags decide which configuration the other arguments change.
     """
     values = flags.FlagValues()
     for name, flag in FLAGS.items():
-        flags.DEFINE_string(name, None, flag.meaning, flag_values=values)
+        define = flags.DEFINE_boolean if flag.switch else flags.DEFINE_string
+        define(name, None, flag.meaning, flag_values=values)
     flags.DEFINE_boolean("debug", False, _DEBUG_MEANING, flag_values=values)
     for argument in argv[1:]:
         if _OF_ABSL.match(argument):
@@ -250,7 +273,8 @@ def _parse_flags(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     except (flags.Error, ValueError) as error:
         raise _explained(error) from error
     given = {name: values[name].value for name in FLAGS}
-    return {name: each for name, each in given.items() if each is not None}, others
+    # --noextend is as good as nothing.
+    return {k: v for k, v in given.items() if v is not None and v is not False}, others
 
 
 def _modes(names: str) -> tuple[str, ...]:
@@ -270,9 +294,14 @@ def _modes(names: str) -> tuple[str, ...]:
 
 
 def _check_flags(
-    given: Mapping[str, str], options: Mapping[str, str], modes: Sequence[str]
+    given: Mapping[str, Any], options: Mapping[str, Any], modes: Sequence[str]
 ) -> None:
     """Raises a UsageError for a bad path, or for an option that no mode takes."""
+    if "extend" in given and given.get("workdir") == _AUTO:
+        raise UsageError(
+            "--extend with --workdir=auto: the directory would be named after the new "
+            "epochs; name that of the run."
+        )
     if given.get("workdir") == "":
         raise UsageError("--workdir='' must name a directory, or be left out.")
     for name in ("workdir", "out"):
@@ -300,9 +329,10 @@ def _config_of_run(given: Mapping[str, str]) -> ml_collections.ConfigDict:
             "which takes the run's own config.json; leave it out and name the "
             "--workdir."
         )
-    if "workdir" not in given:
+    if given.get("workdir", _AUTO) == _AUTO:
         raise UsageError(
-            f"--mode={given['mode']} needs --workdir, the directory of a training."
+            f"--mode={given['mode']} needs --workdir, the directory of a training; "
+            "auto names one only where there is a --config."
         )
     return workdir.load_config(files.local(given["workdir"], "--workdir"))
 

@@ -8,7 +8,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -428,22 +428,41 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
       old: a resolved configuration, as read from `config.json`.
       new: likewise, of this run.
     """
-    changed = _changed(old, new)
-    return [text for name, text in changed.items() if name not in CHANGEABLE]
+    changed = _changed(old, new).items()
+    return [_told(name, *values) for name, values in changed if name not in CHANGEABLE]
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Lists the other fields that differ; see `differences`."""
-    changed = _changed(old, new)
-    return [text for name, text in changed.items() if name in CHANGEABLE]
+    changed = _changed(old, new).items()
+    return [_told(name, *values) for name, values in changed if name in CHANGEABLE]
 
 
-def _changed(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+def altered(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the new values of the fields that alter a run, differ, and are in `new`.
+
+    Args:
+      old: as `fields` takes it.
+      new: likewise; without the fields that a run does not read, if it is one.
+    """
+    there = {name for name, _ in fields(new)} - CHANGEABLE
+    changed = _changed(old, new).items()
+    return {name: after for name, (_, after) in changed if name in there}
+
+
+def _told(name: str, before: Any, after: Any) -> str:
+    return f"{name}: {before} -> {after}"
+
+
+def _changed(
+    old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Returns the values of the fields that differ, before and after."""
     after = dict(fields(new))
     earlier = {name: value for name, value in _BEFORE.items() if name in after}
     before = earlier | dict(fields(old))
     return {
-        name: f"{name}: {before.get(name)} -> {after.get(name)}"
+        name: (before.get(name), after.get(name))
         for name in before | after
         if before.get(name) != after.get(name)
     }

@@ -1,10 +1,8 @@
 """Results on disk: `eval/<name>.json` of a work directory, and its pictures."""
 
-import importlib.metadata
 import json
 import math
 import pathlib
-import platform
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +13,7 @@ from duet_jax.evaluation.result import Result
 from duet_jax.figures import Drawing
 from duet_jax.figures.style import remove, save, small_print
 from duet_jax.runs import workdir
-from duet_jax.runtime import files
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+from duet_jax.runtime import files, provenance
 
 
 def read(directory: pathlib.Path, stem: str) -> dict[str, Any] | None:
@@ -72,10 +68,7 @@ def write(
                 for name, drawn in result.figures.items()
                 if isinstance(drawn, Drawing)
             },
-            "versions": {
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in _PACKAGES},
-            },
+            "provenance": provenance.describe(),
         }
     )
     with workdir.writing(directory, "--workdir"):

@@ -431,6 +431,25 @@ class Checkpoints:
                     raise
                 self._gone.add(found)
 
+    def shapes(self, step: int) -> dict[tuple[str, ...], tuple[int, ...]]:
+        """Returns the shape of every parameter and running statistic by its path.
+
+        Args:
+          step: of an existing checkpoint.
+
+        Raises:
+          UsageError: it is damaged, or deleted meanwhile.
+        """
+        with self._reading(step, item="model"):
+            return self._shapes(step)
+
+    def _shapes(self, step: int) -> dict[tuple[str, ...], tuple[int, ...]]:
+        with self._orbax(step):
+            saved = ocp.PyTreeCheckpointHandler().metadata(
+                self._place / str(step) / "model"
+            )
+        return shapes(saved.tree)
+
     @contextlib.contextmanager
     def _reading(self, step: int, item: str | None = None) -> Iterator[None]:
         """Checks all files, or those of an item, and that they stay while it is read.
@@ -488,15 +507,11 @@ class Checkpoints:
 
     def _check_arrays(self, like: dict, step: int) -> None:
         """Raises a UsageError unless the networks in `like` are those of `step`."""
-        with self._orbax(step):
-            saved = ocp.PyTreeCheckpointHandler().metadata(
-                self._place / str(step) / "model"
-            )
-        wanted = _shapes(like)
+        wanted = shapes(like)
         parts = {name[:2] for name in wanted}
         found = {
             name: shape
-            for name, shape in _shapes(saved.tree).items()
+            for name, shape in self._shapes(step).items()
             if name[:2] in parts
         }
         for name in sorted({**wanted, **found}):
@@ -553,7 +568,7 @@ def _items(state: TrainState) -> tuple[dict, dict]:
     return model, fields
 
 
-def _shapes(tree) -> dict[tuple[str, ...], tuple[int, ...]]:
+def shapes(tree: dict) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Returns the shape of every array by its path in nested dicts."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {

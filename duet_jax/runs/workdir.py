@@ -2,10 +2,12 @@
 
 import contextlib
 import fcntl
+import itertools
 import json
 import logging
 import os
 import pathlib
+import shlex
 import socket
 import time
 import unicodedata
@@ -15,51 +17,130 @@ from typing import TextIO
 import ml_collections
 
 from duet_jax import loggers
-from duet_jax.config import checks, loading
+from duet_jax.config import checks, loading, naming
 from duet_jax.errors import UsageError
-from duet_jax.runtime import files
+from duet_jax.runs.history import Extension, History, Source
+from duet_jax.runtime import files, provenance
 from duet_jax.types import DatasetFacts, same_images
 
 _log = logging.getLogger(__name__)
 
 # Locked by the process that trains in the directory, and names that process.
 _LOCK = ".lock"
+_NOTHING = History()
 # What every config.json contains, whatever the method.
 _SECTIONS = ("method", "dataset", "augmentation", "encoder", "projector", "batch_size")
 
 
-def check(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def check(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    source: Source | None = None,
+    extend: bool = False,
+) -> None:
     """Raises a UsageError if `workdir` cannot be used for a training.
 
     That is if it holds another run, if another process trains there, or if it cannot be
     written. Changes nothing: a run that is refused later leaves no trace.
+
+    Args:
+      config: resolved.
+      workdir: of the run.
+      source: of the first weights; None if they are drawn.
+      extend: True if the run may have been begun with fewer epochs.
     """
     try:
         _check_place(workdir)
         _check_free(workdir)
-        _check_run(config, workdir)
+        _check_run(config, workdir, source, extend)
     except OSError as error:
         raise _unusable(workdir, error) from error
 
 
-def _check_run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+def _check_run(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    source: Source | None,
+    extend: bool,
+) -> None:
     """Raises a UsageError if `workdir` holds another run, or the remains of one."""
-    old = _read_json(workdir / "config.json")
-    if not _steps(workdir):
+    old, history = _read_config(workdir)
+    if not steps(workdir):
         _check_not_lost(workdir, old)
     if not is_started(workdir):
+        if extend:
+            raise UsageError(
+                f"--extend: {workdir} holds no run that has saved anything; leave it "
+                "out, or name the --workdir of one."
+            )
         return  # a run that never saved anything, say for lack of memory
     if old is None:
         raise UsageError(
             f"{workdir} holds checkpoints without their config.json; choose another "
             "--workdir."
         )
-    changed = checks.differences(old, json.loads(config.to_json()))
-    if changed:
+    new = json.loads(config.to_json())
+    before, epochs = old.get("epochs"), new["epochs"]
+    longer = isinstance(before, int) and epochs > before
+    # Compared apart: --extend is for nothing else.
+    others = checks.differences(old, new | {"epochs": before})
+    others += _other_source(history, source)
+    if extend and not others:
+        if not longer and not (epochs == before and history.extensions):
+            raise UsageError(
+                f"--extend: config.epochs={epochs} is not more than the {before} of "
+                f"the run in {workdir}; raise it, or leave --extend out."
+            )
+    elif others or epochs != before:
+        changed = [f"epochs: {before} -> {epochs}"] if epochs != before else []
+        more = "" if others or not longer else "add --extend to train on, "
         raise UsageError(
             f"{workdir} holds a run with another configuration ("
-            f"{'; '.join(changed)}); choose another --workdir or repeat its values."
+            f"{'; '.join(changed + others)}); {more}choose another, such as "
+            f"--workdir={shlex.quote(str(_free(old, new, workdir, source)))}, or "
+            "repeat its values."
         )
+
+
+def _other_source(history: History, source: Source | None) -> list[str]:
+    """Lists the difference between where weights came from and are to come from."""
+    origin = history.origin
+    if source is None and origin is None:
+        return []
+    if source and origin and origin.is_of(source):
+        return []
+    was = f"{origin.run}:{origin.asked}, step {origin.step}" if origin else None
+    return [f"init_from: {was} -> {source}"]
+
+
+def _free(
+    old: dict, new: dict, workdir: pathlib.Path, source: Source | None
+) -> pathlib.Path:
+    """Returns a directory beside `workdir` without another run, named by what differs.
+
+    Args:
+      old: configuration of the run in `workdir`, as read from its config.json.
+      new: likewise, of the run that needs a place.
+      workdir: of the old run.
+      source: of the first weights of the new run.
+    """
+    if workdir.name in ("", ".."):
+        workdir = workdir.resolve()
+    # Fields that the old run did not read have no value there.
+    defaults = dict(checks.fields(json.loads(loading.schema().to_json())))
+    before = defaults | dict(checks.fields(old))
+    others = {"init_from": source.short} if source else {}
+    name = naming.run_name(workdir.name, before, new, **others)
+    for end in itertools.chain([""], map("-{}".format, itertools.count(2))):
+        place = workdir.parent / f"{name}{end}"
+        if not place.exists():
+            return place
+        with contextlib.suppress(UsageError):  # damaged
+            there, history = _read_config(place)
+            others = _other_source(history, source)
+            if there and not checks.differences(there, new) and not others:
+                return place  # begun before, by the same command
 
 
 def _check_not_lost(workdir: pathlib.Path, config: dict | None) -> None:
@@ -86,20 +167,32 @@ def _check_not_lost(workdir: pathlib.Path, config: dict | None) -> None:
 
 def is_started(workdir: pathlib.Path) -> bool:
     """Returns whether a run in `workdir` has ever saved anything, damaged or not."""
-    return bool(_steps(workdir)) or any((workdir / "checkpoints").glob("damaged-*"))
+    return bool(steps(workdir)) or any((workdir / "checkpoints").glob("damaged-*"))
 
 
-def _steps(workdir: pathlib.Path) -> list[pathlib.Path]:
+def steps(workdir: pathlib.Path) -> list[pathlib.Path]:
     """Returns the checkpoints of a run, without unfinished ones."""
     found = (workdir / "checkpoints").glob("[0-9]*")
     return [path for path in found if path.name.isdecimal()]
 
 
 @contextlib.contextmanager
-def claimed(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Iterator[None]:
+def claimed(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    source: Source | None = None,
+    extend: bool = False,
+) -> Iterator[None]:
     """Keeps other trainings out of `workdir`, which is created if necessary.
 
     The system releases the lock when the process ends, however it ends.
+
+    Args:
+      config: resolved.
+      workdir: of the run.
+      source: as in `check`.
+      extend: likewise.
 
     Raises:
       UsageError: another process trains there, or has trained something else there
@@ -110,7 +203,7 @@ def claimed(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Iterato
             workdir.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context((workdir / _LOCK).open("a+"))
             _lock(workdir, file)
-            _check_run(config, workdir)
+            _check_run(config, workdir, source, extend)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
@@ -227,7 +320,7 @@ def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       UsageError: there is no run, or its config.json is damaged.
     """
-    config = _read_json(workdir / "config.json")
+    config, _ = _read_config(workdir)
     if config is None:
         raise UsageError(
             f"--workdir={workdir} holds no run (no config.json); name the --workdir of "
@@ -243,6 +336,39 @@ def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
         raise _damaged(workdir / "config.json", error) from error
     except UsageError as error:
         raise UsageError(f"{workdir}: {error}") from error
+
+
+def extended(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, step: int
+) -> History:
+    """Returns the history of the run in `workdir`, which continues from `step`.
+
+    If `config` has more epochs than the run had so far, that is its last extension.
+
+    Raises:
+      UsageError: config.json is damaged.
+    """
+    old, history = _read_config(workdir)
+    before = old["epochs"]
+    if config.epochs == before:
+        return history
+    longer = Extension(step, before, config.epochs)
+    return history._replace(extensions=(*history.extensions, longer))
+
+
+def _read_config(workdir: pathlib.Path) -> tuple[dict | None, History]:
+    """Returns the fields in config.json, None without one, and the run's history."""
+    path = workdir / "config.json"
+    config = _read_json(path)
+    if config is None:
+        return None, History()
+    try:
+        history = History.from_json(config.pop("history", {}))
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if history.extensions and history.extensions[-1].after != config.get("epochs"):
+        raise _damaged(path, "its epochs are not those of its last extension")
+    return config, history
 
 
 def load_facts(workdir: pathlib.Path) -> DatasetFacts:
@@ -326,17 +452,20 @@ def write_run(
     facts: DatasetFacts,
     workdir: pathlib.Path,
     step: int = 0,
+    history: History = _NOTHING,
 ) -> None:
     """Creates the directory and writes `config.json` and `dataset.json`.
 
     Each file is written whole or not at all. If a run has started there, harmless
-    changes of its configuration are added to `changes.jsonl`.
+    changes of its configuration are added to `changes.jsonl`. What starts or continues
+    here, by which code and command, is added to `provenance.jsonl`.
 
     Args:
       config: resolved.
       facts: of the training's images.
       workdir: of the run.
       step: from which the run continues.
+      history: of the run.
 
     Raises:
       UsageError: the directory or a file cannot be written.
@@ -345,12 +474,18 @@ def write_run(
         if is_started(workdir):
             _record_changes(config, workdir, step)
         (workdir / "figures").mkdir(parents=True, exist_ok=True)
-        for name, text in (
-            ("config.json", config.to_json(indent=2)),
-            ("dataset.json", json.dumps(facts._asdict(), indent=2)),
+        record = json.loads(config.to_json())
+        if history != _NOTHING:
+            record["history"] = history.as_json()
+        for name, content in (
+            ("config.json", record),
+            ("dataset.json", facts._asdict()),
         ):
             with files.replacing(workdir / name) as partial:
+                text = json.dumps(content, indent=2)
                 partial.write_text(text + "\n", encoding="utf-8")
+        line = json.dumps({"step": step, **provenance.describe()})
+        files.append_line(workdir / "provenance.jsonl", line)
     except OSError as error:
         raise _unusable(workdir, error) from error
 
@@ -358,11 +493,11 @@ def write_run(
 def _record_changes(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, step: int
 ) -> None:
-    old, new = _read_json(workdir / "config.json"), json.loads(config.to_json())
-    changes = checks.changes(old, new)
+    old, new = _read_config(workdir)[0], json.loads(config.to_json())
+    # The only one that alters the run is an extension; see `check`.
+    changes = [*checks.differences(old, new), *checks.changes(old, new)]
     if changes:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         line = json.dumps({"step": step, "time": now, "changes": changes})
-        with (workdir / "changes.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        files.append_line(workdir / "changes.jsonl", line)
         _log.info("changed      %s", "; ".join(changes))

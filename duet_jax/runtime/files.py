@@ -1,4 +1,4 @@
-"""Local paths and atomic writes.
+"""Local paths, atomic writes and added lines.
 
 A file is first written under a temporary name in the same directory, which no other
 process uses, and then renamed. Unfinished files are removed when the process is asked
@@ -103,6 +103,18 @@ def _partial(path: pathlib.Path, suffix: str) -> Iterator[pathlib.Path]:
     finally:
         _remove(partial)
         _unfinished.discard(partial)
+
+
+def append_line(path: str | os.PathLike, line: str) -> None:
+    """Adds a line to a file, which is made if it is missing, and syncs it to disk.
+
+    What a full disk has left of a line before stays a line of its own.
+    """
+    with open(path, "ab+") as file:
+        torn = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        file.write((b"\n" if torn else b"") + line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def remove_unfinished() -> None:

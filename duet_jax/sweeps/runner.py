@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from duet_jax.runtime import provenance
 from duet_jax.runtime.terminal import printable
 from duet_jax.sweeps.trial import Trial
 
@@ -59,13 +60,14 @@ def run(trial: Trial, claim: int, stop: Stop, look: Callable[[float], None]) -> 
     """
     began = time.monotonic()
     record = trial.record()
+    commits = [*record.get("commits", []), str(provenance.commit())]
     trial.directory.mkdir(parents=True, exist_ok=True)
     trial.write(
         status=None,
         error="",
         # A sweep that was killed has not recorded the seconds of its run.
         lost=record.get("lost", False) or record.get("status", 0) is None,
-        commits=[*dict.fromkeys([*record.get("commits", []), commit()])],
+        commits=[*dict.fromkeys(commits)],
     )
     status = _run(trial, claim, stop, look)
     error = _last_line(trial.log, status) if status and not stop.signal else ""
@@ -103,17 +105,6 @@ def _last_line(log: pathlib.Path, status: int) -> str:
     said = [line for line in lines if line.strip()]
     last = printable(said[-1]) if said else f"status {status}; see {log}"
     return last.removeprefix("error: ")
-
-
-def commit() -> str:
-    """Returns the git commit, with a + if files have changed; "" if unknown."""
-    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty=+"]
-    command.append("--exclude=*")  # the commit, and not a tag
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
 
 
 def unfinished(trials: Sequence[Trial]) -> list[Trial]:

@@ -1,6 +1,6 @@
 """The optimizer and its learning rate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import optax
@@ -48,25 +48,57 @@ def learning_rate(
     warmup_epochs: int,
     steps_per_epoch: int,
     schedule: str = "epoch",
+    extensions: Sequence[tuple[int, int]] = (),
 ) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
+    A run that is extended has no second warm-up: a new cosine falls from the rate of
+    the last update before, to 0 at the new end. A run that is extended in its warm-up,
+    which does not depend on the epochs, has the schedule of the longer run.
+
     Args:
       base: the rate at the end of the warm-up.
-      epochs: epochs of the whole run.
+      epochs: epochs of the whole run; of one that is extended, those it was begun with.
       warmup_epochs: epochs of linear warm-up.
       steps_per_epoch: updates in an epoch.
       schedule: "epoch" keeps the rate constant within an epoch, as the reference does;
         "step" follows the same curve at every step.
+      extensions: the steps at which a run was extended, above 0, and the epochs of the
+        whole run since then; in the order in which that was done.
     """
     epoch_at = lookup(SCHEDULES, schedule, "config.optimizer.schedule")
 
-    def rate(step: Array) -> Array:
-        return base * warmup_cosine(
-            epoch_at(step, steps_per_epoch), epochs, warmup_epochs
+    def plain(epochs: int) -> optax.Schedule:
+        return lambda step: (
+            base * warmup_cosine(epoch_at(step, steps_per_epoch), epochs, warmup_epochs)
         )
 
+    def extended(before: optax.Schedule, begin: int, epochs: int) -> optax.Schedule:
+        # As a number: nested, the functions of many extensions would multiply.
+        highest = float(before(jnp.asarray(begin - 1, jnp.int32)))
+        first = epoch_at(begin, steps_per_epoch)
+
+        def rate(step: Array) -> Array:
+            epoch = epoch_at(step, steps_per_epoch) - first
+            falling = highest * warmup_cosine(epoch, epochs - first, 0)
+            return jnp.where(step < begin, before(step), falling)
+
+        return rate
+
+    rate = plain(epochs)
+    for begin, longer in extensions:
+        if in_warmup(begin, warmup_epochs, steps_per_epoch, schedule):
+            rate = plain(longer)
+        else:
+            rate = extended(rate, begin, longer)
     return rate
+
+
+def in_warmup(
+    step: int, warmup_epochs: int, steps_per_epoch: int, schedule: str
+) -> bool:
+    """Returns whether the rates of all updates before `step` are of the warm-up."""
+    return SCHEDULES[schedule](step, steps_per_epoch) <= warmup_epochs
 
 
 def adamw(

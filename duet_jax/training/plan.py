@@ -11,6 +11,7 @@ from flax import nnx
 from duet_jax.config import build
 from duet_jax.errors import UsageError
 from duet_jax.methods import Method
+from duet_jax.runs.history import Extension
 from duet_jax.runtime import mesh
 from duet_jax.training import optim, train_step
 from duet_jax.types import DatasetFacts
@@ -38,6 +39,7 @@ class Plan(NamedTuple):
       steps_per_epoch: updates in an epoch.
       steps_per_call: updates in a compiled call; divides steps_per_epoch.
       unroll: write the updates of a call out instead of looping.
+      extensions: of the run, in the order in which they were made.
     """
 
     config: ml_collections.ConfigDict
@@ -52,6 +54,7 @@ class Plan(NamedTuple):
     steps_per_epoch: int
     steps_per_call: int
     unroll: bool
+    extensions: tuple[Extension, ...] = ()
 
     @property
     def seed(self) -> int:
@@ -109,15 +112,8 @@ def make_plan(
             f"config.dataset.name={facts.name!r} gives images without; set it to 0."
         )
     method = build.make_method(config, facts)
-    settings = config.optimizer
     steps_per_epoch = _steps_per_epoch(config, facts.num_train)
-    rate = optim.learning_rate(
-        settings.learning_rate,
-        epochs=config.epochs,
-        warmup_epochs=config.warmup_epochs,
-        steps_per_epoch=steps_per_epoch,
-        schedule=settings.schedule,
-    )
+    rate, optimizer = _make_optimizer(config, steps_per_epoch)
     return Plan(
         config=config,
         facts=facts,
@@ -125,19 +121,46 @@ def make_plan(
         mesh=mesh.make_mesh(),
         method=method,
         graphdef=train_step.graph_definition(method),
-        optimizer=optim.adamw(
-            rate,
-            b1=settings.b1,
-            b2=settings.b2,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-        ),
+        optimizer=optimizer,
         rate=rate,
         test_batch_size=_test_batch_size(config.batch_size, facts.num_test),
         steps_per_epoch=steps_per_epoch,
         steps_per_call=_steps_per_call(config, facts, steps_per_epoch, streamed),
         unroll=jax.default_backend() == "cpu",
     )
+
+
+def with_extensions(plan: Plan, extensions: tuple[Extension, ...]) -> Plan:
+    """Returns the plan of a run that has been extended; the plan itself for none."""
+    if not extensions:
+        return plan
+    rate, optimizer = _make_optimizer(plan.config, plan.steps_per_epoch, extensions)
+    return plan._replace(rate=rate, optimizer=optimizer, extensions=extensions)
+
+
+def _make_optimizer(
+    config: ml_collections.ConfigDict,
+    steps_per_epoch: int,
+    extensions: tuple[Extension, ...] = (),
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Returns the learning rate and the optimizer that follows it."""
+    settings = config.optimizer
+    rate = optim.learning_rate(
+        settings.learning_rate,
+        epochs=extensions[0].before if extensions else config.epochs,
+        warmup_epochs=config.warmup_epochs,
+        steps_per_epoch=steps_per_epoch,
+        schedule=settings.schedule,
+        extensions=[(each.step, each.after) for each in extensions],
+    )
+    optimizer = optim.adamw(
+        rate,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+    return rate, optimizer
 
 
 def _steps_per_call(

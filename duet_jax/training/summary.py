@@ -11,9 +11,13 @@ from duet_jax import loggers
 from duet_jax.methods.networks import split
 from duet_jax.runs.checkpoints import BEST, Checkpoints
 from duet_jax.runtime import devices
+from duet_jax.training import optim
 from duet_jax.training.plan import Plan
 
 _log = logging.getLogger(__name__)
+
+# Share of the full learning rate with which an extension changes little.
+_LITTLE = 0.01
 
 
 def start_lines(plan: Plan, workdir: pathlib.Path, start: int) -> None:
@@ -39,6 +43,8 @@ def start_lines(plan: Plan, workdir: pathlib.Path, start: int) -> None:
         config.optimizer.learning_rate,
         config.warmup_epochs,
     )
+    if plan.extensions:
+        _describe_extension(plan)
     if config.warmup_epochs >= config.epochs:
         _log.warning(
             "the warm-up is the whole run: the learning rate is at most %.2g, not "
@@ -53,6 +59,34 @@ def start_lines(plan: Plan, workdir: pathlib.Path, start: int) -> None:
         _log.info("finished at step %d already; nothing to train", start)
     elif start:
         _log.info("continuing   from the checkpoint of step %d", start)
+
+
+def _describe_extension(plan: Plan) -> None:
+    """Logs the schedule of a run that was extended, since the last time."""
+    step, before, after = plan.extensions[-1]
+    settings, warmup = plan.config.optimizer, plan.config.warmup_epochs
+    begun = f"extended at step {step} from {before} to {after} epochs"
+    if optim.in_warmup(step, warmup, plan.steps_per_epoch, settings.schedule):
+        _log.info("schedule     %s: in the warm-up, so that of the longer run", begun)
+        return
+    rate = float(plan.rate(step))
+    _log.info(
+        "schedule     %s: a cosine from a learning rate of %.2g to 0 at step %d, "
+        "without a second warm-up",
+        begun,
+        rate,
+        plan.total_steps,
+    )
+    share = rate / settings.learning_rate
+    if share < _LITTLE:
+        _log.warning(
+            "at the extension the learning rate had fallen to %.2g %% of "
+            "config.optimizer.learning_rate=%g: little will change; a new run of %d "
+            "epochs has a whole schedule",
+            100 * share,
+            settings.learning_rate,
+            after,
+        )
 
 
 def _describe_method(plan: Plan) -> str:

@@ -25,13 +25,15 @@ from duet_jax.probes import knn
 from duet_jax.runs import workdir
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runs.frozen_encoder import FrozenEncoder
+from duet_jax.runs.history import Extension, History, parse_source
 from duet_jax.runtime import devices, mesh, processes
 from duet_jax.runtime.signals import Interruption
-from duet_jax.training import health, summary, train_step
+from duet_jax.training import health, initial, summary, train_step
 from duet_jax.training.batches import Feed, make_feed, open_dataset
 from duet_jax.training.compiled import compile_functions, initial_shapes, initial_state
+from duet_jax.training.initial import Weights
 from duet_jax.training.loop import Loop
-from duet_jax.training.plan import Plan, check_start, make_plan
+from duet_jax.training.plan import Plan, check_start, make_plan, with_extensions
 from duet_jax.training.recorder import Record, draw_curves
 from duet_jax.types import Dataset, DatasetFacts, TrainState, View
 
@@ -46,6 +48,8 @@ def train(
     directory: pathlib.Path,
     *,
     accept: Callable[[DatasetFacts], None] = lambda facts: None,
+    init_from: str | None = None,
+    extend: bool = False,
     **cluster: str,
 ) -> None:
     """Trains, or continues to train, in `directory`.
@@ -56,6 +60,10 @@ def train(
         figures/ and tensorboard/. If it holds checkpoints of the same configuration,
         the run continues from the newest intact one.
       accept: raises a UsageError for images that what follows cannot take.
+      init_from: the checkpoint that a new run takes its first weights from; see
+        `history.parse_source`. A run that continues must have begun with it.
+      extend: True to let a run that was begun with fewer epochs go on to
+        `config.epochs`; see `optim.learning_rate`.
       **cluster: which process of which job this is; see `processes.start`.
 
     Raises:
@@ -63,7 +71,12 @@ def train(
       TrainingError: the loss is no longer finite, or nothing can be saved.
       InterruptionError: by SIGTERM or SIGINT, after the run was saved.
     """
-    workdir.check(config, directory)
+    source = None if init_from is None else parse_source(init_from)
+    asked = {"source": source, "extend": extend}
+    workdir.check(config, directory, **asked)
+    begins = source is not None and not workdir.steps(directory)
+    if begins:
+        initial.check(source)
     loggers.check_wandb(config.wandb.project, config.wandb.mode)
     devices.select(config.device)
     processes.start(**cluster)
@@ -75,12 +88,13 @@ def train(
         accept(dataset.facts)
         workdir.check_dataset(dataset.facts, directory)
         plan = make_plan(config, dataset.facts, streamed=dataset.streamed)
+        weights = initial.load(source, plan) if begins else None
         claim = contextlib.nullcontext()
         if processes.is_main_process():  # for all of them
-            claim = workdir.claimed(config, directory)
+            claim = workdir.claimed(config, directory, **asked)
         try:
             with claim:
-                _continue(plan, directory, dataset, interruption)
+                _continue(plan, directory, dataset, interruption, weights)
         except InterruptionError:
             processes.shutdown()
             raise
@@ -94,6 +108,7 @@ def _continue(
     directory: pathlib.Path,
     dataset: Dataset | StreamedDataset,
     interruption: Interruption,
+    weights: Weights | None,
 ) -> None:
     """Trains from the newest intact checkpoint to the end."""
     keep = plan.config.checkpoint.keep
@@ -101,15 +116,21 @@ def _continue(
         newest = _newest(saved)
         start = newest or 0
         check_start(plan, start)
+        history = History(weights.origin if weights else None)
+        if start and processes.is_main_process():
+            history = workdir.extended(plan.config, directory, start)
+        plan = with_extensions(plan, _agreed(history.extensions))
         if processes.is_main_process():
-            workdir.write_run(plan.config, plan.facts, directory, start)
+            workdir.write_run(plan.config, plan.facts, directory, start, history)
         saved.set_aside(newest)
         summary.start_lines(plan, directory, start)
+        if weights:
+            _log.info("weights      %s", weights)
         if start >= plan.total_steps:
             draw_curves(directory, plan, loggers.Writers([]), start)
             return
         with contextlib.closing(_open_writers(plan, directory, newest)) as writers:
-            _run(plan, directory, dataset, saved, writers, start, interruption)
+            _run(plan, directory, dataset, saved, writers, start, interruption, weights)
             draw_curves(directory, plan, writers, plan.total_steps)
 
 
@@ -126,6 +147,18 @@ def _newest(saved: Checkpoints) -> int | None:
     if newest == _REFUSED:
         raise refusal or UsageError("process 0 refuses to continue; it says why.")
     return None if newest == _NONE else newest
+
+
+def _agreed(extensions: tuple[Extension, ...]) -> tuple[Extension, ...]:
+    """Returns the extensions that the first process gives, in every process.
+
+    It alone reads them: it has claimed the directory, and will change the file.
+    """
+    numbers = [number for each in extensions for number in each]
+    count = processes.broadcast(len(numbers))
+    numbers = [processes.broadcast(each) for each in numbers or [0] * count]
+    size = len(Extension._fields)
+    return tuple(Extension(*numbers[i : i + size]) for i in range(0, count, size))
 
 
 def _open_writers(
@@ -152,6 +185,7 @@ def _run(
     writers: loggers.Writers,
     start: int,
     interruption: Interruption,
+    weights: Weights | None,
 ) -> None:
     """Compiles, then trains from step `start` to the end."""
     feed = make_feed(plan, dataset)
@@ -159,6 +193,8 @@ def _run(
         state = checkpoints.restore(initial_shapes(plan), start)
     else:
         state = initial_state(plan)
+        if weights:
+            state = weights.put_into(state)
         _show_views(plan, directory, feed, writers)
     _log.info("compiling ...")
     clock = time.monotonic()

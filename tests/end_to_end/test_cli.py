@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import sys
 from unittest import mock
 
@@ -627,6 +628,58 @@ def test_the_work_directory(arguments, expected):
     assert cli.parse(["main.py", *arguments])[1] == pathlib.Path(expected)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "smoke"),
+        (["--config.seed=1"], "smoke-seed1"),
+        (
+            ["--config.optimizer.learning_rate=1e-3", "--config.seed=1"],
+            "smoke-seed1-learning_rate0.001",
+        ),
+        # As in the file, and fields that do not alter the run.
+        (["--config.epochs=2", "--config.knn.k=3", "--config.dataset.path=x"], "smoke"),
+        (["--config.dataset.name=mnist"], "smoke-dataset_name_mnist"),
+        (["--config.augmentation.stack=rot"], "smoke-stack_rot"),
+        (["--config.augmentation.crop_area=0.5,1"], "smoke-crop_area0.5_1.0"),
+        (["--config.dataset.center_crop"], "smoke-center_crop_true"),
+        (
+            ["--config.method=essl", "--config.essl.hidden=64"],
+            "smoke-method_essl-essl_hidden64",
+        ),
+        (["--config.projector.hidden=64"], "smoke-projector_hidden64"),
+        # The range of a warm-up has a - of its own.
+        (["--config.optimizer.weight_decay=1e-5"], "smoke-weight_decay1e-05"),
+    ],
+)
+def test_a_work_directory_by_what_differs(arguments, expected):
+    command = cli.parse(["main.py", SMOKE, "--workdir=auto", *arguments])
+    assert command.workdir == pathlib.Path("runs", expected)
+
+
+def test_a_work_directory_has_a_short_and_safe_name(tmp_path):
+    file = tmp_path / "my smoke.py"
+    file.write_text(pathlib.Path(SMOKE[9:]).read_text())
+    many = [
+        f"--config.{name}=0.25"
+        for name in (
+            "augmentation.rotation_degrees",
+            "augmentation.grey_probability",
+            "augmentation.blur_probability",
+            "temperature",
+        )
+    ]
+    names = {}
+    for fields in ([], many, [*many, "--config.seed=1"], many[::-1]):
+        arguments = ["main.py", f"--config={file}", "--workdir=auto", *fields]
+        names[*fields] = cli.parse(arguments).workdir.name
+    plain, long, other, same = names.values()
+    assert re.fullmatch(r"my_smoke-[0-9a-f]{8}", plain)
+    assert re.fullmatch(r"my_smoke-temperature0\.25-[\w.-]+-[0-9a-f]{8}", long)
+    assert len(long) == len(other) == 80
+    assert other != long == same
+
+
 def test_only_what_is_asked_for_changes():
     plain = dict(checks.fields(cli.parse(["main.py", SMOKE])[0]))
     changes = ["--config.epochs=5", "--config.duet.num_bins=4"]
@@ -822,7 +875,8 @@ def test_another_run_is_left_alone(arguments, parts, old_run, capsys):
     before = snapshot(old_run)
     message = refusal(capsys, SMOKE, *arguments, f"--workdir={old_run}")
     assert message.startswith(f"{old_run} holds a run with another configuration (")
-    assert "choose another --workdir or repeat its values" in message
+    assert f"choose another, such as --workdir={old_run}-" in message
+    assert message.endswith(", or repeat its values.")
     assert [part for part in parts if part not in message] == [], message
     assert snapshot(old_run) == before
 
@@ -920,6 +974,7 @@ def test_the_written_configuration(tmp_path):
         pathlib.Path("config.json"),
         pathlib.Path("dataset.json"),
         pathlib.Path("figures"),
+        pathlib.Path("provenance.jsonl"),
     }
     written = json.loads((directory / "config.json").read_text())
     assert written == json.loads(config.to_json())

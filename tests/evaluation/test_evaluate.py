@@ -121,7 +121,7 @@ def test_every_mode_of_every_method(method, mode, trained, capsys, tmp_path):
     assert found["step"] == 4
     assert found["method"] == method
     assert found["dataset"]["name"] == "digits"
-    assert found["versions"]["jax"] == jax.__version__
+    assert found["provenance"]["versions"]["jax"] == jax.__version__
     assert found["seconds"]["total"] > 0
     printed = capsys.readouterr().out
     for table in found["tables"]:

@@ -1,6 +1,8 @@
 """Whose a directory is, and what may be changed in it."""
 
 import json
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -112,6 +114,51 @@ def test_a_change_that_alters_the_run_is_refused(tmp_path, changes, words):
         workdir.check(tiny.config(**changes), tmp_path)
     assert [word for word in words if word not in str(refused.value)] == []
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"seed": 1}, "run-seed1"),
+        ({"epochs": 9, "temperature": 0.2}, "run-epochs9-temperature0.2"),
+        # What only one of the two reads: told if it is not the default.
+        ({"method": "simclr"}, "run-method_simclr"),
+        (
+            {"method": "essl", "essl__hidden": 2048, "essl__prediction_weight": 1.0},
+            "run-method_essl-prediction_weight1.0",
+        ),
+        ({"duet__target": "gaussian", "duet__sigma": 0.3}, "run-sigma0.3-target_gau"),
+    ],
+)
+def test_a_free_directory_is_offered(tmp_path, changes, name):
+    started(tmp_path / "run", tiny.config())
+    with pytest.raises(UsageError) as refused:
+        workdir.check(tiny.config(**changes), tmp_path / "run")
+    offered = f"choose another, such as --workdir={tmp_path / name}"
+    assert offered in str(refused.value)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_directory_that_is_offered_has_no_other_run(tmp_path, monkeypatch):
+    def offered():
+        with pytest.raises(UsageError) as refused:
+            workdir.check(tiny.config(seed=1), place)
+        return re.search(r"--workdir=(.*), or repeat", str(refused.value))[1]
+
+    monkeypatch.chdir(tmp_path)
+    place = pathlib.Path("a b")
+    started(place, tiny.config())
+    first = offered()
+    assert re.fullmatch(r"a_b-seed1-[0-9a-f]{8}", first)
+    started(pathlib.Path(first), tiny.config(seed=1))
+    assert offered() == first  # begun there by the same command
+    (pathlib.Path(first) / "config.json").write_text("{")
+    assert offered() == f"{first}-2"
+    pathlib.Path(f"{first}-2").mkdir()  # by somebody else
+    assert offered() == f"{first}-3"
+    monkeypatch.chdir(place)
+    place = pathlib.Path()
+    assert offered() == str(tmp_path / f"{first}-3")
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert names(tmp_path) == ["results.json"]
 
 
+def test_a_line_is_added_after_what_a_full_disk_left(tmp_path):
+    path = tmp_path / "starts.jsonl"
+    files.append_line(path, "first")
+    files.append_line(path, "second")
+    assert path.read_bytes() == b"first\nsecond\n"
+    path.write_bytes(b"first\nsec")
+    files.append_line(path, "thi\u0155d")
+    assert path.read_text(encoding="utf-8") == "first\nsec\nthi\u0155d\n"
+
+
 def test_several_write_at_once_and_the_last_wins(tmp_path):
     """In one process and in several: none takes another's unfinished file."""
     path = tmp_path / "results.json"

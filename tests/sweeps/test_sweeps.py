@@ -19,9 +19,9 @@ from forked import FORKS, Process
 from duet_jax import cli
 from duet_jax.config import loading
 from duet_jax.loggers import read_rows
-from duet_jax.runtime import devices
+from duet_jax.runtime import devices, provenance
 from duet_jax.sweeps import cli as sweep_cli
-from duet_jax.sweeps import runner, tables
+from duet_jax.sweeps import tables
 from duet_jax.sweeps.trial import Trial
 from duet_jax.types import DatasetFacts
 
@@ -186,7 +186,7 @@ def test_the_tables_hold_what_was_measured(swept):
     assert float(row["seconds"]) > 1
     assert table["simclr"]["seconds_complete"] == "True"
     assert re.fullmatch(r"cpu, \d+ cores?", row["hardware"])
-    assert row["commit"] == runner.commit()
+    assert row["commit"] == str(provenance.commit())
     assert (row["experiment"], row["scale"]) == ("figure4", "tiny")
     assert table["duet-hue"]["seeds"] == "0"
     assert table["duet-hue"]["linear_probe_mean"] == ""

@@ -309,6 +309,17 @@ MUTATIONS: list[Mutation] = [
         ),
         ("no floor", "_WARMUP_FLOOR = 1e-3", "_WARMUP_FLOOR = 0.0"),
         ("weight decay forgotten", "eps=eps, weight_decay=weight_decay", "eps=eps"),
+        (
+            "an extension begins at 0",
+            "before(jnp.asarray(begin - 1",
+            "before(jnp.asarray(0",
+        ),
+        ("a second warm-up", "epochs - first, 0)", "epochs - first, warmup_epochs)"),
+        (
+            "an extension changes the past",
+            "jnp.where(step < begin, ",
+            "jnp.where(False, ",
+        ),
     ),
     *_rows(
         "training/test_nonfinite.py",
@@ -395,10 +406,49 @@ MUTATIONS: list[Mutation] = [
         "runs/workdir.py",
         (
             "another run is overwritten",
-            '    if changed:\n        raise UsageError(\n            f"{workdir} holds a run with another configuration',
-            '    if False:\n        raise UsageError(\n            f"{workdir} holds a run with another configuration',
+            "    elif others or epochs != before:",
+            "    elif False:",
         ),
         ("two may train at once", "fcntl.lockf(file, kind | fcntl.LOCK_NB)", "pass"),
+    ),
+    *_rows(
+        "training/test_extension.py training/test_initial.py",
+        "runs/workdir.py",
+        (
+            "an extension is forgotten",
+            "extensions=(*history.extensions, longer)",
+            "extensions=(longer,)",
+        ),
+        (
+            "epochs change unasked",
+            "elif others or epochs != before:",
+            "elif others:",
+        ),
+        (
+            "other first weights are taken",
+            "    others += _other_source(history, source)\n",
+            "",
+        ),
+    ),
+    *_rows(
+        "training/test_initial.py",
+        "training/initial.py",
+        (
+            "heads are drawn",
+            "params=state.params | self.params,",
+            'params=state.params | {"encoder": self.params["encoder"]},',
+        ),
+        (
+            "statistics are left out",
+            "batch_stats=state.batch_stats | self.batch_stats,",
+            "batch_stats=state.batch_stats,",
+        ),
+    ),
+    *_rows(
+        "runtime/test_provenance.py",
+        "runtime/provenance.py",
+        ("changed files are clean", 'line.startswith("# ")', "line"),
+        ("secrets are kept", 'argument = f"{found[1]}=..."', "pass"),
     ),
     *_rows(
         "end_to_end/test_identity.py runs/test_workdir.py",

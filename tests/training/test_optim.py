@@ -52,3 +52,47 @@ def test_unknown_schedule():
         optim.learning_rate(
             1.0, epochs=1, warmup_epochs=0, steps_per_epoch=1, schedule="steps"
         )
+
+
+def cosine(done):
+    return (1 + np.cos(np.pi * done)) / 2
+
+
+# Four epochs of two steps, one of them warm-up, extended to eight.
+RUN = {"epochs": 4, "warmup_epochs": 1, "steps_per_epoch": 2}
+
+
+@pytest.mark.parametrize("schedule", ["epoch", "step"])
+@pytest.mark.parametrize("begin", [4, 5, 8])
+def test_an_extension_falls_from_the_last_rate_to_the_new_end(schedule, begin):
+    before = rates(8, **RUN, schedule=schedule)
+    values = rates(17, **RUN, schedule=schedule, extensions=[(begin, 8)])
+    np.testing.assert_array_equal(values[:begin], before[:begin])
+    steps = np.arange(begin, 17)
+    epochs = steps // 2 if schedule == "epoch" else steps / 2
+    first = begin // 2 if schedule == "epoch" else begin / 2
+    expected = before[begin - 1] * cosine((epochs - first) / (8 - first))
+    np.testing.assert_allclose(values[begin:], expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(values[begin], before[begin - 1], rtol=1e-6)
+    assert before[begin - 1] > 0
+    np.testing.assert_allclose(values[16], 0, atol=1e-7)
+
+
+def test_extensions_in_a_row():
+    once = rates(10, **RUN, extensions=[(6, 8)])
+    twice = rates(24, **RUN, extensions=[(6, 8), (10, 12)])
+    np.testing.assert_array_equal(twice[:10], once)
+    expected = once[9] * cosine((np.arange(10, 24) // 2 - 5) / 7)
+    np.testing.assert_allclose(twice[10:], expected, rtol=1e-5)
+    # From an older checkpoint, where newer ones were damaged.
+    back = rates(24, **RUN, extensions=[(6, 8), (4, 12)])
+    np.testing.assert_array_equal(back, rates(24, **RUN, extensions=[(4, 12)]))
+
+
+@pytest.mark.parametrize("schedule", ["epoch", "step"])
+@pytest.mark.parametrize("begin", [1, 3, 4])
+def test_an_extension_in_the_warm_up_is_the_longer_schedule(schedule, begin):
+    """Whose cosine begins with the end of the warm-up, after step 4."""
+    common = {"warmup_epochs": 2, "steps_per_epoch": 2, "schedule": schedule}
+    values = rates(16, epochs=3, extensions=[(begin, 8)], **common)
+    np.testing.assert_array_equal(values, rates(16, epochs=8, **common))

@@ -145,7 +145,9 @@ def test_a_finished_run_is_left_alone(finished, settings, caplog):
 
 def test_another_configuration_is_refused(finished, settings):
     before = (finished / "config.json").read_bytes()
-    with pytest.raises(UsageError, match=r"seed: 0 -> 1.*another --workdir"):
+    with pytest.raises(
+        UsageError, match=r"seed: 0 -> 1.*another, such as --workdir=\S+-seed1, or"
+    ):
         train.train(settings(seed=1), finished)
     assert (finished / "config.json").read_bytes() == before
 

@@ -1,0 +1,110 @@
+"""The first weights of a run, taken from a checkpoint of another one."""
+
+from typing import NamedTuple
+
+from duet_jax.errors import UsageError
+from duet_jax.runs import workdir
+from duet_jax.runs.checkpoints import Checkpoints, shapes
+from duet_jax.runs.frozen_encoder import FrozenEncoder
+from duet_jax.runs.history import Origin, Source
+from duet_jax.runtime import processes
+from duet_jax.training.compiled import initial_shapes
+from duet_jax.training.plan import Plan
+from duet_jax.types import TrainState
+
+
+class Weights(NamedTuple):
+    """Networks of another run.
+
+    Attributes:
+      origin: where they are from.
+      params: by name of the network.
+      batch_stats: likewise; without the networks that have none.
+      anew: names of the networks of this run that are not among them.
+    """
+
+    origin: Origin
+    params: dict
+    batch_stats: dict
+    anew: tuple[str, ...]
+
+    def put_into(self, state: TrainState) -> TrainState:
+        """Returns a first state with these weights in the place of its own."""
+        return state._replace(
+            params=state.params | self.params,
+            batch_stats=state.batch_stats | self.batch_stats,
+        )
+
+    def __str__(self) -> str:
+        """Says which networks are taken, from where, and which are not."""
+        rest = f"; {', '.join(self.anew)} initialized anew" if self.anew else ""
+        place = f"step {self.origin.step} of {self.origin.run}"
+        return f"{', '.join(self.params)} of {place}{rest}"
+
+
+def check(source: Source) -> None:
+    """Raises a UsageError if `source` is no run that has saved anything."""
+    if not workdir.steps(source.run):
+        raise UsageError(
+            f"--init_from={source}: {source.run} holds no checkpoint; name the "
+            "--workdir of a training."
+        )
+
+
+def load(source: Source, plan: Plan) -> Weights:
+    """Restores the networks of `source` whose arrays have the shapes of the plan's.
+
+    Raises:
+      UsageError: there is no such checkpoint, it is damaged, or its encoder does not
+        fit.
+    """
+    state = initial_shapes(plan)
+    like = {"params": state.params, "batch_stats": state.batch_stats}
+    try:
+        with Checkpoints(source.run / "checkpoints", create=False) as saved:
+            # Of a run that is still training, all processes must take the same.
+            step = processes.broadcast(saved.find(source.step))
+            found = saved.shapes(step)
+            fitting = _fitting(shapes(like), found, source)
+            parts = (
+                {name: part[name] for name in fitting if name in part}
+                for part in like.values()
+            )
+            _, params, batch_stats = saved.restore_model(*parts, step)
+    except UsageError as error:
+        raise UsageError(f"--init_from={source}: {error}") from error
+    encoder = FrozenEncoder(plan.method, batch_size=plan.batch_size)
+    encoder.use(params["encoder"], batch_stats["encoder"])
+    return Weights(
+        Origin(str(source.run), source.step, step, encoder.fingerprint()),
+        params,
+        batch_stats,
+        tuple(name for name in state.params if name not in fitting),
+    )
+
+
+def _fitting(wanted: dict, found: dict, source: Source) -> list[str]:
+    """Returns the networks whose arrays all have the same shapes in both.
+
+    Args:
+      wanted: shapes by path: params or batch_stats, the network, and so on.
+      found: likewise, in the checkpoint.
+      source: of the checkpoint.
+
+    Raises:
+      UsageError: the encoder is not among them.
+    """
+    networks = dict.fromkeys(path[1] for path in wanted)
+    differing = {
+        path[1]: path
+        for path in sorted({**found, **wanted}, reverse=True)
+        if wanted.get(path) != found.get(path)
+    }
+    if path := differing.get("encoder"):
+        raise UsageError(
+            f"its encoder is another than config.encoder asks for "
+            f"({'.'.join(path)} is {found.get(path, 'missing')} there and "
+            f"{wanted.get(path, 'missing')} here); repeat the fields of config.encoder "
+            f"and the channels of {source.run}, or leave --init_from out."
+        )
+    return [name for name in networks if name not in differing]

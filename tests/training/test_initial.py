@@ -1,0 +1,194 @@
+"""Runs that begin with the weights of another one."""
+
+import functools
+import json
+import logging
+import shutil
+
+import jax
+import numpy as np
+import program
+import pytest
+import tiny
+
+from duet_jax import cli
+from duet_jax.errors import UsageError
+from duet_jax.runs import trained_run, workdir
+from duet_jax.runs.checkpoints import Checkpoints
+from duet_jax.runs.history import parse_source
+from duet_jax.training import compiled, initial, loop, plan, train
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    return functools.partial(
+        tiny.config,
+        steps_per_epoch=1,
+        tensorboard=False,
+        dataset__cache_dir=str(tmp_path_factory.mktemp("data")),
+    )
+
+
+@pytest.fixture(scope="module")
+def original(settings, tmp_path_factory):
+    """A run of DUET over two steps, both of them saved."""
+    directory = tmp_path_factory.mktemp("runs") / "original"
+    train.train(settings(), directory)
+    return directory
+
+
+def planned(config):
+    return plan.make_plan(config, tiny.digits(config).facts)
+
+
+def saved_state(directory, config, step):
+    with Checkpoints(directory / "checkpoints", create=False) as saved:
+        return saved.restore(compiled.initial_shapes(planned(config)), step)
+
+
+def first_states(monkeypatch):
+    """Collects the states with which trainings begin, as they are on the host."""
+    states = []
+    run = loop.Loop.run
+
+    def kept(self, state, start):
+        states.append(jax.device_get(state))
+        run(self, state, start)
+
+    monkeypatch.setattr(loop.Loop, "run", kept)
+    return states
+
+
+def equal(one, other):
+    same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one, other)
+    return all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize(("asked", "step"), [("", 2), (":newest", 2), (":1", 1)])
+def test_all_networks_of_the_same_method(
+    original, settings, tmp_path, monkeypatch, asked, step
+):
+    states = first_states(monkeypatch)
+    config = settings(seed=1, epochs=1)
+    train.train(config, tmp_path / "run", init_from=f"{original}{asked}")
+    before = saved_state(original, settings(), step)
+    (first,) = states
+    assert equal(first.params, before.params)
+    assert equal(first.batch_stats, before.batch_stats)
+    # Neither step nor moments come along.
+    drawn = compiled.initial_state(planned(config))
+    assert int(first.step) == 0
+    assert equal(first.opt_state, drawn.opt_state)
+    assert not equal(first.params, drawn.params)
+    history = json.loads((tmp_path / "run" / "config.json").read_text())["history"]
+    weights = trained_run.load_run(original, step).fingerprint
+    assert history == {
+        "init_from": {
+            "run": str(original),
+            "asked": asked.removeprefix(":") or "newest",
+            "step": step,
+            "weights": weights,
+        }
+    }
+    workdir.load_config(tmp_path / "run")  # by which it is evaluated
+
+
+def test_the_best_checkpoint(original, settings):
+    with Checkpoints(original / "checkpoints", create=False) as saved:
+        best = saved.best().step
+    weights = initial.load(parse_source(f"{original}:best"), planned(settings()))
+    assert weights.origin.step == best
+
+
+def test_heads_that_do_not_fit_are_told_and_drawn(
+    original, settings, tmp_path, monkeypatch, caplog
+):
+    """SimCLR's projector reads the features, DUET's the content."""
+    states = first_states(monkeypatch)
+    config = settings(method="simclr", epochs=1)
+    with caplog.at_level(logging.INFO, "duet_jax"):
+        train.train(config, tmp_path / "run", init_from=str(original))
+    told = f"encoder, online_probe of step 2 of {original}; projector initialized anew"
+    assert f"weights      {told}" in caplog.messages
+    (first,) = states
+    drawn = compiled.initial_state(planned(config))
+    before = saved_state(original, settings(), 2)
+    for name, source in (
+        ("encoder", before),
+        ("online_probe", before),
+        ("projector", drawn),
+    ):
+        assert equal(first.params[name], source.params[name]), name
+    assert equal(first.batch_stats["projector"], drawn.batch_stats["projector"])
+
+
+def test_a_predictor_is_drawn(original, settings):
+    config = settings(method="essl", learned="ron")
+    weights = initial.load(parse_source(str(original)), planned(config))
+    assert weights.anew == ("predictor", "projector")
+
+
+def test_it_is_loaded_once(original, settings, tmp_path, monkeypatch):
+    """A run that has begun needs its source no longer; the flag is repeated."""
+    source = shutil.copytree(original, tmp_path / "source")
+    run = functools.partial(train.train, init_from=str(source))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(settings(seed=1), whole)
+    save = Checkpoints.save
+
+    def save_and_die(self, *arguments):
+        save(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings(seed=1), stopped)
+    shutil.rmtree(source)
+    run(settings(seed=1), stopped)
+    ends = [saved_state(each, settings(seed=1), 2) for each in (whole, stopped)]
+    assert equal(*ends)
+    assert (stopped / "config.json").read_text() == (whole / "config.json").read_text()
+    before = program.snapshot(stopped)
+    for other in (None, f"{source}:1", f"{tmp_path}/another"):
+        with pytest.raises(UsageError) as refused:
+            train.train(settings(seed=1), stopped, init_from=other)
+        line = str(refused.value)
+        assert f"(init_from: {source}:newest, step 2 -> " in line
+        assert "choose another, such as --workdir=" in line
+    assert program.snapshot(stopped) == before
+    workdir.check(settings(seed=1), stopped, source=parse_source(f"{source}:2"))
+
+
+def test_a_run_that_was_drawn_stays_so(original, settings):
+    source = parse_source("elsewhere:best")
+    with pytest.raises(UsageError, match=r"\(init_from: None -> /.*/elsewhere:best\)"):
+        workdir.check(settings(), original, source=source)
+
+
+def test_refusals_leave_no_trace(original, settings, tmp_path):
+    others = {
+        f"{tmp_path}/none": "/none holds no checkpoint; name the --workdir of a train",
+        f"{original}:7": "--step=7 is not a checkpoint of",
+        f"{original}:last": "must be the --workdir of a training, or <workdir>:<step>",
+        "": "must be the --workdir of a training",
+        "gs://b/run": "is an address",
+    }
+    for text, words in others.items():
+        with pytest.raises(UsageError) as refused:
+            train.train(settings(), tmp_path / "run", init_from=text)
+        assert words in str(refused.value)
+        assert str(refused.value).startswith("--init_from=")
+    wide = settings(encoder__widths=(8, 8, 16, 64))
+    with pytest.raises(UsageError, match=r"its encoder .*\(32,\) there and \(64,\) h"):
+        train.train(wide, tmp_path / "run", init_from=str(original))
+    assert not any(tmp_path.iterdir())
+
+
+def test_on_the_command_line():
+    arguments = ["main.py", program.SMOKE, "--workdir=auto", "--init_from=runs/a:best"]
+    command = cli.parse(arguments)
+    assert command.options == {"init_from": "runs/a:best"}
+    assert command.workdir.name == "smoke-init_from_a@best"
+    with pytest.raises(UsageError, match=r"--init_from has no effect with --mode=knn"):
+        cli.parse(["main.py", "--mode=knn", "--workdir=w", "--init_from=a"])
