@@ -412,6 +412,8 @@ OUT_OF_RANGE = {
     "dataset.image_size": "7",
     "dataset.num_classes": "-1",
     "dataset.train_fraction": "0",
+    "dataset.holdout": "1",
+    "dataset.channels": "2",
     "dataset.placement": "disk",
     "dataset.workers": "-2",
     "augmentation.jitter_strength": "0.4,0.4,0.4",

@@ -14,7 +14,13 @@ import tiny
 from PIL import Image
 
 from duet_jax import cli, data
-from duet_jax.data import cache, count_copies, identify, load_dataset
+from duet_jax.data import (
+    cache,
+    count_copies,
+    identify,
+    image_files,
+    load_dataset,
+)
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import EVALUATORS, Evaluation
 from duet_jax.runs import trained_run
@@ -92,7 +98,7 @@ def test_what_is_not_known_of_both_is_not_compared():
 def test_digests_are_read_once(images, monkeypatch, tmp_path):
     options = {"path": str(images), "cache_dir": str(tmp_path / "cache")}
     first = identify("folder", **options)
-    monkeypatch.setattr(data.folder, "digest_of", None)
+    monkeypatch.setattr(image_files, "digest_of", None)
     assert identify("folder", **options) == first
     (entry,) = (tmp_path / "cache").glob("digests-*.json")
     entry.write_text('{"not": "a list"}')  # is read again, not believed
@@ -103,7 +109,7 @@ def test_digests_are_read_once(images, monkeypatch, tmp_path):
 
 
 def test_a_large_set_is_told_by_names_and_sizes(images, monkeypatch):
-    monkeypatch.setattr(data.folder, "MOST_READ", 10_000)
+    monkeypatch.setattr(image_files, "MOST_READ", 10_000)
     assert len(identify("folder", path=str(images))) == 1
     assert load_dataset("folder", path=str(images)).facts.digests == ()
 

@@ -122,6 +122,23 @@ def test_a_damaged_accuracy_is_not_the_best(tmp_path):
         assert checkpoints.best().step == 2
 
 
+@pytest.mark.parametrize(
+    ("metric", "best"), [("online_top1", 2), ("augmented_nt_xent", 3)]
+)
+def test_the_best_without_labels_has_the_lowest_loss(tmp_path, metric, best):
+    """Of equals the newest; an accuracy goes first where there is one."""
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for step, value in enumerate([0.4, 0.5, 0.3, 0.4], 1):
+            scores = {metric: value, "loss": 9.0}
+            if metric == "online_top1":
+                scores["augmented_nt_xent"] = value
+            checkpoints.save(state(step), scores)
+        checkpoints.wait()
+        found = checkpoints.best()
+        assert (found.step, found.metric) == (best, metric)
+    assert checkpoints.all_steps() == [best, 4]
+
+
 def test_every_array_comes_back(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         save_all(checkpoints, [0.1, 0.2])
@@ -153,7 +170,7 @@ def test_the_best_of_none(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         save_all(checkpoints, [None])
         checkpoints.wait()
-        with pytest.raises(UsageError, match=r"no checkpoint of .* has an accuracy"):
+        with pytest.raises(UsageError, match=r"no checkpoint of .* was evaluated"):
             checkpoints.find("best")
         checkpoints.save(state(2), {"online_top1": 0.0})
         checkpoints.wait()
@@ -515,7 +532,7 @@ def refused(directory):
             checkpoints.wait()
         checkpoints.wait()  # it is said once
         assert checkpoints.all_steps() == [1]
-        assert checkpoints.best() == (1, 0.5)
+        assert checkpoints.best() == (1, "online_top1", 0.5)
         assert checkpoints.newest_intact() == 1
     assert {path.parent.name for path in directory.rglob("checksums.json")} == {"1"}
     check_restored(directory, 1)
@@ -810,10 +827,10 @@ def test_one_checkpoint_is_the_best_everywhere(tmp_path, caplog, epochs, best, s
     with Checkpoints(tmp_path / "checkpoints", create=False) as checkpoints:
         assert checkpoints.find("best") == checkpoints.best().step == best
         assert set(checkpoints.all_steps()) == {best, 2 * len(epochs)}
-        assert checkpoints.best().accuracy == rows[best - 1]["online_top1"]
+        assert checkpoints.best().value == rows[best - 1]["online_top1"]
     assert told(tmp_path, caplog) == [
-        f"finished     test online_top1 {100 * epochs[-1][0]:.1f} % after epoch "
-        f"{len(epochs)}{said}",
+        f"finished     online_top1 {100 * epochs[-1][0]:.1f} % on test images after "
+        f"epoch {len(epochs)}{said}",
         f"results in   {tmp_path}",
     ]
 

@@ -30,8 +30,12 @@ ROW = {
     "structure_loss",
     "online_top1",
     "online_top5",
-    "learning_rate",
-    "images_per_second",
+}
+# What is of one split only.
+OF_TRAINING = {"learning_rate", "images_per_second", "grad_norm", "skipped"}
+LIKE_TRAINING = {
+    f"augmented_{name}"
+    for name in ("loss", "nt_xent", "retrieval_top1", "retrieval_top5", "online_top1")
 }
 
 
@@ -72,6 +76,8 @@ def test_a_run_leaves_its_records(finished, settings):
     ]
     for row in rows:
         assert set(row) >= ROW
+        own = OF_TRAINING if row["split"] == "train" else LIKE_TRAINING
+        assert set(row) & (OF_TRAINING | LIKE_TRAINING) == own
         numbers = [value for name, value in row.items() if name != "split"]
         assert np.isfinite(numbers).all()
         assert 0 <= row["online_top1"] <= row["online_top5"] <= 1
