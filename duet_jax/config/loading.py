@@ -142,7 +142,7 @@ def _split(name: str) -> tuple[str, str]:
 def _located(path: str) -> str:
     """Returns the path of a file; a bare name is that of one in `configs/`."""
     file = pathlib.Path(path)
-    if file.is_file() or file.name != path or file.suffix:
+    if os.path.isfile(path) or file.name != path or file.suffix:
         return path
     return str(_configs() / f"{path}.py")
 

@@ -216,8 +216,9 @@ class Trial(NamedTuple):
             for mode in ("linear_probe", "knn")
             if mode in results
         }
-        tests = [row for row in self._rows() if row["split"] == "test"]
-        found["online"] = tests[-1].get("online_top1")  # None without labels
+        last = [row for row in self._rows() if row["split"] == "test"][-1]
+        if "augmented_nt_xent" not in last or "online_top1" in last:  # else no labels
+            found["online"] = last["online_top1"]
         if "equivariance" in results and self.code:
             found |= _of_code(results["equivariance"][self.code])
         for name, probe in results.get("transfer", {}).items():

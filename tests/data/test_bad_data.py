@@ -263,4 +263,4 @@ def test_thousands_of_classes(tmp_path):
     fill(tmp_path / "images", [f"class {n:04d}" for n in range(2_000)], 1)
     done = run(*FOLDER, "--workdir=run", "--config.knn.every=1", cwd=tmp_path)
     assert (done.status, done.out, done.errors) == (0, "", []), done.lines
-    assert any("2000 test images, 8 px, 2000 classes" in line for line in done.lines)
+    assert any("2000 test images of 8x8x3, 2000 classes" in line for line in done.lines)

@@ -1556,13 +1556,10 @@ def test_one_line_is_logged(caplog):
     with caplog.at_level(logging.INFO):
         load_dataset("digits", image_size=16)
     assert len(caplog.records) == 1
-    assert (
-        caplog.records[0]
-        .getMessage()
-        .startswith(
-            "digits: 1442 train and 355 test images of 16x16x1, 10 classes, "
-            "from scikit-learn in "
-        )
+    told = caplog.records[0].getMessage()
+    assert told.startswith(
+        "data         digits: 1442 training and 355 test images of 16x16x1, 10 "
+        "classes, from scikit-learn in "
     )
 
 

@@ -140,7 +140,7 @@ COMMAND_LINES = {
     ),
     "a flag of another mode": (
         ["--out=x.npz"],
-        ["--out has no effect", "--mode=benchmark or features"],
+        ["--out has no effect", "--mode=benchmark or compare or features"],
     ),
     "an unknown mode": (["--mode=test"], ["--mode='test'", "train"]),
     "a mode without a run": (

@@ -212,7 +212,7 @@ CASES = {
     "features where nothing can be written": (
         ("--mode=features", "--workdir=run", "--out=images/x.npz"),
         _lock("images", 0o500),
-        {"as_user": True, "told": 2},
+        {"as_user": True, "told": 3},
         ["--out", "images is not writable", "choose another place"],
     ),
     "a benchmark below a file": (
@@ -266,20 +266,21 @@ CASES = {
         ["run: File too large", "free some space", "the same command"],
     ),
     "a disk without room for a checkpoint": (
-        (*TRAIN, "--config.epochs=3"),
+        # Heads whose arrays take more than the pictures.
+        (*TRAIN, "--config.epochs=3", "--config.projector.hidden=512"),
         _anew(),
-        {"largest_file": 25_000, "told": 99, "begun": True, "status": 1},
+        {"largest_file": 150_000, "told": 99, "begun": True, "status": 1},
         ["run/checkpoints", "File too large", "free some space", "the same command"],
     ),
     # networks
     "an unknown data set": (
-        (SMOKE, "--config.dataset.name=cifar1000", "--config.dataset.path=images"),
+        (SMOKE, "--config.dataset.name=cifar1000", "--config.dataset.path=nowhere"),
         _nothing,
         {},
         ["config.dataset.name='cifar1000'", "cifar100", "Did you mean"],
     ),
     "a data set without a network": (
-        (SMOKE, "--config.dataset.name=cifar100", "--config.dataset.path=images"),
+        (SMOKE, "--config.dataset.name=cifar100", "--config.dataset.path=nowhere"),
         _nothing,
         {
             "environment": {

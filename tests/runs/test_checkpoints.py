@@ -839,7 +839,7 @@ def test_what_is_said_of_a_run_without_its_best(tmp_path, caplog):
     """The lines are not what a finished run fails for."""
     row = {"step": 2, "epoch": 1, "split": "test", "online_top1": 0.25}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row))
-    end = "finished     test online_top1 25.0 % after epoch 1"
+    end = "finished     online_top1 25.0 % on test images after epoch 1"
     assert told(tmp_path, caplog)[0] == end
     save_all(checkpoints := Checkpoints(tmp_path / "checkpoints"), [0.5, None])
     checkpoints.close()

@@ -526,15 +526,15 @@ def test_the_only_one_goes(directory, going, warnings):
 
 def test_the_best_makes_way_for_a_better_one(directory, monkeypatch):
     """Between the looks at the directory and at the accuracies."""
-    original = Checkpoints._accuracy
+    original = Checkpoints._scored
 
-    def accuracy(self, step):
+    def scored(self, step):
         if step == 4 and (directory / "6").exists():
             (directory / "4").rename(directory / "8")
             (directory / "6").rename(directory / "gone")
         return original(self, step) if step != 2 else None
 
-    monkeypatch.setattr(Checkpoints, "_accuracy", accuracy)
+    monkeypatch.setattr(Checkpoints, "_scored", scored)
     with Checkpoints(directory, create=False) as checkpoints:
         assert checkpoints.find("best") == 8
 

@@ -232,7 +232,7 @@ def test_two_sweeps_do_not_do_the_same(swept, tmp_path):
     said = (tmp_path / "sweep.log").read_text() + "\n".join(second.lines)
     assert said.count("simclr seed 0  linear probe") == 2  # both tell of it
     log = (tmp_path / "runs/simclr/seed0.figure4.log").read_text()
-    assert log.count("finished     test") == 1
+    assert log.count("finished     online_top1") == 1
     assert (tmp_path / "second" / "table.md").exists()
 
 
@@ -396,7 +396,7 @@ REFUSED = {
     "a flag that is none": (["--experiment=flag.py"], ["knn has no flag 'step'"]),
     "no table of measures": (["--experiment=list.py"], ["list.py cannot be read"]),
     "codes": (["--experiment=codes.py"], ["--codes='rto' is not known"]),
-    "no experiment": ([], ["--experiment"]),
+    "no experiment": (["--rows=simclr"], ["--experiment"]),
     "no such file": (
         ["--experiment=fig4.py"],
         ["fig4.py", "configs/figure4.py"],
