@@ -10,12 +10,7 @@ import numpy as np
 from duet_jax.data import cache
 from duet_jax.data.copies import count_copies
 from duet_jax.data.decoding import pack
-from duet_jax.data.source import (
-    Source,
-    kept_rows,
-    name_some,
-    without_labels,
-)
+from duet_jax.data.source import Source, kept_rows, name_some, without_labels
 from duet_jax.data.streaming import StreamedDataset
 from duet_jax.errors import UsageError
 from duet_jax.types import Dataset, DatasetFacts, Split
