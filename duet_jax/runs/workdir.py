@@ -332,10 +332,10 @@ def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     try:
         saved = ml_collections.ConfigDict(_with_tuples(config))
         return checks.completed(saved, loading.schema())
+    except UsageError as error:  # before ValueError, of which it is one
+        raise UsageError(f"{workdir}: {error}") from error
     except ValueError as error:
         raise _damaged(workdir / "config.json", error) from error
-    except UsageError as error:
-        raise UsageError(f"{workdir}: {error}") from error
 
 
 def extended(

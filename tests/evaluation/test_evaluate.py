@@ -1173,7 +1173,8 @@ def test_a_changed_configuration_is_refused_by_load_run(copied):
     config = json.loads(path.read_text())
     config["encoder"]["blocks"] = [1, 1]
     path.write_text(json.dumps(config))
-    with pytest.raises(UsageError, match=r"config\.encoder\.blocks=\(1, 1\) must"):
+    expected = f"{path.parent}: config.encoder.blocks=(1, 1) must be 3 whole numbers"
+    with pytest.raises(UsageError, match=f"^{re.escape(expected)}"):
         trained_run.load_run(path.parent)
 
 
