@@ -11,7 +11,7 @@ import ml_collections
 from duet_jax import figures, loggers
 from duet_jax.config import checks
 from duet_jax.errors import UsageError
-from duet_jax.evaluation import headlines, html_report, page, provenance, store
+from duet_jax.evaluation import foot, headlines, html_report, page, store
 from duet_jax.evaluation.result import Table
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
@@ -72,7 +72,7 @@ def compare(*, workdirs: str | None = None, out: str | None = None) -> None:
         foot=[
             (f"{run.name}, {name}", text)
             for run in runs
-            for name, text in provenance.lines(run.directory, run.results)
+            for name, text in foot.lines(run.directory, run.results)
         ],
     )
     with workdir.writing(path, "--out"), files.replacing(path) as partial:

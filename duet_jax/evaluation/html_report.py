@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from duet_jax import figures
 from duet_jax.config.checks import fields
-from duet_jax.evaluation import equivariance, headlines, page, provenance
+from duet_jax.evaluation import equivariance, foot, headlines, page
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.result import Result, Table
 from duet_jax.figures.style import remove, save, small_print
@@ -229,7 +229,7 @@ def _page(
         title=run.directory.absolute().name,
         subtitle=f"{about} on {facts.name}, {images}: checkpoint of step {run.step}",
         headlines=headlines.headlines(results),
-        foot=provenance.lines(run.directory, results),
+        foot=foot.lines(run.directory, results),
     )
 
 

@@ -94,6 +94,7 @@ class Run(NamedTuple):
       values: results by measure; empty unless finished.
       facts: what was run, in words; empty unless finished.
       record: see `Trial.record`.
+      yardsticks: see `Trial.yardsticks`; empty unless finished.
     """
 
     trial: Trial
@@ -101,6 +102,7 @@ class Run(NamedTuple):
     values: Mapping[str, float]
     facts: Mapping[str, str]
     record: Mapping[str, Any]
+    yardsticks: Mapping[str, Mapping[str, float]] = {}
 
 
 class Row(NamedTuple):
@@ -165,7 +167,8 @@ def collect(trials: Sequence[Trial]) -> list[Row]:
     for trial in trials:
         finished = trial.finished
         values, facts = (trial.found(), trial.facts()) if finished else ({}, {})
-        run = Run(trial, finished, values, facts, trial.record())
+        yardsticks = trial.yardsticks() if finished else {}
+        run = Run(trial, finished, values, facts, trial.record(), yardsticks)
         rows.setdefault(trial.row, []).append(run)
     return [Row(runs) for runs in rows.values()]
 
@@ -186,7 +189,8 @@ def write(
     measures = _measures(rows)
     title = f"{rows[0].runs[0].trial.experiment}, scale {scale}"
     lines = [_line_of_row(row, measures, scale) for row in rows]
-    runs = [_line_of_run(run, measures) for row in rows for run in row.runs]
+    compared = _names_of_yardsticks(rows)
+    runs = [_line_of_run(run, measures, compared) for row in rows for run in row.runs]
     texts = {
         "table.md": as_markdown(rows, title, about),
         "table.csv": _as_csv(lines),
@@ -228,6 +232,8 @@ def as_markdown(rows: Sequence[Row], title: str, about: str) -> str:
     if measures and len({row.method for row in rows}) > 1:
         parts.append(_matrix(rows, measures[0]))
     parts.append(_long(rows, measures))
+    if yardsticks := _yardsticks(rows, measures):
+        parts.append(yardsticks)
     parts.append(
         "Mean ± standard deviation (n - 1) over seeds. Seconds are the run time of a "
         "run's commands in this experiment, median over seeds; ≥ where a part is not "
@@ -277,6 +283,32 @@ def _long(rows: Sequence[Row], measures: Sequence[str]) -> str:
     return _table(lines)
 
 
+def _yardsticks(rows: Sequence[Row], measures: Sequence[str]) -> str:
+    """Returns the table of what the rows are compared with; "" if nothing is known.
+
+    Rows for which a yardstick has the same values share a line.
+    """
+    shared: dict[tuple[str, ...], list[str]] = {}
+    for name in _names_of_yardsticks(rows):
+        for row in rows:
+            found = [run.yardsticks[name] for run in row.done if name in run.yardsticks]
+            values = [[each[m] for each in found if m in each] for m in measures]
+            if any(values):
+                pairs = zip(measures, values, strict=True)
+                cells = [measure_of(measure).shown(each) for measure, each in pairs]
+                shared.setdefault((name, *cells), []).append(row.name)
+    if not shared:
+        return ""
+    header = ["compared with", "of", *(measure_of(name).title for name in measures)]
+    lines = [[name, ", ".join(of), *cells] for (name, *cells), of in shared.items()]
+    return _table([header, *lines])
+
+
+def _names_of_yardsticks(rows: Sequence[Row]) -> list[str]:
+    runs = (run for row in rows for run in row.done)
+    return [*dict.fromkeys(name for run in runs for name in run.yardsticks)]
+
+
 def _table(lines: Sequence[Sequence[str]]) -> str:
     texts = [
         f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |"
@@ -307,13 +339,20 @@ def _line_of_row(row: Row, measures: Sequence[str], scale: str) -> dict[str, Any
     }
 
 
-def _line_of_run(run: Run, measures: Sequence[str]) -> dict[str, Any]:
-    """Returns a line of runs.csv."""
+def _line_of_run(
+    run: Run, measures: Sequence[str], compared: Sequence[str]
+) -> dict[str, Any]:
+    """Returns a line of runs.csv; `compared` are the yardsticks."""
     return {
         "row": run.trial.row,
         "seed": run.trial.seed,
         "finished": run.finished,
         **{name: run.values.get(name) for name in measures},
+        **{
+            f"{name}, {yardstick}": run.yardsticks.get(yardstick, {}).get(name)
+            for yardstick in compared
+            for name in measures
+        },
         "seconds": run.record.get("seconds"),
         "commit": " ".join(run.record.get("commits", [])),
         "error": "" if run.finished else run.record.get("error", ""),

@@ -28,6 +28,8 @@ _ROOT = pathlib.Path(__file__).parents[2]
 # What reading a file can raise that someone may have changed; includes UsageError.
 _ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
+# Evaluations whose result is the accuracy of classes.
+_CLASSIFIERS = ("linear_probe", "knn")
 
 # By name, path and cache directory of the data set.
 _identities: dict[tuple[str, str, str], Identity | None] = {}
@@ -210,20 +212,39 @@ class Trial(NamedTuple):
 
     def found(self) -> dict[str, float]:
         """Returns the results by measure; see `tables.MEASURES`."""
-        results = {mode: self.result(mode)["results"] for mode in self.measures}
-        found = {
-            mode: _top1(results[mode])
-            for mode in ("linear_probe", "knn")
-            if mode in results
-        }
+        results = self._results()
+        found = {mode: _top1(each) for mode, each in self._classified(results).items()}
         last = [row for row in self._rows() if row["split"] == "test"][-1]
         if "augmented_nt_xent" not in last or "online_top1" in last:  # else no labels
             found["online"] = last["online_top1"]
         if "equivariance" in results and self.code:
             found |= _of_code(results["equivariance"][self.code])
-        for name, probe in results.get("transfer", {}).items():
-            found[name] = _top1(probe)
         return {k: float(value) for k, value in found.items() if value is not None}
+
+    def yardsticks(self) -> dict[str, dict[str, float]]:
+        """Returns what the results stand beside: yardstick -> values by measure.
+
+        See `evaluation.yardsticks`. Results of older versions have none.
+        """
+        results = self._results()
+        found: dict[str, dict[str, float]] = {}
+        for measure, each in self._classified(results).items():
+            for name, scores in each.get("yardsticks", {}).items():
+                found.setdefault(name, {})[measure] = scores["top1"]
+        if "equivariance" in results and self.code:
+            of_code = results["equivariance"][self.code]
+            for name, scores in of_code.get("yardsticks", {}).items():
+                found.setdefault(name, {}).update(_reading(scores))
+        return found
+
+    def _results(self) -> dict[str, Any]:
+        return {mode: self.result(mode)["results"] for mode in self.measures}
+
+    @staticmethod
+    def _classified(results: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the results that are accuracies of classes, by measure."""
+        own = {mode: results[mode] for mode in _CLASSIFIERS if mode in results}
+        return own | results.get("transfer", {})
 
     def facts(self) -> dict[str, str]:
         """Describes a finished trial: images, epochs, hardware and version."""
@@ -271,9 +292,13 @@ def _top1(results: Mapping[str, Any]) -> float:
 
 def _of_code(results: Mapping[str, Any]) -> dict[str, float]:
     """Returns how well the parameter is predicted from the full features and bins."""
-    regression = results["regression"]["full"]
-    names = {"accuracy": "read_level", "r_squared": "read_r2"}
-    values = {names[key]: regression[key] for key in names if key in regression}
+    values = _reading(results["regression"]["full"])
     if "divergence" in results:
         values["divergence"] = results["divergence"]["mean"]
     return values
+
+
+def _reading(regression: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the score of a regression by measure."""
+    names = {"accuracy": "read_level", "r_squared": "read_r2"}
+    return {names[key]: regression[key] for key in names if key in regression}

@@ -33,10 +33,10 @@ from duet_jax.evaluation import (
     Evaluation,
     compare,
     export_features,
+    foot,
     headlines,
     html_report,
     page,
-    provenance,
     store,
 )
 from duet_jax.evaluation.result import Table
@@ -655,17 +655,17 @@ def test_the_foot_says_where_everything_comes_from(tmp_path):
     }
     results = {"knn": {"provenance": record}, "old": {"device": "gpu", "versions": {}}}
     text = "abc with changes · 2026-11-29 · cpu · jax 1 · python main.py"
-    assert provenance.lines(tmp_path, results) == [
+    assert foot.lines(tmp_path, results) == [
         ("knn", f"commit {text}"),
         ("old", "gpu"),
     ]
     lines = ['{"commit": "old"}', json.dumps(record | {"clean": True})]
     (tmp_path / "provenance.jsonl").write_text("\n".join(lines) + "\n")
-    first = provenance.lines(tmp_path, results)[0]
+    first = foot.lines(tmp_path, results)[0]
     assert first == ("training", f"commit {text}".replace(" with changes", ""))
     for damaged in ("", "[", "3", '{"versions": 3, "command": ["a", "b"]}'):
         (tmp_path / "provenance.jsonl").write_text(damaged)
-        training = dict(provenance.lines(tmp_path, {})).get("training")
+        training = dict(foot.lines(tmp_path, {})).get("training")
         assert training == ("a b" if "command" in damaged else None)
 
 

@@ -202,6 +202,38 @@ def test_the_tables_hold_what_was_measured(swept):
     assert (runs / "chart.png").stat().st_size > 1000
 
 
+def test_the_tables_hold_the_yardsticks(swept):
+    runs = swept["place"] / "runs"
+    stored = [
+        json.loads((runs / f"duet-rot/seed{s}/eval/{mode}.json").read_text())["results"]
+        for mode in ("linear_probe", "equivariance")
+        for s in (0, 1)
+    ]
+    probes = [each["yardsticks"] for each in stored[:2]]
+    regressions = [each["rot"]["yardsticks"] for each in stored[2:]]
+    text = (runs / "table.md").read_text()
+    (header,) = re.findall(r"^\| compared with \|.*", text, re.MULTILINE)
+    probe, read = (
+        header.split(" | ").index(tables.MEASURES[name].title)
+        for name in ("linear_probe", "read_r2")
+    )
+    for name in ("untrained encoder", "raw pixels", "chance"):
+        (line,) = (
+            each.split(" | ")
+            for each in re.findall(rf"^\| {name} \|.*", text, re.MULTILINE)
+            if "duet-rot" in each.split(" | ")[1]
+        )
+        tops = [each[name]["top1"] for each in probes]
+        assert line[probe] == tables.MEASURES["linear_probe"].shown(tops)
+        found = [each[name]["r_squared"] for each in regressions]
+        assert line[read] == tables.MEASURES["read_r2"].shown(found)
+    with (runs / "runs.csv").open() as file:
+        lines = [each for each in csv.DictReader(file) if each["row"] == "duet-rot"]
+    for name in probes[0]:
+        found = [float(each[f"linear_probe, {name}"]) for each in lines]
+        assert found == [each[name]["top1"] for each in probes]
+
+
 def test_runs_of_a_scheduler_are_found(swept, tmp_path):
     """The printed command alone, in another process: nothing is left to be done."""
     place, runs = swept["place"], swept["place"] / "runs"
@@ -556,6 +588,28 @@ def test_the_table_for_people():
     )
     assert lines[14].startswith("| duet-rot | 100.0 | - | 90.0 | 1 of 1 | - |")
     assert "- duet-hue seed 0: `error: no`" in lines
+
+
+def test_rows_with_the_same_yardsticks_share_a_line():
+    def beside(name, **values):
+        each = row(name, name.partition("-")[0], {"knn": 0.5}, {"knn": 0.7})
+        runs = [run._replace(yardsticks=values) for run in each.runs]
+        return tables.Row(runs)
+
+    rows = [
+        beside("simclr", chance={"knn": 0.1}),
+        beside("essl-rot", chance={"knn": 0.1, "read_r2": 0.0}),
+        beside("duet-rot", chance={"knn": 0.1, "read_r2": 0.0}),
+        row("duet-hue", "duet", {"read_r2": 0.25}),
+    ]
+    lines = tables.as_markdown(rows, "t", "a").splitlines()
+    start = lines.index("| compared with | of | kNN [%] | code read, R² |")
+    assert lines[start + 2 : start + 5] == [
+        "| chance | simclr | 10.0 ± 0.0 | - |",
+        "| chance | essl-rot, duet-rot | 10.0 ± 0.0 | 0.000 ± 0.000 |",
+        "",
+    ]
+    assert "compared with" not in tables.as_markdown(rows[3:], "t", "a")
 
 
 def test_one_method_needs_no_matrix():
