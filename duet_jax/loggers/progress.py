@@ -83,7 +83,7 @@ class Progress:
             total=self._total,
             initial=initial_step,
             file=self._stream,
-            dynamic_ncols=True,
+            ncols=self._columns(),
             # Redraws after 0.1 s, however many steps a report stands for.
             miniters=1,
             bar_format=f"{{percentage:3.0f}}%|{{bar:{_BAR}}}| {{desc}}",
@@ -127,11 +127,16 @@ class Progress:
         seconds = self._reports[-1][1] - first_time
         return (self._total - step) * seconds / (step - first_step)
 
+    def _columns(self) -> int:
+        """Returns the width of the terminal without its last column, which may wrap."""
+        # A terminal may not know its size.
+        return (os.get_terminal_size(self._stream.fileno()).columns or 80) - 1
+
     def _draw(self, step: int, parts: dict[str, str]) -> None:
-        columns = os.get_terminal_size(self._stream.fileno()).columns
-        columns -= len("100%|| ") + _BAR + 1
+        self._bar.ncols = self._columns()
         for name in _SHED:
-            if len("  ".join(parts.values())) <= columns:
+            text = "  ".join(parts.values())
+            if len("100%|| ") + _BAR + len(text) <= self._bar.ncols:
                 break
             parts.pop(name, None)
         self._bar.set_description_str("  ".join(parts.values()), refresh=False)
