@@ -50,7 +50,7 @@ def place(tmp_path_factory) -> pathlib.Path:
 
     (package / "data/pets.py").write_text(block("**A data set**"))
     change("data/__init__.py", *row("\nSOURCES = {", '"pets": pets.find'))
-    change("data/__init__.py", "digits, folder, tfds\n", "digits, folder, pets, tfds\n")
+    change("data/__init__.py", "parquet, table, tfds\n", "parquet, pets, table, tfds\n")
 
     (package / "evaluation/rank.py").write_text(block("**An evaluator**"))
     evaluator = re.search(r'`("rank": Evaluator\(.*?\))`', README)[1]
