@@ -169,6 +169,13 @@ def get_config() -> ml_collections.ConfigDict:
     linear_probe.repeats = 5  # classifiers; mean and standard deviation are given
     linear_probe.learning_rate = 30.0  # at the start of the cosine
 
+    # These are for --mode=generation, which trains decoders of the frozen encoder.
+    config.generation = generation = ml_collections.ConfigDict()
+    generation.epochs = 20
+    generation.batch_size = 128  # images; a decoder sees two views of each
+    generation.learning_rate = 2e-3  # of AdamW, at the start of the cosine
+    generation.width = 16  # channels of the last stage; each before has twice as many
+
     config.tensorboard = True  # event files in tensorboard/ of the work directory
     config.figures_every = 10  # epochs between updates of curves.png
     config.wandb = wandb = ml_collections.ConfigDict()

@@ -11,7 +11,14 @@ from typing import TextIO
 import tqdm
 
 # Metrics in the order they are shown; no method has all of them.
-SHOWN = ("loss", "nt_xent", "structure_loss", "prediction_loss", "online_top1")
+SHOWN = (
+    "loss",
+    "nt_xent",
+    "structure_loss",
+    "prediction_loss",
+    "online_top1",
+    "mse_full",
+)
 # What a bar leaves out first if the terminal is too narrow for all of it.
 _SHED = (
     "images/s",

@@ -36,8 +36,9 @@ from duet_jax.types import TrainState
 _log = logging.getLogger(__name__)
 
 # The metrics of the test split by which the best checkpoint is chosen, with the sign of
-# the better direction. The first that a run has counts: the second needs no labels.
-BEST = {"online_top1": 1, "augmented_nt_xent": -1}
+# the better direction. The first that a run has counts: the second needs no labels, the
+# third is of decoders.
+BEST = {"online_top1": 1, "augmented_nt_xent": -1, "mse_full": -1}
 
 # The fields of a TrainState in the item "model".
 _MODEL = ("params", "batch_stats")

@@ -78,6 +78,11 @@ class FrozenEncoder:
         self._state = params, batch_stats
         return self
 
+    @property
+    def state(self) -> tuple[dict, dict]:
+        """The parameters and running statistics in use."""
+        return self._state
+
     def fingerprint(self) -> str:
         """Returns a hash of the parameters and running statistics in use."""
         digest = hashlib.sha256()

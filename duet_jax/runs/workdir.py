@@ -65,7 +65,7 @@ def _check_run(
     extend: bool,
 ) -> None:
     """Raises a UsageError if `workdir` holds another run, or the remains of one."""
-    old, history = _read_config(workdir)
+    old, history = load_history(workdir)
     if not steps(workdir):
         _check_not_lost(workdir, old)
     if not is_started(workdir):
@@ -137,7 +137,7 @@ def _free(
         if not place.exists():
             return place
         with contextlib.suppress(UsageError):  # damaged
-            there, history = _read_config(place)
+            there, history = load_history(place)
             others = _other_source(history, source)
             if there and not checks.differences(there, new) and not others:
                 return place  # begun before, by the same command
@@ -320,7 +320,7 @@ def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     Raises:
       UsageError: there is no run, or its config.json is damaged.
     """
-    config, _ = _read_config(workdir)
+    config, _ = load_history(workdir)
     if config is None:
         raise UsageError(
             f"--workdir={workdir} holds no run (no config.json); name the --workdir of "
@@ -348,7 +348,7 @@ def extended(
     Raises:
       UsageError: config.json is damaged.
     """
-    old, history = _read_config(workdir)
+    old, history = load_history(workdir)
     before = old["epochs"]
     if config.epochs == before:
         return history
@@ -356,7 +356,7 @@ def extended(
     return history._replace(extensions=(*history.extensions, longer))
 
 
-def _read_config(workdir: pathlib.Path) -> tuple[dict | None, History]:
+def load_history(workdir: pathlib.Path) -> tuple[dict | None, History]:
     """Returns the fields in config.json, None without one, and the run's history."""
     path = workdir / "config.json"
     config = _read_json(path)
@@ -493,7 +493,7 @@ def write_run(
 def _record_changes(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, step: int
 ) -> None:
-    old, new = _read_config(workdir)[0], json.loads(config.to_json())
+    old, new = load_history(workdir)[0], json.loads(config.to_json())
     # The only one that alters the run is an extension; see `check`.
     changes = [*checks.differences(old, new), *checks.changes(old, new)]
     if changes:

@@ -93,7 +93,11 @@ class Plan(NamedTuple):
 
 
 def make_plan(
-    config: ml_collections.ConfigDict, facts: DatasetFacts, *, streamed: bool = False
+    config: ml_collections.ConfigDict,
+    facts: DatasetFacts,
+    *,
+    streamed: bool = False,
+    method: Method | None = None,
 ) -> Plan:
     """Returns the plan of the run that `config` describes on the available devices.
 
@@ -101,6 +105,7 @@ def make_plan(
       config: resolved.
       facts: of the images.
       streamed: True if they come from the host, call by call.
+      method: what is trained, if it is not the method of `config`.
 
     Raises:
       UsageError: configuration, images and devices do not fit together.
@@ -111,7 +116,7 @@ def make_plan(
             f"config.knn.every={config.knn.every} needs labels, and "
             f"config.dataset.name={facts.name!r} gives images without; set it to 0."
         )
-    method = build.make_method(config, facts)
+    method = method or build.make_method(config, facts)
     steps_per_epoch = _steps_per_epoch(config, facts.num_train)
     rate, optimizer = _make_optimizer(config, steps_per_epoch)
     return Plan(

@@ -9,6 +9,7 @@ from flax import nnx
 
 from duet_jax import loggers
 from duet_jax.methods.networks import split
+from duet_jax.methods.reconstruction import Reconstruction
 from duet_jax.runs.checkpoints import BEST, Checkpoints
 from duet_jax.runtime import devices
 from duet_jax.training import optim
@@ -92,6 +93,8 @@ def _describe_extension(plan: Plan) -> None:
 def _describe_method(plan: Plan) -> str:
     config, method = plan.config, plan.method
     codes = " ".join(method.two_views.stack.codes) or "no augmentation"
+    if isinstance(method, Reconstruction):
+        return f"decoders of the features of {config.method}, of views with {codes}"
     if config.method == "essl":
         return (
             f"essl on {codes}; predicts {config.learned}, weight "
@@ -114,6 +117,8 @@ def _describe_networks(plan: Plan) -> str:
     }
     heads = ", ".join(f"{n} {count:,}" for n, count in counts.items() if n != "encoder")
     name = plan.method.two_views.encoder.name
+    if "encoder" not in counts:  # it is frozen
+        return f"{heads} parameters, behind {name}"
     return f"{name}, {counts['encoder']:,} parameters ({heads})"
 
 

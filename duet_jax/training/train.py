@@ -94,7 +94,7 @@ def train(
             claim = workdir.claimed(config, directory, **asked)
         try:
             with claim:
-                _continue(plan, directory, dataset, interruption, weights)
+                proceed(plan, directory, dataset, interruption, weights)
         except InterruptionError:
             processes.shutdown()
             raise
@@ -103,14 +103,27 @@ def train(
         processes.barrier("the end")
 
 
-def _continue(
+def proceed(
     plan: Plan,
     directory: pathlib.Path,
     dataset: Dataset | StreamedDataset,
     interruption: Interruption,
     weights: Weights | None,
 ) -> None:
-    """Trains from the newest intact checkpoint to the end."""
+    """Trains from the newest intact checkpoint to the end.
+
+    Args:
+      plan: of the run.
+      directory: of the run, claimed.
+      dataset: its images.
+      interruption: asked after each call whether to stop.
+      weights: that a new run begins with; None for random ones.
+
+    Raises:
+      UsageError: a checkpoint cannot be continued from.
+      TrainingError: see `train`.
+      InterruptionError: likewise.
+    """
     keep = plan.config.checkpoint.keep
     with Checkpoints(directory / "checkpoints", keep=keep) as saved:
         newest = _newest(saved)

@@ -1,0 +1,180 @@
+"""Trains decoders of the frozen encoder of a run."""
+
+import pathlib
+import shutil
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+
+from duet_jax.config import build, checks
+from duet_jax.errors import UsageError
+from duet_jax.methods.reconstruction import Reconstruction
+from duet_jax.runs import workdir
+from duet_jax.runs.checkpoints import Checkpoints
+from duet_jax.runs.history import Origin
+from duet_jax.runs.trained_run import Run
+from duet_jax.runtime.signals import Interruption
+from duet_jax.training import train
+from duet_jax.training.compiled import initial_shapes
+from duet_jax.training.plan import Plan, make_plan
+from duet_jax.types import Array, Dataset, TrainState
+
+# Tests and checkpoints in a training of decoders, at most.
+_TIMES = 5
+
+
+class Decoders:
+    """Trained decoders of a run's representations.
+
+    Attributes:
+      names: of the representations that they decode.
+    """
+
+    def __init__(self, plan: Plan, params: dict):
+        """Prepares the decoders.
+
+        Args:
+          plan: they were trained by.
+          params: their parameters, by name of the representation.
+        """
+        self.names = tuple(params)
+        self._size = plan.batch_size
+        self._params = params
+        networks = nnx.eval_shape(lambda: plan.method.init(nnx.Rngs(0))).decoders
+        graphdefs = {name: nnx.split(networks[name])[0] for name in params}
+
+        def decode(params: dict, given: Array, name: str) -> Array:
+            return nnx.merge(graphdefs[name], params)(given)
+
+        self._decode = jax.jit(decode, static_argnames="name")
+
+    def __call__(self, name: str, given: np.ndarray) -> np.ndarray:
+        """Decodes representations.
+
+        Args:
+          name: of the representation, one of `names`.
+          given: [n, dimensions].
+
+        Returns:
+          Images, normalized like views and not clipped, float32
+          [n, side, side, channels].
+        """
+        given, parts = jnp.asarray(given), []
+        for start in range(0, len(given), self._size):
+            batch = given[start : start + self._size]
+            missing = ((0, self._size - len(batch)), (0, 0))
+            made = self._decode(self._params[name], jnp.pad(batch, missing), name)
+            parts.append(np.asarray(made)[: len(batch)])
+        return np.concatenate(parts)
+
+
+class _Frozen(NamedTuple):
+    """The encoder that is decoded; see `initial.Weights`."""
+
+    origin: Origin
+    state: dict
+
+    def put_into(self, state: TrainState) -> TrainState:
+        """Returns a first state with a copy of the encoder in the place of its own."""
+        # The first update frees the arrays of the state that it is given.
+        own = jax.tree.map(jnp.copy, self.state)
+        return state._replace(batch_stats=state.batch_stats | {"encoder": own})
+
+    def __str__(self) -> str:
+        """Says whose it is."""
+        return f"the encoder of step {self.origin.step} of {self.origin.run}, frozen"
+
+
+def train_decoders(
+    run: Run, config: ml_collections.ConfigDict, dataset: Dataset
+) -> Decoders:
+    """Returns decoders of a run, trained in `generation/` of its directory.
+
+    They are those that lie there, if these are of the same encoder, images and
+    settings; an unfinished training goes on, any other begins anew.
+
+    Args:
+      run: whose encoder is decoded; it is not changed.
+      config: of the run, with the section `generation`.
+      dataset: that of the run.
+
+    Raises:
+      UsageError: the directory cannot be used.
+      TrainingError: the loss is no longer finite, or nothing can be saved.
+      InterruptionError: by SIGTERM or SIGINT, after the training was saved.
+    """
+    directory = run.directory / "generation"
+    plan = _make_plan(run, config, dataset)
+    frozen = _freeze(run)
+    if not _is_of(directory, plan, frozen.origin):
+        shutil.rmtree(directory, ignore_errors=True)
+    with Interruption() as interruption, workdir.claimed(plan.config, directory):
+        train.proceed(plan, directory, dataset, interruption, frozen)
+    shapes = initial_shapes(plan).params
+    with Checkpoints(directory / "checkpoints", create=False) as saved:
+        _, params, _ = saved.restore_model(shapes, {}, plan.total_steps)
+    return Decoders(plan, params["decoders"])
+
+
+def _make_plan(run: Run, config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
+    settings = config.generation
+    config = config.copy_and_resolve_references()
+    often = max(1, settings.epochs // _TIMES)
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {
+                "epochs": settings.epochs,
+                "warmup_epochs": 0,
+                "steps_per_epoch": 0,
+                "batch_size": min(settings.batch_size, dataset.facts.num_train),
+                "optimizer.learning_rate": settings.learning_rate,
+                "optimizer.schedule": "step",
+                "evaluate_every": often,
+                "checkpoint.every": often,
+                "checkpoint.within_epoch": 0,
+                "checkpoint.keep": 1,
+                "knn.every": 0,
+                "figures_every": often,
+                "tensorboard": False,
+                "wandb.project": "",
+            }
+        )
+    # ESSL's own stack lacks what it predicts, which a decoder has to know.
+    views = build.two_views(config, dataset.facts)
+    method = Reconstruction(views, run.method, settings.width)
+    return make_plan(config, dataset.facts, method=method)
+
+
+def _freeze(run: Run) -> _Frozen:
+    params, batch_stats = run.encoder.state
+    origin = Origin(str(run.directory.absolute()), "", run.step, run.fingerprint)
+    return _Frozen(origin, _merged(params, batch_stats))
+
+
+def _merged(first: dict, second: dict) -> dict:
+    """Returns nested dicts with the entries of both."""
+    both = {**first, **second}
+    for name in first.keys() & second.keys():
+        both[name] = _merged(first[name], second[name])
+    return both
+
+
+def _is_of(directory: pathlib.Path, plan: Plan, origin: Origin) -> bool:
+    """Returns whether what lies in `directory` is what `plan` trains."""
+    try:
+        old, history = workdir.load_history(directory)
+        facts = workdir.load_facts(directory)
+    except UsageError:
+        return False
+    new = plan.config.to_dict()
+    return (
+        history.origin is not None
+        and history.origin.weights == origin.weights
+        and not checks.differences(old, new)
+        and old["generation"] == new["generation"]
+        and facts == plan.facts
+    )
