@@ -61,6 +61,7 @@ class FrozenEncoder:
             return represent(params, batch_stats, views)
 
         self._encode = jax.jit(encode, static_argnames="stack")
+        self._represent = jax.jit(represent)
 
     def _representations(self, method: Method) -> Callable[..., dict[str, Array]]:
         """Returns `f(params, batch_stats, views)`, to be compiled."""
@@ -142,6 +143,22 @@ class FrozenEncoder:
                     yield _fetched(*waiting.popleft())
             while waiting:
                 yield _fetched(*waiting.popleft())
+
+    def of_views(self, views: ArrayLike) -> Representations:
+        """Returns the representations of finished views, such as decoded images.
+
+        Args:
+          views: normalized to [-0.5, 0.5], [n, side, side, channels] with the side of
+            the views, n at least 1.
+        """
+        views = np.asarray(views, np.float32)
+        size = min(self._batch_size, _power_of_two(len(views)))
+        parts = []
+        for start in range(0, len(views), size):
+            rows = views[start : start + size]
+            found = self._represent(*self._state, _padded(rows, size))
+            parts.append({k: np.asarray(v)[: len(rows)] for k, v in found.items()})
+        return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
     def _checked(self, images: ArrayLike) -> np.ndarray:
         """Returns the images as a NumPy array; raises the errors of `__call__`."""
