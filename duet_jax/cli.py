@@ -377,7 +377,8 @@ def _explained(error: Exception) -> UsageError:
     if isinstance(error, flags.UnrecognizedFlagError):  # without absl's own guess
         text = f"Unknown command line flag {error.flagname!r}"
         guess = suggestion(error.flagname, names)
-    return UsageError(f"{text}; the flags are --{', --'.join(names)}.{guess}")
+    known = ", --".join((*names, "list", "version", "help"))
+    return UsageError(f"{text}; the flags are --{known}.{guess}")
 
 
 def help_text(argv: Sequence[str]) -> str:

@@ -157,7 +157,7 @@ class FoundDataset:
         started = time.perf_counter()
         source = self.source
         entry = cache.entry(self.cache_dir, self.name, source, self.side)
-        origin = f"the cache {entry}, made from {source.location}"
+        origin = f"{source.location} by way of the cache {entry}"
         splits = cache.load(entry, source, self.side)
         if splits is None:
             origin = source.location

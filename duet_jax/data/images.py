@@ -60,4 +60,5 @@ def _listed(path: str, file: str) -> Source:
         ) from error
     rows = [(line, "") for line in lines if line and not line.startswith("#")]
     root = os.path.dirname(file)
-    return image_source(path, root, [list_files(path, root, rows)], ())
+    source = image_source(path, root, [list_files(path, root, rows)], ())
+    return source._replace(location=file)

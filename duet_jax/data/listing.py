@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from duet_jax.data.decoding import FORMATS
 from duet_jax.data.image_files import File
-from duet_jax.data.source import TEST_NAMES, TRAIN_NAMES, name_some
+from duet_jax.data.source import TEST_NAMES, TRAIN_NAMES, name_some, tell_unused
 from duet_jax.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def find_splits(path: str, root: str) -> tuple[str, ...]:
             f"config.dataset.path={path!r}: {train} and {test} are the same folder; "
             "give test images that are not trained on."
         )
+    tell_unused(root, [folders[n] for n in TEST_NAMES if n in folders], test)
     return train, test
 
 

@@ -18,6 +18,7 @@ from duet_jax.data.source import (
     name_some,
     short_hash,
     sorted_labels,
+    tell_unused,
 )
 from duet_jax.errors import UsageError
 
@@ -54,6 +55,8 @@ def find(name: str, path: str) -> Source:
     if train is None:
         raise _error(path, f"has no images, but {name_some([*arrays]) or 'nothing'}")
     splits = [train] if test is None else [train, test]
+    tested = [name for name in _TEST_IMAGES if name in arrays]
+    tell_unused(file, tested, tested[0] if tested else "")
     class_names, labels = _labels(path, arrays, [len(each) for each in splits])
     size, modified_ns = os.stat(file).st_size, os.stat(file).st_mtime_ns
     opened = [(os.path.basename(file), functools.partial(open, file, "rb"))]

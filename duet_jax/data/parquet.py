@@ -23,6 +23,7 @@ from duet_jax.data.source import (
     name_some,
     short_hash,
     sorted_labels,
+    tell_unused,
 )
 from duet_jax.errors import UsageError
 
@@ -74,10 +75,11 @@ def find(name: str, path: str) -> Source:
     columns = _find_columns(path, train[0])
     values = [_read_labels(path, train, columns)]
     splits = [train]
-    for test in tests:  # the first whose labels are not withheld
+    for split, test in tests.items():  # the first whose labels are not withheld
         found = _read_labels(path, test, columns)
         if not columns.label or not {None, UNLABELED} & {*found}:
             splits, values = [train, test], [values[0], found]
+            tell_unused(str(root), tests, split)
             break
     class_names, labels = _classes(path, columns, values)
     files = [file for split in splits for file in split]
@@ -109,8 +111,8 @@ def _error(path: str, what: str) -> UsageError:
 
 def _find_splits(
     path: str, root: pathlib.Path
-) -> tuple[list[pathlib.Path], list[list[pathlib.Path]]]:
-    """Returns the training files, and those of each split that may be the test."""
+) -> tuple[list[pathlib.Path], dict[str, list[pathlib.Path]]]:
+    """Returns the training files, and by name those that may be the test split."""
     files = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
     files = [file for file in files if file.is_file()]
     if not path or not files:
@@ -123,8 +125,8 @@ def _find_splits(
         by_split.setdefault(known[0] if known else "", []).append(file)
     train = next((by_split[name] for name in TRAIN_NAMES if name in by_split), None)
     if train is None:
-        return files, []
-    return train, [by_split[name] for name in TEST_NAMES if name in by_split]
+        return files, {}
+    return train, {name: by_split[name] for name in TEST_NAMES if name in by_split}
 
 
 def _find_columns(path: str, file: pathlib.Path) -> _Columns:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
@@ -9,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 from duet_jax.errors import UsageError
+
+_log = logging.getLogger(__name__)
 
 # Data sets larger than this, in bytes, are identified by file names and sizes alone:
 # reading them would delay the start of a run too much.
@@ -136,6 +139,19 @@ def digest_of(files: Iterable[tuple[str, Callable[[], BinaryIO]]]) -> str:
         with opened() as file:
             digests.append([name, hashlib.file_digest(file, "sha256").hexdigest()])
     return short_hash(digests)
+
+
+def tell_unused(location: str, names: Iterable[str], used: str) -> None:
+    """Logs which splits are left out, because another one is the test split.
+
+    Args:
+      location: of the data set.
+      names: of the splits that are there and could be the test split.
+      used: the one that is.
+    """
+    unused = [name for name in names if name != used]
+    if unused:
+        _log.info("%s: left out %s: %s is there", location, ", ".join(unused), used)
 
 
 def without_labels(name: str, location: str) -> UsageError:

@@ -12,6 +12,7 @@ from duet_jax.data.source import (
     name_some,
     short_hash,
     sorted_labels,
+    tell_unused,
 )
 from duet_jax.errors import UsageError
 
@@ -122,4 +123,5 @@ def _split(
     tested = next((name for name in TEST_NAMES if name in names), None)
     if tested is None:
         return [train]
+    tell_unused(path, [name for name in TEST_NAMES if name in names], tested)
     return [train, [row for row, n in zip(pairs, names, strict=True) if n == tested]]

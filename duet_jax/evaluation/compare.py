@@ -241,7 +241,8 @@ def _merged(tables: Mapping[str, Table]) -> Table:
         for name in others:
             other = cells[name].get(key, _NONE)
             row += [other, _difference(own, other)]
-        rows.append(tuple(row))
+        if {*row[1:]} - {_NONE, ""}:
+            rows.append(tuple(row))
     columns = [cell for name in others for cell in (name, f"vs. {first}")]
     titles = {name: table.title for name, table in tables.items()}
     notes = [tables[first].note] if len({t.note for t in tables.values()}) == 1 else []

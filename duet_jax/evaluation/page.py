@@ -184,6 +184,8 @@ figure:target .close { display: inline-block; position: sticky; left: 0;
   padding: .2rem .8rem .5rem 0; font-size: 1.05rem; }
 @media (prefers-color-scheme: dark) { img { padding: 4px; } }
 @media (max-width: 500px) { header, main, footer { padding: 0 14px; }
+  figure:not(:target) .open::after { content: "tap to enlarge"; display: block;
+    font-size: .75rem; color: var(--accent); }
   header { padding-top: 18px; } th:first-child, td:first-child { max-width: 9rem; } }
 footer { margin: 3rem auto 2rem; font-size: .8rem; border-top: 1px solid var(--line);
   padding-top: .8rem; }

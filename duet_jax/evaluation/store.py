@@ -1,6 +1,7 @@
 """Results on disk: `eval/<name>.json` of a work directory, and its pictures."""
 
 import json
+import logging
 import math
 import pathlib
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from duet_jax.figures import Drawing
 from duet_jax.figures.style import remove, save, small_print
 from duet_jax.runs import workdir
 from duet_jax.runtime import files, provenance
+
+_log = logging.getLogger(__name__)
 
 
 def read(directory: pathlib.Path, stem: str) -> dict[str, Any] | None:
@@ -79,7 +82,9 @@ def write(
             save(directory / f"{stem}_{name}.png", figure, about_run(content))
         with files.replacing(directory / f"{stem}.json") as partial:
             partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        for name in set(old["pictures"]) - set(content["pictures"]):
+        if gone := sorted(set(old["pictures"]) - set(content["pictures"])):
+            _log.info("replaced     an earlier %s with %s", stem, ", ".join(gone))
+        for name in gone:
             remove(directory / name)
     return content
 

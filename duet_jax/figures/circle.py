@@ -223,6 +223,7 @@ def _name_radii(axes: PolarAxes, radii: Sequence[float], names: Sequence[str]) -
     """Labels the circles between two spokes, on a light background."""
     axes.set_rgrids(radii, names)
     axes.set_rlabel_position(22.5)
+    axes.yaxis.set_zorder(3)  # names are not covered by what is drawn
     for text in axes.get_yticklabels():
         text.set(size=7, bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.5})
 

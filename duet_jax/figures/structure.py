@@ -389,7 +389,9 @@ def _draw_shares(axes: Axes, drawn: Readout, top: float) -> QuadMesh:
     """Draws counts in percent of their column; `top` is the darkest color."""
     shares = np.ma.masked_invalid(drawn.percent)
     edges = drawn.applied, drawn.read
-    mesh = axes.pcolormesh(*edges, shares, cmap=SHARES, vmin=0, vmax=top)
+    # A path for each cell would make an SVG file of a megabyte.
+    pixels = {"cmap": SHARES, "vmin": 0, "vmax": top, "rasterized": True}
+    mesh = axes.pcolormesh(*edges, shares, **pixels)
     ends = drawn.read[[0, -1]]
     axes.plot(ends, ends, color=ORANGE, lw=1)
     if drawn.topology == "circle":

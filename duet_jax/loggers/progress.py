@@ -91,6 +91,7 @@ class Progress:
             initial=initial_step,
             file=self._stream,
             ncols=self._columns(),
+            nrows=20,  # where a terminal does not know its height, tqdm shows nothing
             # Redraws after 0.1 s, however many steps a report stands for.
             miniters=1,
             bar_format=f"{{percentage:3.0f}}%|{{bar:{_BAR}}}| {{desc}}",

@@ -25,7 +25,7 @@ import tqdm
 
 from duet_jax import cli as program
 from duet_jax.config import loading
-from duet_jax.errors import UsageError, lookup
+from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.evaluation import EVALUATORS
 from duet_jax.loggers.progress import duration
 from duet_jax.runs import workdir
@@ -85,6 +85,14 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> list[Trial]:
     Raises:
       UsageError: something wrong with an option, a row or a field.
     """
+    for override in overrides:
+        if program.field_of(override) is None:
+            known = [f"--{name}" for name in vars(options)]
+            raise UsageError(
+                f"{override} is not a flag of sweep.py; fields are written "
+                "--config.<field>=<value>."
+                f"{suggestion(override.partition('=')[0], known)}"
+            )
     experiment = loading.load_experiment(options.experiment)
     lookup(dict.fromkeys(loading.scales()), options.scale, "--scale")
     for name in ("workdir", "out"):
@@ -92,13 +100,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> list[Trial]:
             raise UsageError(f"--{name}='' must name a directory, or be left out.")
     _check_measures(experiment)
     for override in overrides:
-        field = program.field_of(override)
-        if field is None:
-            raise UsageError(
-                f"{override} is not a flag of sweep.py; fields are written "
-                "--config.<field>=<value>."
-            )
-        if field == "seed":
+        if program.field_of(override) == "seed":
             raise UsageError(f"{override}: choose the seeds with --seeds.")
     seeds = _seeds(options.seeds)
     trials = []
@@ -133,7 +135,7 @@ def _select(rows: Sequence[str], patterns: str) -> list[str]:
         if not fnmatch.filter(rows, pattern):
             raise UsageError(
                 f"--rows={patterns}: no row is called {pattern!r}; they are "
-                f"{', '.join(rows)}."
+                f"{', '.join(rows)}.{suggestion(pattern, rows)}"
             )
     return [row for row in rows if any(fnmatch.fnmatchcase(row, p) for p in wanted)]
 

@@ -62,7 +62,10 @@ MEASURES = {
         "row's augmentation from the full features, if it has few values",
     ),
     "read_r2": Measure(
-        "code read, R²", False, "R² of that regression, for a continuous parameter"
+        "code read, R²",
+        False,
+        "R² on the test split of a regression that predicts the parameter of the row's "
+        "augmentation from the full features, if it is continuous",
     ),
     "divergence": Measure(
         "divergence",

@@ -1093,7 +1093,7 @@ def test_cache_returns_what_was_decoded(folder, tmp_path, decodings, caplog):
     assert decodings == ["folder"]
     assert same(first, second)
     (entry,) = (tmp_path / "cache").glob("folder-*")
-    assert f"from the cache {entry}" in caplog.text
+    assert f"by way of the cache {entry}" in caplog.text
     assert sorted(os.listdir(entry)) == [
         "index.json",
         "test_images.npy",

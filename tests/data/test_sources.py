@@ -140,6 +140,15 @@ def test_names_of_the_splits(tmp_path, test):
     assert dataset.files[4] == f"{test}/cat/0.png"
 
 
+def test_a_second_test_split_is_told(tmp_path, caplog):
+    for number, split in enumerate(("train", "test", "Val")):
+        for name in ("cat", "dog"):
+            save(tmp_path / "pets" / split / name / "1.png", number)
+    dataset = load("folder", tmp_path / "pets")
+    assert [file.partition("/")[0] for file in dataset.files[2:]] == ["test"] * 2
+    assert "pets: left out Val: test is there" in caplog.text
+
+
 def test_training_images_alone(tmp_path):
     for number in range(20):
         save(tmp_path / "pets/train" / f"{number % 2}" / f"{number}.png", number)
@@ -186,7 +195,7 @@ def test_a_single_class_is_no_label(tmp_path, caplog):
     streamed_alike("folder", tmp_path / "pets", dataset)
 
 
-def test_a_list_of_paths(flat, tmp_path):
+def test_a_list_of_paths(flat, tmp_path, caplog):
     lines = ["# mine", "photos/3.png", "", str(flat / "5.png"), "photos/4.png  "]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     dataset = load("images", tmp_path / "list.txt", holdout=0.4)
@@ -199,6 +208,7 @@ def test_a_list_of_paths(flat, tmp_path):
     assert set(dataset.files) == set(expected)
     for name, image in zip(dataset.files, found, strict=True):
         np.testing.assert_array_equal(image, expected[name])
+    assert f"from {tmp_path / 'list.txt'}" in caplog.text
     streamed_alike("images", tmp_path / "list.txt", dataset, holdout=0.4)
 
 
@@ -221,7 +231,7 @@ def test_labels_from_a_table(flat, tmp_path, between):
     streamed_alike("csv", tmp_path / "labels.csv", dataset)
 
 
-def test_splits_and_words_in_a_table(flat, tmp_path):
+def test_splits_and_words_in_a_table(flat, tmp_path, caplog):
     rows = [
         f"{('train', 'val', 'test')[n % 3]},{('owl', 'bat')[n % 2]},photos/{n}.png"
         for n in range(12)
@@ -236,6 +246,7 @@ def test_splits_and_words_in_a_table(flat, tmp_path):
     assert contents(dataset.test) == [
         (pixels(n).tobytes(), label[n % 2]) for n in (2, 5, 8, 11)
     ]
+    assert "t.csv: left out val: test is there" in caplog.text
 
 
 def test_a_table_without_labels(flat, tmp_path):
@@ -302,9 +313,11 @@ LABELS = np.arange(40) % 3
     ],
     ids=["images", "labels", "keras", "medmnist", "words"],
 )
-def test_arrays(tmp_path, arrays, expected):
+def test_arrays(tmp_path, arrays, expected, caplog):
     np.savez(tmp_path / "set.npz", **arrays)
     dataset = load("npz", tmp_path / "set.npz")
+    unused = "set.npz: left out val_images: test_images is there"
+    assert (unused in caplog.text) == ("val_images" in arrays)
     counts = len(dataset.train.labels), len(dataset.test.labels)
     assert (dataset.class_names, *counts) == expected
     labels = arrays.get("labels", LABELS)
@@ -370,7 +383,7 @@ def test_parquet_as_on_the_hub(tmp_path):
         find_dataset("parquet", path=str(tmp_path / "set"), image_size=SIDE).stream()
 
 
-def test_parquet_with_withheld_test_labels(tmp_path):
+def test_parquet_with_withheld_test_labels(tmp_path, caplog):
     write_parquet(tmp_path / "set/train/0000.parquet", range(10))
     write_parquet(tmp_path / "set/test/0000.parquet", range(10, 14), labels=[-1] * 4)
     write_parquet(tmp_path / "set/validation/0000.parquet", range(20, 26))
@@ -378,6 +391,7 @@ def test_parquet_with_withheld_test_labels(tmp_path):
     assert contents(dataset.test) == [
         (pixels(n).tobytes(), n % 3) for n in range(20, 26)
     ]
+    assert "set: left out test: validation is there" in caplog.text
     shutil.rmtree(tmp_path / "set/validation")
     assert len(load("parquet", tmp_path / "set", holdout=0.3).files) == 0
     held = load("parquet", tmp_path / "set", holdout=0.3)

@@ -741,10 +741,12 @@ def test_a_part_of_the_circle(copied):
     assert list(found["shift"]["by_shift"]) == ["0", "1", "2", "6", "7"]
 
 
-def test_pictures_of_the_last_result_do_not_stay(copied):
+def test_pictures_of_the_last_result_do_not_stay(copied, capsys):
     directory = copied("duet")
     before = call(directory, "equivariance", "--codes=rot")["pictures"]
     after = call(directory, "equivariance", "--codes=sca")["pictures"]
+    told = f"replaced     an earlier equivariance with {', '.join(sorted(before))}"
+    assert told in capsys.readouterr().err
     there = {path.name for path in (directory / "eval").glob("*.png")}
     assert there == set(after) != set(before)
     vectors = {path.stem for path in (directory / "eval").glob("*.svg")}
@@ -948,7 +950,12 @@ def test_tables_of_other_settings_are_one_table():
     """A row that one run lacks stays, and titles that differ are told."""
     tables = {
         "a": Table("k = 3 [%]", ("name", "top-1", "95 %"), (("x", "50", "4 to 6"),)),
-        "b": Table("k = 4 [%]", ("name", "top-1"), (("x", "60"), ("y", "1")), "note"),
+        "b": Table(
+            "k = 4 [%]",
+            ("name", "top-1"),
+            (("x", "60"), ("y", "1"), ("z", "-")),
+            "note",
+        ),
     }
     assert compare._merged(tables) == Table(
         "k = 3 [%]",

@@ -607,7 +607,9 @@ class Terminal(io.TextIOWrapper):
 
     def __init__(self, columns):
         self.screen, keyboard = pty.openpty()
-        fcntl.ioctl(keyboard, termios.TIOCSWINSZ, struct.pack("4H", 40, columns, 0, 0))
+        rows = 40 if columns else 0  # a terminal knows both or neither
+        size = struct.pack("4H", rows, columns, 0, 0)
+        fcntl.ioctl(keyboard, termios.TIOCSWINSZ, size)
         super().__init__(os.fdopen(keyboard, "wb"), encoding="utf-8")
 
     def getvalue(self):

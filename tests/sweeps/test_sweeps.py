@@ -447,7 +447,9 @@ REFUSED = {
         [ROWS_OF_4, "--seeds=1,9999999999"],
         ["config.seed=9999999999 must be from 0"],
     ),
-    "flag": ([ROWS_OF_4, "--row=x"], ["--row=x"]),
+    "flag": ([ROWS_OF_4, "--row=x"], ["--row=x", "Did you mean '--rows'?"]),
+    "the flag": (["--experimnt=figure4"], ["Did you mean '--experiment'?"]),
+    "a row, nearly": ([ROWS_OF_4, "--rows=duet-rto"], ["Did you mean 'duet-rot'?"]),
     "seed": ([ROWS_OF_4, "--config.seed=3"], ["--seeds"]),
     "field": (
         [ROWS_OF_4, "--config.epoch=3"],

@@ -513,6 +513,36 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
+        "data/test_sources.py",
+        "data/source.py",
+        (
+            "most images are held out",
+            "numbers < share * 2**56",
+            "numbers > share * 2**56",
+        ),
+        ("a split without images", "selected[np.argmin(numbers)] = True\n", "pass\n"),
+    ),
+    *_rows(
+        "data/test_sources.py",
+        "data/found.py",
+        ("held-out images are trained on", "np.flatnonzero(~held)", "train"),
+    ),
+    *_rows(
+        "evaluation/test_yardsticks.py",
+        "evaluation/yardsticks.py",
+        ("yardsticks of other encoders", "name, parts, about],", "name, about],"),
+        ("of another seed", "np.uint32(run.config.seed)", "np.uint32(0)"),
+    ),
+    *_rows(
+        "sweeps/test_sweeps.py",
+        "sweeps/tables.py",
+        (
+            "yardsticks of other rows",
+            "setdefault((name, *cells), [])",
+            "setdefault((name, *cells[:1]), [])",
+        ),
+    ),
+    *_rows(
         "evaluation/test_evaluate.py",
         "evaluation/headlines.py",
         (
