@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import dm_pix as pix
-import jax
 import jax.numpy as jnp
 import numpy as np
 
