@@ -1,7 +1,7 @@
 r"""Draws the grids of the README: one picture of several runs, on one scale.
 
-    python benchmarks/readme_figures.py equivariance_rot_readout readout.png \\
-        CIFAR-10=runs/cifar10_duet CIFAR-10=runs/cifar10_simclr ... digits=runs/digits
+    python benchmarks/readme_figures.py equivariance_rot_readout readout.png \
+        CIFAR-10=runs/duet CIFAR-10=runs/simclr CIFAR-10=runs/essl
 
 Nothing is trained or measured: the runs have stored the result, --mode=equivariance.
 A panel is titled by its method and the name of the data that is given here. An SVG file

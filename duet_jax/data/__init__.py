@@ -74,7 +74,7 @@ def find_dataset(
       UsageError: the data are missing, incomplete or not images.
     """
     side = preprocessed_side(image_size, center_crop)
-    source = SOURCES.get(name, tfds.find)(name, path)
+    source = _find(name, path)
     if len(source.class_names) == 1:
         _log.info("%s: one class, %s: no labels", name, source.class_names[0])
         source = source._replace(class_names=(), labels=None)
@@ -93,9 +93,9 @@ def identify(name: str, *, path: str = "", cache_dir: str = "") -> Identity | No
     Raises:
       UsageError: there is no such data set, or it cannot be read.
     """
-    if name not in SOURCES and not tfds.is_prepared(name, path):
+    if name not in SOURCES and not tfds.is_prepared(name, path, [*SOURCES]):
         return None
-    source = SOURCES.get(name, tfds.find)(name, path)
+    source = _find(name, path)
     return source.content, *cache.digests(cache_dir, source)
 
 
@@ -113,6 +113,13 @@ def stream_dataset(name: str, **options: Any) -> StreamedDataset:
     The arguments and errors are those of `find_dataset` and `FoundDataset.stream`.
     """
     return find_dataset(name, **options).stream()
+
+
+def _find(name: str, path: str) -> Source:
+    """Returns the source of that name, or TFDS's."""
+    if name in SOURCES:
+        return SOURCES[name](name, path)
+    return tfds.find(name, path, [*SOURCES])
 
 
 def _check(source: Source, name: str, num_classes: int | None) -> None:

@@ -17,10 +17,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
-from tqdm import tqdm
 
 from duet_jax.data.source import Example
 from duet_jax.errors import UsageError
+from duet_jax.runtime import terminal
 
 # TIFF tags and their values.
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339
@@ -339,7 +339,7 @@ def pack(
         ) from error
     labels = np.empty(count, np.int32)
     has_color = False
-    bar = tqdm(
+    bar = terminal.bar(
         examples, name, count, unit=" images", delay=2, disable=None, leave=False
     )
     for index, (image, label) in enumerate(bar):

@@ -34,18 +34,12 @@ from duet_jax.errors import UsageError, suggestion
 
 logger = logging.getLogger(__name__)
 
-# Names that are not TFDS's.
-_OTHERS = ("digits", "folder", "images", "csv", "npz", "parquet")
-_CHOICE = (
-    f"choose {', '.join(_OTHERS)} or an image set of TFDS such as cifar10, cifar100, "
-    "mnist or svhn_cropped"
-)
 _CHUNK = 256  # examples in memory at a time; larger chunks are no faster
 _PROBE_SECONDS = 3.0
 _MOST_PROBES = 4
 
 
-def find(name: str, path: str) -> Source:
+def find(name: str, path: str, others: Sequence[str]) -> Source:
     """Finds a data set in TFDS's directory, and prepares it there if necessary.
 
     The test split is `test`, or `validation` if there is no `test` or its labels are
@@ -57,13 +51,14 @@ def find(name: str, path: str) -> Source:
         (`imagenet_resized/32x32`, `cifar10:3.0.2`).
       path: TFDS's data directory; its own default (`$TFDS_DATA_DIR` or
         `~/tensorflow_datasets`) when empty.
+      others: names that are not TFDS's, for messages.
 
     Raises:
       UsageError: unknown name, no images, or the data are neither there nor can be
         prepared; from `examples` and `reader`, damaged files.
     """
     with _quiet():
-        builder = _builder(name, path)
+        builder = _builder(name, path, others)
         records = _Records(name, builder)
         if not builder.is_prepared():
             _check_not_images(name, path)
@@ -102,21 +97,22 @@ def find(name: str, path: str) -> Source:
         )
 
 
-def is_prepared(name: str, path: str) -> bool:
+def is_prepared(name: str, path: str, others: Sequence[str]) -> bool:
     """Returns whether a data set is in TFDS's directory.
 
     Args:
       name: as in `find`.
       path: as in `find`.
+      others: as in `find`.
 
     Raises:
       UsageError: TFDS does not know it.
     """
     with _quiet():
-        return _builder(name, path).is_prepared()
+        return _builder(name, path, others).is_prepared()
 
 
-def _builder(name: str, path: str) -> Any:
+def _builder(name: str, path: str, others: Sequence[str]) -> Any:
     """Returns TFDS's builder, which describes a data set, prepared or not."""
     try:
         # Imported here because it takes a second that other sources need not spend.
@@ -137,10 +133,10 @@ def _builder(name: str, path: str) -> Any:
         # By name: the import itself may be what failed.
         if type(error).__name__ == "DatasetNotFoundError":
             _check_not_images(name, path)
-            raise _unknown(name, path) from error
+            raise _unknown(name, path, others) from error
         raise UsageError(
             f"config.dataset.name={name!r} cannot be used: {_one_line(error)}; "
-            f"{_CHOICE}."
+            f"{_choice(others)}."
         ) from error
 
 
@@ -155,14 +151,21 @@ def _check_not_images(name: str, path: str) -> None:
         )
 
 
-def _unknown(name: str, path: str) -> UsageError:
+def _choice(others: Sequence[str]) -> str:
+    return (
+        f"choose {', '.join(others)} or an image set of TFDS such as cifar10, "
+        "cifar100, mnist or svhn_cropped"
+    )
+
+
+def _unknown(name: str, path: str, others: Sequence[str]) -> UsageError:
     import tensorflow_datasets as tfds
 
-    known = (*_OTHERS, *tfds.list_builders(with_community_datasets=False))
+    known = (*others, *tfds.list_builders(with_community_datasets=False))
     searched = f" or in config.dataset.path={path!r}" if path else ""
     return UsageError(
         f"config.dataset.name={name!r} is not known to TensorFlow Datasets{searched}; "
-        f"{_CHOICE}.{suggestion(name, known)}"
+        f"{_choice(others)}.{suggestion(name, known)}"
     )
 
 

@@ -10,6 +10,8 @@ from typing import TextIO
 
 import tqdm
 
+from duet_jax.runtime import terminal
+
 # Metrics in the order they are shown; no method has all of them.
 SHOWN = (
     "loss",
@@ -86,12 +88,11 @@ class Progress:
         self._bar = self._open_bar(initial_step) if _is_terminal(self._stream) else None
 
     def _open_bar(self, initial_step: int) -> tqdm.tqdm:
-        return tqdm.tqdm(
+        return terminal.bar(
             total=self._total,
             initial=initial_step,
             file=self._stream,
             ncols=self._columns(),
-            nrows=20,  # where a terminal does not know its height, tqdm shows nothing
             # Redraws after 0.1 s, however many steps a report stands for.
             miniters=1,
             bar_format=f"{{percentage:3.0f}}%|{{bar:{_BAR}}}| {{desc}}",

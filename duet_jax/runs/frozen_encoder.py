@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
-import tqdm
 from flax import nnx
 from numpy.typing import ArrayLike
 
 from duet_jax.augmentations import Stack, normalize, to_float
 from duet_jax.methods import Method
 from duet_jax.methods.networks import split
+from duet_jax.runtime import terminal
 from duet_jax.types import Array
 
 Representations = dict[str, np.ndarray]
@@ -128,7 +128,7 @@ class FrozenEncoder:
         size = min(self._batch_size, _power_of_two(len(images)))
         # One batch ahead: while the host fetches one, the device computes the next.
         waiting: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
-        with tqdm.tqdm(
+        with terminal.bar(
             None, "encoding", len(images), unit=" images", delay=2, disable=None,
             leave=False,
         ) as bar:  # fmt: skip

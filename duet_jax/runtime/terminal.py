@@ -1,12 +1,16 @@
 """Log lines and standard streams."""
 
 import contextlib
+import functools
 import logging
 import os
 import sys
 from collections.abc import Iterator
 
 import tqdm
+
+# A tqdm.tqdm that is also shown on a terminal that does not know its height.
+bar = functools.partial(tqdm.tqdm, nrows=20)
 
 
 def printable(text: str) -> str:
@@ -42,7 +46,7 @@ def log_to_terminal(level: int) -> None:
 @contextlib.contextmanager
 def status(text: str) -> Iterator[None]:
     """Shows what is going on, on a terminal only, until it is done."""
-    with tqdm.tqdm(bar_format="{desc}", desc=text, disable=None, leave=False):
+    with bar(bar_format="{desc}", desc=text, disable=None, leave=False):
         yield
 
 

@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
-import tqdm
 
 from duet_jax import cli as program
 from duet_jax.config import loading
@@ -31,6 +30,7 @@ from duet_jax.loggers.progress import duration
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
 from duet_jax.runtime.terminal import (
+    bar,
     flush_output,
     log_to_terminal,
     prepare_streams,
@@ -251,7 +251,7 @@ class _Overview:
         self._done = self._total - len(runner.unfinished(trials))
         self._began, self._before = time.monotonic(), self._done
         self._spoken = self._began
-        self._bar = tqdm.tqdm(
+        self._bar = bar(
             total=self._total,
             initial=self._done,
             bar_format="{n:.0f} of {total} runs  {desc}",
