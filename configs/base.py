@@ -129,6 +129,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.duet = duet = ml_collections.ConfigDict()
     duet.num_bins = 8  # G; must divide the encoder's features. [--duet-bins]
     duet.structure_weight = 10.0  # lambda. [--duet-lambda]
+    # Logits of the structure: the mean over the channels, as in the reference's code,
+    # or their sum, as in the paper's Figure 1, many times as sharp.
+    duet.marginal = "mean"
     # gaussian, von_mises, or auto: von_mises on a circle, gaussian on a line.
     # [--duet-target]
     duet.target = "auto"

@@ -171,6 +171,13 @@ def _whole_box(n: int, side: int) -> Params:
     return {"top": corner, "left": corner, "height": sides, "width": sides}
 
 
+def _central_box(values: Array, frame: Frame) -> Params:
+    """Returns square boxes in the center: the structure says nothing of their place."""
+    sides = jnp.round(frame.side - values * (frame.side - 1)).astype(jnp.int32)
+    corner = (frame.side - sides) // 2
+    return {"top": corner, "left": corner, "height": sides, "width": sides}
+
+
 RESIZED_CROP = Augmentation(
     code="sca",
     summary="random crop, resized",
@@ -190,6 +197,7 @@ RESIZED_CROP = Augmentation(
         unit="side of the crop / side of the image",
         # The height, as in the structure.
         parameter=lambda values, frame: 1 - values * (frame.side - 1) / frame.side,
+        params=_central_box,
     ),
     options=("crop_area", "crop_ratio"),
     resizes=True,

@@ -159,7 +159,10 @@ def solarize(images: Array, threshold: Array, addition: Array) -> Array:
 
 
 def _ranged(
-    name: str, ends: Callable[[Options], tuple[float, float]], unit: str
+    name: str,
+    ends: Callable[[Options], tuple[float, float]],
+    unit: str,
+    others: Callable[[int, Frame], Params],
 ) -> dict[str, Any]:
     """Returns structure, topology and scale for a parameter's place in its range.
 
@@ -167,6 +170,7 @@ def _ranged(
       name: key of the parameter in the params.
       ends: options -> ends of its range.
       unit: see `Scale`.
+      others: (batch, frame) -> params that change nothing but by this parameter.
     """
 
     def structure(params: Params, frame: Frame) -> Array:
@@ -176,10 +180,13 @@ def _ranged(
     def parameter(values: Array, frame: Frame) -> Array:
         return between(values, *ends(frame.options))
 
+    def params(values: Array, frame: Frame) -> Params:
+        return {**others(len(values), frame), name: parameter(values, frame)}
+
     return {
         "structure": structure,
         "topology": "line",
-        "scale": Scale(unit, parameter),
+        "scale": Scale(unit, parameter, params),
     }
 
 
@@ -270,7 +277,14 @@ def _component(
         code=code,
         summary=summary,
         source="reference, where no code reaches it",
-        **_ranged(code, functools.partial(_factor_range, code), unit),
+        **_ranged(
+            code,
+            functools.partial(_factor_range, code),
+            unit,
+            lambda n, frame: (
+                _identity_jitter(n, frame) | {"jittered": jnp.ones((n,), bool)}
+            ),
+        ),
         channels=channels,
         prediction=Prediction(
             num_outputs=1,
@@ -293,9 +307,9 @@ SATURATION = _component(
 HUE = _component("hue", "shift of the hue", unit="turns of hue", channels=(3,))
 
 
-def _zero_or_one(unit: str) -> Scale:
+def _zero_or_one(unit: str, params: Callable[[Array, Frame], Params]) -> Scale:
     """Scale of a structure that is 1 for augmented images and 0 for the others."""
-    return Scale(unit=unit, parameter=lambda values, frame: values, levels=(0.0, 1.0))
+    return Scale(unit, lambda values, frame: values, params, levels=(0.0, 1.0))
 
 
 GRAY = Augmentation(
@@ -305,10 +319,16 @@ GRAY = Augmentation(
     **on_or_off("grey", luma),
     structure=lambda params, frame: params["grey"].astype(jnp.float32),
     topology="line",
-    scale=_zero_or_one("gray"),
+    scale=_zero_or_one("gray", lambda values, frame: {"grey": values >= 0.5}),
     channels=(3,),
     probability="grey_probability",
 )
+
+
+def _blur_or_not(values: Array, frame: Frame) -> Params:
+    middle = sum(frame.options.blur_sigma) / 2
+    return {"sigma": jnp.where(values >= 0.5, middle, 0.0)}
+
 
 BLUR = Augmentation(
     code="blu",
@@ -319,7 +339,7 @@ BLUR = Augmentation(
     apply=lambda images, params, frame: blur(images, params["sigma"]),
     structure=lambda params, frame: (params["sigma"] > 0).astype(jnp.float32),
     topology="line",
-    scale=_zero_or_one("blurred"),
+    scale=_zero_or_one("blurred", _blur_or_not),
     probability="blur_probability",
 )
 
@@ -353,6 +373,14 @@ SOLARIZE = Augmentation(
         "addition": jnp.zeros((n,)),
     },
     apply=_apply_solarize,
-    **_ranged("threshold", lambda options: options.solarize_threshold, "threshold"),
+    **_ranged(
+        "threshold",
+        lambda options: options.solarize_threshold,
+        "threshold",
+        lambda n, frame: {
+            "solarized": jnp.ones((n,), bool),
+            "addition": jnp.zeros((n,)),
+        },
+    ),
     probability="solarize_probability",
 )

@@ -171,15 +171,15 @@ class Scale:
       unit: of the parameter, as it follows a number or labels an axis.
       parameter: (structure values [n] in [0, 1], frame) -> [n] in own units. Linear,
         and the inverse of `Augmentation.structure` for augmented images.
-      levels: the possible structure values in ascending order, if they are few.
       params: (structure values [n], frame) -> params with these values, or with the
-        nearest levels. For circles; None for lines.
+        nearest that there are. What else is drawn has its neutral or middle value.
+      levels: the possible structure values in ascending order, if they are few.
     """
 
     unit: str
     parameter: Callable[[Array, Frame], Array]
+    params: Callable[[Array, Frame], Params]
     levels: tuple[float, ...] | None = None
-    params: Callable[[Array, Frame], Params] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,6 +63,7 @@ def _build_duet(
         structure_weight=config.duet.structure_weight,
         target=target,
         target_width=config.duet[TARGETS[target].width],
+        marginal=config.duet.marginal,
     )
 
 

@@ -18,6 +18,7 @@ from duet_jax.config import build
 from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.losses import TARGETS
 from duet_jax.methods import METHODS
+from duet_jax.models.representation import MARGINALS
 from duet_jax.models.resnet import ENCODERS
 from duet_jax.runtime import files
 from duet_jax.types import DatasetFacts
@@ -91,6 +92,7 @@ RULES: dict[str, Rule] = {
     "projector.output": _WIDTH,
     "temperature": _POSITIVE,
     "duet.structure_weight": _at_least(0),
+    "duet.marginal": _one_of(*MARGINALS),
     "duet.sigma": _POSITIVE,
     "duet.concentration": _POSITIVE,
     "essl.prediction_weight": _at_least(0),
@@ -160,6 +162,7 @@ _BEFORE = {
     "dataset.channels": 0,
     "dataset.holdout": 0.1,
     "dataset.train_fraction": 1.0,
+    "duet.marginal": "mean",
 }
 
 # Fields that may be set for any evaluation of a run, besides those of the evaluator.

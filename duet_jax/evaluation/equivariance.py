@@ -109,7 +109,7 @@ class Code(NamedTuple):
         return self.stack.structure(draws)[self.name]
 
     def draws_at(self, values: np.ndarray) -> dict:
-        """Returns the stack's parameters with given structure values; circles only."""
+        """Returns the stack's parameters with given structure values."""
         values = jnp.asarray(values, jnp.float32)
         return {self.record.stage: self.record.scale.params(values, self.frame)}
 

@@ -1,8 +1,8 @@
 """DUET: features that represent both content and how an image was transformed.
 
 The features form a matrix, bins x channels. Its sum over the bins is the content, which
-is contrasted; its mean over the channels gives the logits of the structure, which is
-trained to match a target distribution around the drawn parameter.
+is contrasted; its mean over the channels (or their sum) gives the logits of the
+structure, which is trained to match a target distribution around the drawn parameter.
 
 Source: Suau et al. 2023, "DUET: 2D Structured and Approximately Equivariant
 Representations".
@@ -28,6 +28,7 @@ class DUET(base.Method):
       structure_weight: lambda.
       target: key of `losses.TARGETS`.
       target_width: sigma of the Gaussian or concentration of the von Mises density.
+      marginal: key of `representation.MARGINALS`.
     """
 
     learned: str
@@ -35,6 +36,7 @@ class DUET(base.Method):
     structure_weight: float
     target: str
     target_width: float
+    marginal: str = "mean"
 
     def init(self, rngs: nnx.Rngs) -> base.Networks:
         """Returns newly initialized networks; the projector reads the content."""
@@ -54,7 +56,7 @@ class DUET(base.Method):
         return {
             "full": features,
             "content": representation.content(matrix),
-            "structure": representation.structure(matrix),
+            "structure": representation.structure(matrix, self.marginal),
         }
 
     @property
@@ -79,7 +81,8 @@ class DUET(base.Method):
           view: holds the structure values.
         """
         targets = self.targets(view.structure[self.learned])
-        return losses.jensen_shannon(representation.structure_logits(matrix), targets)
+        logits = representation.structure_logits(matrix, self.marginal)
+        return losses.jensen_shannon(logits, targets)
 
     def loss(
         self,

@@ -5,13 +5,20 @@ columns are channels. The sum over the bins is the content, the mean over the ch
 gives the logits of the structure. `shift` and `steer` change the structure and leave
 the content alone.
 
-Source: the two marginals of the DUET representation (Suau et al., ICML 2023).
+Source: the two marginals of the DUET representation (Suau et al., ICML 2023). Figure 1
+there has the sum over the channels, the reference's code the mean: see MARGINALS.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from duet_jax.types import Array
+
+MARGINALS: dict[str, Callable[..., Array]] = {"mean": jnp.mean, "sum": jnp.sum}
+"""What makes the logits of the structure of all channels. With C channels, a sum is C
+times as sharp as the mean."""
 
 
 def as_matrix(features: Array, num_bins: int) -> Array:
@@ -32,14 +39,19 @@ def content(matrix: Array) -> Array:
     return jnp.sum(matrix, axis=1)
 
 
-def structure_logits(matrix: Array) -> Array:
-    """Averages [batch, bins, channels] over the channels, to [batch, bins]."""
-    return jnp.mean(matrix, axis=2)
+def structure_logits(matrix: Array, marginal: str = "mean") -> Array:
+    """Reduces [batch, bins, channels] over the channels, to [batch, bins].
+
+    Args:
+      matrix: of the features.
+      marginal: key of MARGINALS.
+    """
+    return MARGINALS[marginal](matrix, axis=2)
 
 
-def structure(matrix: Array) -> Array:
+def structure(matrix: Array, marginal: str = "mean") -> Array:
     """Returns the softmax of the structure logits, [batch, bins], rows summing to 1."""
-    return jax.nn.softmax(structure_logits(matrix), axis=-1)
+    return jax.nn.softmax(structure_logits(matrix, marginal), axis=-1)
 
 
 def shift(matrix: Array, by: Array | float) -> Array:
@@ -68,7 +80,7 @@ def shift(matrix: Array, by: Array | float) -> Array:
     return jnp.fft.irfft(spectrum, bins, axis=1).astype(matrix.dtype)
 
 
-def steer(matrix: Array, wanted: Array) -> Array:
+def steer(matrix: Array, wanted: Array, marginal: str = "mean") -> Array:
     """Gives representations the structure that is wanted; keeps their content.
 
     All channels of a bin are moved by the same number, and these numbers sum to zero
@@ -78,10 +90,13 @@ def steer(matrix: Array, wanted: Array) -> Array:
       matrix: [batch, bins, channels].
       wanted: logits of the structure, up to a constant for each example, [batch, bins]:
         the logarithm of a distribution, or `structure_logits` of other representations.
+      marginal: key of MARGINALS.
 
     Returns:
       The same shape and type; its `structure` is softmax(wanted).
     """
-    change = wanted - structure_logits(matrix)
+    change = wanted - structure_logits(matrix, marginal)
+    if marginal == "sum":
+        change = change / matrix.shape[2]
     change = change - jnp.mean(change, axis=1, keepdims=True)
     return matrix + change.astype(matrix.dtype)[:, :, None]

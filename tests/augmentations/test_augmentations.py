@@ -83,8 +83,6 @@ def test_tables():
         assert record.source
         assert (record.structure is None) == (record.topology is None)
         assert (record.structure is None) == (record.scale is None)
-        circle = record.topology == "circle"
-        assert circle == (record.scale is not None and record.scale.params is not None)
         assert record.probability in {None, *Options.__dataclass_fields__}
     assert set(LEARNABLE) == set(AUGMENTATIONS) - {"jit", "res", "ccr"}
     assert list(PREDICTABLE) == ["rot", "ron", "fli", "flv", "gra", *PARTS]
@@ -627,15 +625,15 @@ def test_every_level_and_nothing_else_is_measured(code, options):
             assert not UNTOUCHED[code](leaves).any()
 
 
-@pytest.mark.parametrize("code", ["rot", "ron", "fli", "flv"])
+@pytest.mark.parametrize("code", LEARNABLE)
 def test_structure_of_params_that_were_asked_for(code):
     ((record, frame),) = measuring_stack(code, stack_of()).stages
-    asked = np.float32(record.scale.levels or np.linspace(0, 1, 37))
+    asked = np.float32(record.scale.levels or np.linspace(0, 1, frame.side))
     params = record.scale.params(asked, frame)
     assert jax.tree.structure(params) == jax.tree.structure(record.identity(1, frame))
-    close(record.structure(params, frame), asked)
+    close(record.structure(params, frame), asked, 1e-5)
     # Between the levels the nearest one; 0 and 1 are one point, with one answer.
-    if record.scale.levels:
+    if record.scale.levels and record.topology == "circle":
         ends = record.structure(record.scale.params(np.float32([0, 1]), frame), frame)
         close(ends, np.repeat(ends[:1], 2))
         assert ends[0] in asked
@@ -643,6 +641,32 @@ def test_structure_of_params_that_were_asked_for(code):
         for moved in (asked + 0.9 * half, asked - 0.9 * half):
             params = record.scale.params(moved % 1, frame)
             close(record.structure(params, frame), asked)
+
+
+def test_params_that_were_asked_for_change_one_thing():
+    image = np.float32(np.random.default_rng(0).random((1, 32, 32, 3)))
+
+    def made(code, *values):
+        stack = measuring_stack(code, stack_of())
+        ((record, frame),) = stack.stages
+        params = record.scale.params(np.float32(values), frame)
+        rows = np.repeat(image, len(values), axis=0)
+        return np.asarray(record.apply(rows, params, frame)), params
+
+    # In the middle of its range, a factor is 1, and a shift 0: nothing is left but it.
+    for code in PARTS:
+        close(made(code, 0.5)[0], image, 1e-5)
+    close(made("bri", 1.0)[0], np.clip(1.4 * image, 0, 1), 1e-6)
+    boxes = made("sca", 0.0, 9 / 31)[1]
+    assert {k: v.tolist() for k, v in boxes.items()} == {
+        "top": [0, 4], "left": [0, 4], "height": [32, 23], "width": [32, 23]
+    }  # fmt: skip
+    assert made("blu", 0.0, 1.0)[1]["sigma"].tolist() == pytest.approx([0, 1.05])
+    close(made("gra", 0.0)[0], image, 0)
+    assert np.ptp(made("gra", 1.0)[0], axis=3).max() < 1e-6
+    solarized, params = made("sol", 0.5)
+    assert params["threshold"].tolist() == pytest.approx([0.5])
+    close(solarized, np.where(image < 0.5, image, 1 - image), 1e-6)
 
 
 def test_which_options_an_augmentation_reads():

@@ -63,10 +63,12 @@ def test_every_example_has_its_own_shift(matrix):
         np.testing.assert_allclose(together[example], alone[0], atol=2e-6)
 
 
-def test_it_steers_to_any_structure(matrix):
+@pytest.mark.parametrize("marginal", representation.MARGINALS)
+def test_it_steers_to_any_structure(matrix, marginal):
     wanted = np.random.default_rng(2).dirichlet(np.ones(matrix.shape[1]), len(matrix))
-    steered = representation.steer(matrix, np.log(wanted))
-    np.testing.assert_allclose(representation.structure(steered), wanted, atol=2e-6)
+    steered = representation.steer(matrix, np.log(wanted), marginal)
+    found = representation.structure(steered, marginal)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
     contents = [np.asarray(representation.content(each)) for each in (matrix, steered)]
     np.testing.assert_allclose(contents[1], contents[0], atol=1e-5)
 
@@ -86,6 +88,11 @@ def test_steering_is_the_smallest_change(matrix):
     other -= other.mean(axis=2, keepdims=True)  # no effect on the logits
     other -= other.mean(axis=1, keepdims=True)  # nor on the content
     assert abs(float((change * other).sum())) < 1e-4 * np.linalg.norm(other)
+
+
+def test_a_sum_is_as_many_times_the_mean_as_there_are_channels(matrix):
+    mean, total = (representation.structure_logits(matrix, m) for m in ("mean", "sum"))
+    np.testing.assert_allclose(total, matrix.shape[2] * mean, rtol=1e-5, atol=1e-5)
 
 
 def test_types_are_kept():
