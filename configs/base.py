@@ -174,7 +174,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # These are for --mode=generation, which trains decoders of the frozen encoder.
     config.generation = generation = ml_collections.ConfigDict()
-    generation.epochs = 20
+    generation.epochs = 20  # of the training images
     generation.batch_size = 128  # images; a decoder sees two views of each
     generation.learning_rate = 2e-3  # of AdamW, at the start of the cosine
     generation.width = 16  # channels of the last stage; each before has twice as many

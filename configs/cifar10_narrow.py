@@ -20,4 +20,5 @@ def get_config():
     config.optimizer.schedule = "step"
     config.evaluate_every = 1
     config.checkpoint.every = 1
+    config.generation.epochs = 2
     return config

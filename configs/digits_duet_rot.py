@@ -25,4 +25,5 @@ def get_config():
     config.essl.hidden = 256
     config.duet.structure_weight = 100.0
     config.optimizer.learning_rate = 3e-3
+    config.generation.batch_size = 32
     return config

@@ -9,6 +9,7 @@ from duet_jax.augmentations import LEARNABLE
 from duet_jax.evaluation import (
     equivariance,
     export_features,
+    generation,
     html_report,
     knn,
     linear_probe,
@@ -51,6 +52,17 @@ EVALUATORS: dict[str, Evaluator] = {
         knn.measure, fields=("knn.k", "knn.temperature"), needs_labels=True
     ),
     "equivariance": Evaluator(equivariance.measure, equivariance.check, ("codes",)),
+    "generation": Evaluator(
+        generation.measure,
+        equivariance.check,
+        ("codes",),
+        fields=(
+            "generation.epochs",
+            "generation.batch_size",
+            "generation.learning_rate",
+            "generation.width",
+        ),
+    ),
     "transfer": Evaluator(
         transfer.measure, transfer.check, ("datasets",), images=transfer.images
     ),

@@ -137,13 +137,7 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
     Raises:
       UsageError: no code to measure, or one that these images cannot take.
     """
-    names = default_codes(evaluation.run.method) if codes is None else _split(codes)
-    if not names:
-        raise UsageError(
-            "--mode=equivariance finds no augmentation with a parameter in this run; "
-            f"name some with --codes, of {' '.join(LEARNABLE)}."
-        )
-    chosen = [make_code(evaluation, name) for name in dict.fromkeys(names)]
+    chosen = make_codes(evaluation, codes)
     values, tables, pictures = {}, [], {}
     for code in chosen:
         train, test = _both_views(evaluation, code, evaluation.run.encoder)
@@ -177,6 +171,21 @@ def default_codes(method: Method) -> list[str]:
     learned = getattr(method, "learned", None)
     names = [learned] if learned else method.two_views.stack.codes
     return [name for name in names if name in LEARNABLE]
+
+
+def make_codes(evaluation: Evaluation, codes: str | None) -> list[Code]:
+    """Returns the augmentations that an evaluation of the run is about; see `measure`.
+
+    Raises:
+      UsageError: there is none, or the images of the run cannot take one of them.
+    """
+    names = default_codes(evaluation.run.method) if codes is None else _split(codes)
+    if not names:
+        raise UsageError(
+            "--codes is missing: this run has no augmentation with a parameter of its "
+            f"own; name some of {' '.join(LEARNABLE)}."
+        )
+    return [make_code(evaluation, name) for name in dict.fromkeys(names)]
 
 
 def make_code(evaluation: Evaluation, name: str) -> Code:
@@ -218,7 +227,7 @@ def _measure_one(
     }
     pictures: dict[str, Figure | Drawing] = {}
     method = evaluation.run.method
-    if _is_learned(method, code):
+    if is_learned(method, code):
         scores, pictures = _measure_marginal(evaluation, code, test)
         found |= scores
     bins = math.gcd(test.representations["full"].shape[1], _CONTROL_BINS)
@@ -242,7 +251,7 @@ def _measure_one(
     return found, pictures
 
 
-def _is_learned(method: Method, code: Code) -> bool:
+def is_learned(method: Method, code: Code) -> bool:
     """Returns True if the features hold the structure of this very augmentation."""
     return isinstance(method, Structured) and method.learned == code.name
 
@@ -409,7 +418,7 @@ def _shifts(evaluation: Evaluation, code: Code, bins: int) -> dict[str, Any]:
     return {
         "images": len(images),
         "bins": bins,
-        "learned": _is_learned(evaluation.run.method, code),
+        "learned": is_learned(evaluation.run.method, code),
         "by_shift": by_shift,
         "mean": mean,
     }

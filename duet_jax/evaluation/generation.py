@@ -2,53 +2,36 @@
 
 Decoders of the frozen encoder are trained first; see `training.decoding`. Then
 
-(a) Reconstruction: how well each representation is decoded, on test images.
+(a) Reconstruction: how well each representation is decoded, on augmented test images.
 (b) Control: an image is encoded, its full features are changed so that they should be
-    those of the transformed image, and decoded. Compared with the transformed image,
-    and encoded again: is the parameter the one that was asked for?
+    those of the transformed image, and decoded. The result is compared with the
+    transformed image, and encoded again: is the parameter the one that was asked for?
+    See `control.py`.
 
 The paper's decoder and protocol are not public; these are ours.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import dm_pix as pix
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from duet_jax.augmentations import normalize, to_float
-from duet_jax.errors import UsageError
-from duet_jax.evaluation import equivariance
+from duet_jax import figures
+from duet_jax.augmentations import Stack, normalize, to_float
+from duet_jax.config import build
+from duet_jax.evaluation import control, equivariance, yardsticks
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.equivariance import Code, spaced
 from duet_jax.evaluation.result import Result, Table
-from duet_jax.methods.base import Structured
+from duet_jax.figures import Drawing
 from duet_jax.metrics import equivariance as measures
-from duet_jax.models import representation
-from duet_jax.probes import ridge
+from duet_jax.metrics.images import compare
 from duet_jax.training.decoding import Decoders, train_decoders
 
-_TEST_IMAGES, _TRAINING_IMAGES = 500, 2000
-_STEPS = 12  # parameters over the whole range, if they are not few
-# Features without bins are shifted as if they had so many, for a control.
-_CONTROL_BINS = 8
-# Side of the window of SSIM, as its authors have it; less for smaller images.
-_WINDOW = 11
-
-
-class Sets(NamedTuple):
-    """Images at every parameter.
-
-    Attributes:
-      views: normalized, by parameter, each [n, side, side, channels].
-      features: their full features, by parameter, each [n, features].
-      structure: their marginals likewise; empty without a structure.
-    """
-
-    views: list[np.ndarray]
-    features: list[np.ndarray]
-    structure: list[np.ndarray]
+_TRAINING_IMAGES, _TEST_IMAGES = 2000, 300
+_SHOWN = 12  # images that can be turned on the page
+_MEAN = "mean image"
 
 
 def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
@@ -57,46 +40,26 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
     Args:
       evaluation: of a run.
       codes: the augmentations to control, separated by commas; by default the learned
-        one, for SimCLR those of its stack that can be set to a value.
+        one, for SimCLR all of its stack that have a structure.
 
     Raises:
-      UsageError: a code cannot be set to a value, or the directory cannot be used.
+      UsageError: a code that these images cannot take, or the directory cannot be used.
     """
-    chosen = [
-        equivariance.make_code(evaluation, name) for name in _names(evaluation, codes)
-    ]
+    chosen = equivariance.make_codes(evaluation, codes)
     run = evaluation.run
     with evaluation.timed("decoders"):
         decoders = train_decoders(run, run.config, evaluation.dataset)
-    reconstruction, table = _reconstruct(evaluation, decoders)
+    reconstruction, table, picture = _reconstruct(evaluation, decoders)
     values: dict[str, Any] = {"reconstruction": reconstruction}
-    tables = [table]
+    tables, pictures = [table], {"reconstructions": picture}
     for code in chosen:
         with evaluation.timed("control"):
-            values[code.name] = _control(evaluation, code, decoders)
-        tables.append(_table(code, values[code.name]))
-    return Result(values, tuple(tables), {})
-
-
-def check(codes: str | None = None) -> None:
-    """Raises a UsageError for codes that no run can be controlled by."""
-    equivariance.check(codes)
-
-
-def _names(evaluation: Evaluation, codes: str | None) -> list[str]:
-    from duet_jax.augmentations import AUGMENTATIONS
-
-    if codes is None:
-        names = equivariance.default_codes(evaluation.run.method)
-        return [name for name in names if AUGMENTATIONS[name].scale.params]
-    names = [name.strip() for name in codes.split(",")]
-    for name in names:
-        if not AUGMENTATIONS[name].scale.params:
-            raise UsageError(
-                f"--codes={codes}: {name} cannot be set to a value, and so not be "
-                "controlled; leave it out."
-            )
-    return names
+            found = _control(evaluation, code, decoders)
+        values[code.name] = scores = _scores(code, found)
+        tables.append(_table(code, scores))
+        pictures[f"{code.name}_control"] = _draw_control(code, scores)
+        pictures[f"{code.name}_knob"] = _draw_knob(evaluation, code, found)
+    return Result(values, tuple(tables), pictures)
 
 
 # (a)
@@ -104,184 +67,172 @@ def _names(evaluation: Evaluation, codes: str | None) -> list[str]:
 
 def _reconstruct(
     evaluation: Evaluation, decoders: Decoders
-) -> tuple[dict[str, Any], Table]:
-    images = evaluation.split("test").images
-    views = _views_of(evaluation, images)
+) -> tuple[dict[str, Any], Table, Any]:
+    """Scores the decoders on augmented views of the test images."""
+    run = evaluation.run
+    stack = build.two_views(run.config, run.facts).stack
+    views = _augmented(stack, evaluation.split("test").images, 0)
+    typical = _augmented(stack, spaced(evaluation.split("train").images, 2000), 1)
+    with evaluation.timed("reconstruction"):
+        given = run.encoder.of_views(views)
+        decoded = {name: decoders(name, each) for name, each in given.items()}
+    decoded[_MEAN] = np.broadcast_to(typical.mean(axis=0), views.shape)
     found, rows = {}, []
-    for name, given in evaluation.features("test").items():
-        scores = compare(views, decoders(name, given))
+    for name, made in decoded.items():
         found[name] = {
-            measure: {
-                "mean": float(each.mean()),
-                "interval": measures.bootstrap(np.mean, each),
-            }
-            for measure, each in scores.items()
+            score: {"mean": float(x.mean()), "interval": measures.bootstrap(np.mean, x)}
+            for score, x in compare(views, made).items()
         }
-        rows.append((name, *(f"{each.mean():.4g}" for each in scores.values())))
-    title = "reconstruction of test images"
-    return found, Table(title, ("representation", "MSE", "PSNR", "SSIM"), tuple(rows))
+        cells = []
+        for score, digits in (("mse", 4), ("psnr", 2), ("ssim", 3)):
+            mean, interval = found[name][score].values()
+            cells += [f"{mean:.{digits}f}", _span(interval, digits)]
+        rows.append((name, *cells))
+    header = ("representation", "MSE", "95 %", "PSNR [dB]", "95 %", "SSIM", "95 %")
+    title = f"reconstruction of {len(views)} augmented test images"
+    note = f"{_MEAN}: that of augmented training images, whatever is encoded."
+    picture = figures.build_reconstructions(
+        views[: figures.COLUMNS],
+        {name: made[: figures.COLUMNS] for name, made in decoded.items()},
+        title="augmented test images and what is decoded from their representations",
+    )
+    return found, Table(title, header, tuple(rows), note), picture
 
 
-def compare(views: np.ndarray, decoded: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns squared error, PSNR and SSIM of every image, each [n].
-
-    PSNR is in decibels for pixels from 0 to 1. SSIM is that of Wang et al. 2004.
-
-    Args:
-      views: normalized, [n, side, side, channels].
-      decoded: likewise.
-    """
-    true, made = (jnp.clip(jnp.asarray(x) + 0.5, 0, 1) for x in (views, decoded))
-    window = min(_WINDOW, true.shape[1] - 1 + true.shape[1] % 2)
-    return {
-        "mse": np.asarray(pix.mse(true, made)),
-        "psnr": np.asarray(pix.psnr(true, made)),
-        "ssim": np.asarray(pix.ssim(true, made, filter_size=window)),
-    }
+def _augmented(stack: Stack, images: np.ndarray, number: int) -> np.ndarray:
+    """Returns normalized views of images, the same for all methods and seeds."""
+    draws = stack.draw(jax.random.key(number), len(images))
+    return np.asarray(normalize(stack.apply(to_float(jnp.asarray(images)), draws)))
 
 
 # (b)
 
 
-def _control(evaluation: Evaluation, code: Code, decoders: Decoders) -> dict[str, Any]:
-    values = parameters(code)
-    train, test = (
-        _sets(evaluation, code, spaced(evaluation.split(split).images, most), values)
-        for split, most in (("train", _TRAINING_IMAGES), ("test", _TEST_IMAGES))
+def _control(evaluation: Evaluation, code: Code, decoders: Decoders) -> control.Control:
+    method = evaluation.run.method
+    subject = control.Subject(
+        evaluation.run.encoder.of_views,
+        lambda features: decoders("full", features),
+        method if equivariance.is_learned(method, code) else None,
     )
-    read = _reader(code, train, values)
-    mask = _mask(code, test.views[0].shape[1])
-    found: dict[str, Any] = {
-        "unit": code.record.scale.unit,
-        "parameters": code.parameter(values).tolist(),
-        "images": len(test.views[0]),
-        "predictions": {},
+    train = spaced(evaluation.split("train").images, _TRAINING_IMAGES)
+    test = spaced(evaluation.split("test").images, _TEST_IMAGES)
+    return control.measure(code, subject, train, test, shown=_shown(len(test)))
+
+
+def _shown(count: int) -> list[int]:
+    return [*spaced(np.arange(count), _SHOWN).tolist()]
+
+
+def _scores(code: Code, found: control.Control) -> dict[str, Any]:
+    parameters = code.parameter(found.values)
+    constant = code.points(found.values).mean(axis=0, keepdims=True)
+    constant = measures.values_at(constant, circular=code.circular)
+    predictions = {
+        name: _scores_of(code, found.values, outcome)
+        for name, outcome in found.outcomes.items()
     }
-    for name, predict in _predictions(evaluation, code, train, test, values).items():
-        errors, asked = [], []
-        for number in range(len(values)):
-            decoded = decoders("full", predict(number))
-            square = np.square(decoded - test.views[number]).mean(axis=3)
-            errors.append(square[:, mask].mean(axis=1))
-            again = evaluation.run.encoder.of_views(np.clip(decoded, -0.5, 0.5))
-            asked.append(read(again, number))
-        found["predictions"][name] = _scores(np.array(errors), asked)
-    return found
-
-
-def parameters(code: Code) -> np.ndarray:
-    """Returns structure values over the whole range, [steps]; the image's own first."""
-    if code.levels is not None:
-        return np.asarray(code.levels)
-    if code.circular:
-        return (code.identity() + np.arange(_STEPS) / _STEPS) % 1
-    return np.linspace(0, 1, _STEPS)
-
-
-def _views_of(evaluation: Evaluation, images: np.ndarray) -> np.ndarray:
-    """Returns the views of images as they are."""
-    stack = evaluation.run.method.two_views.stack
-    return np.asarray(normalize(stack.apply(to_float(jnp.asarray(images)), None)))
-
-
-def _sets(
-    evaluation: Evaluation, code: Code, images: np.ndarray, values: np.ndarray
-) -> Sets:
-    sets = Sets([], [], [])
-    for value in values:
-        draws = code.draws_at(np.full(len(images), value))
-        made = normalize(code.stack.apply(to_float(jnp.asarray(images)), draws))
-        found = evaluation.run.encoder.of_views(made)
-        sets.views.append(np.asarray(made))
-        sets.features.append(found["full"])
-        if "structure" in found:
-            sets.structure.append(found["structure"])
-    return sets
-
-
-def _mask(code: Code, side: int) -> np.ndarray:
-    """Returns the pixels that count: for rotations those that stay inside."""
-    if code.record.stage not in ("rot", "ron"):
-        return np.ones((side, side), bool)
-    place = np.arange(side) - (side - 1) / 2
-    return place[:, None] ** 2 + place[None, :] ** 2 <= (side / 2) ** 2
-
-
-def _predictions(
-    evaluation: Evaluation, code: Code, train: Sets, test: Sets, values: np.ndarray
-) -> dict[str, Callable[[int], np.ndarray]]:
-    """Returns what predicts the features at parameter number k, by name."""
-    method, start = evaluation.run.method, test.features[0]
-    first = train.features[0]
-    found: dict[str, Callable[[int], np.ndarray]] = {
-        "encoded": lambda k: test.features[k],
-        "linear map": lambda k: ridge.fit_with_selection(
-            first, train.features[k]
-        ).predict(start),
-        "unchanged": lambda k: start,
-        "another image": lambda k: np.roll(test.features[k], 1, axis=0),
-    }
-    bins = getattr(method, "num_bins", _CONTROL_BINS)
-    matrix = representation.as_matrix(jnp.asarray(start), bins)
-
-    def shifted(k: int) -> np.ndarray:
-        by = bins * (values[k] - values[0])
-        return np.asarray(representation.shift(matrix, by)).reshape(start.shape)
-
-    def steered(k: int) -> np.ndarray:
-        there = representation.as_matrix(jnp.asarray(train.features[k]), bins)
-        wanted = jnp.mean(representation.structure_logits(there), axis=0)
-        wanted = jnp.broadcast_to(wanted, (len(start), bins))
-        return np.asarray(representation.steer(matrix, wanted)).reshape(start.shape)
-
-    if code.circular:
-        found = {"shift": shifted, **found}
-    if isinstance(method, Structured) and method.learned == code.name:
-        found = {"steer": steered, **found}
-    return found
-
-
-def _reader(
-    code: Code, train: Sets, values: np.ndarray
-) -> Callable[[dict[str, np.ndarray], int], np.ndarray]:
-    """Returns `f(representations, k)`: how far the parameter read is from number k.
-
-    The regression is fitted on training images at all parameters. In the unit of the
-    parameter, or 0 and 1 for the right and the wrong level.
-    """
-    features = np.concatenate(train.features)
-    true = np.repeat(values, len(train.features[0]))
-    fit = ridge.fit_with_selection(features, code.points(true))
-    low, high = code.limits
-
-    def read(found: dict[str, np.ndarray], number: int) -> np.ndarray:
-        value = measures.values_at(fit.predict(found["full"]), circular=code.circular)
-        asked = np.full(len(value), values[number])
-        if code.levels is not None:
-            return (code.level(value) != code.level(asked)).astype(float)
-        error = measures.errors(asked, value, circular=code.circular)
-        return np.abs(error) * (high - low)
-
-    return read
-
-
-def _scores(errors: np.ndarray, asked: list[np.ndarray]) -> dict[str, Any]:
-    """Returns the scores of a prediction; errors are [parameters, n]."""
-    control = np.array(asked)
+    chance = _errors(code, found.values[:, None], constant[None, :]).mean()
     return {
-        "mse": float(errors.mean()),
-        "mse_interval": measures.bootstrap(np.mean, errors.mean(axis=0)),
-        "mse_by_parameter": errors.mean(axis=1).tolist(),
-        "error": float(control.mean()),
-        "error_interval": measures.bootstrap(np.mean, control.mean(axis=0)),
-        "error_by_parameter": control.mean(axis=1).tolist(),
+        "unit": code.record.scale.unit,
+        "topology": code.record.topology,
+        "levels": code.levels,
+        "parameters": parameters.tolist(),
+        "images": found.outcomes[control.REAL].mse.shape[1],
+        "steerable": found.steerable,
+        yardsticks.CHANCE: {"error": float(chance)},
+        "predictions": predictions,
     }
 
 
-def _table(code: Code, found: dict[str, Any]) -> Table:
-    rows = tuple(
-        (name, f"{scores['mse']:.4f}", f"{scores['error']:.3g}")
-        for name, scores in found["predictions"].items()
+def _errors(code: Code, asked: np.ndarray, read: np.ndarray) -> np.ndarray:
+    """Returns errors of structure values in the unit, or 0 and 1 for levels."""
+    asked, read = np.broadcast_arrays(asked, read)
+    if code.levels is not None:
+        wrong = code.level(asked.ravel()) != code.level(read.ravel())
+        return wrong.reshape(asked.shape).astype(float)
+    low, high = code.limits
+    error = measures.errors(asked, read, circular=code.circular)
+    return np.abs(error) * (high - low)
+
+
+def _scores_of(
+    code: Code, values: np.ndarray, outcome: control.Outcome
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "mse": float(outcome.mse.mean()),
+        "mse_interval": measures.bootstrap(np.mean, outcome.mse.mean(axis=0)),
+        "mse_by_parameter": _by_parameter(outcome.mse),
+    }
+    for name, read in outcome.read.items():
+        errors = _errors(code, values[:, None], read)
+        found[name] = {
+            "error": float(errors.mean()),
+            "error_interval": measures.bootstrap(np.mean, errors.mean(axis=0)),
+            "error_by_parameter": _by_parameter(errors),
+        }
+    return found
+
+
+def _by_parameter(each: np.ndarray) -> list[list[float]]:
+    """Returns mean, low and high end of the interval by parameter, of [K, n]."""
+    ends = [measures.bootstrap(np.mean, row) for row in each]
+    return [each.mean(axis=1).tolist(), *map(list, zip(*ends, strict=True))]
+
+
+def _span(interval: tuple[float, float], digits: int) -> str:
+    return " to ".join(f"{end:.{digits}f}" for end in interval)
+
+
+_NOTE = (
+    "MSE: of the decoded image to the truly transformed one, pixels from 0 to 1{disc}. "
+    "The other columns: the decoded image is encoded again, and how far is the "
+    "parameter that is read from the one that was asked for? Read by a regression "
+    "fitted on transformed training images{structure}. {knobs}linear map: of the "
+    "features, fitted on pairs of training images for each parameter. oracle: the "
+    "transformed image, encoded and decoded. unchanged: the image as it is, decoded. "
+    "another image: transformed likewise. real image: not decoded. chance: a constant "
+    "answer."
+)
+_DISC = ", in the disc that stays inside"
+_STRUCTURE = ", and by the structure"
+_STEER = (
+    "steer: the structure moved to the mean structure of training images with this "
+    "parameter, the content kept; to target: moved to the target. "
+)
+_SHIFT = "shift: the bins shifted cyclically. "
+_NO_STEER = "No steer: these features have no structure of it. "
+
+
+def _table(code: Code, scores: dict[str, Any]) -> Table:
+    predictions = scores["predictions"]
+    unit = "share" if code.levels is not None else code.record.scale.unit
+    structure = any("structure" in each for each in predictions.values())
+    readings = ["regression", *(["structure"] if structure else [])]
+    header = ["features", "MSE", "95 %"]
+    for name in readings:
+        header += [f"{name} [{unit}]", "95 %"]
+    rows = []
+    for name, each in predictions.items():
+        row = [name, f"{each['mse']:.4f}", _span(each["mse_interval"], 4)]
+        for reading in readings:
+            digits = 3 if code.levels is not None else _digits(code)
+            error, interval = each[reading]["error"], each[reading]["error_interval"]
+            row += [f"{error:.{digits}f}", _span(interval, digits)]
+        rows.append(tuple(row))
+    constant = f"{scores[yardsticks.CHANCE]['error']:.{_digits(code)}f}"
+    rows.append((yardsticks.CHANCE, "-", "-", *[constant, "-"] * len(readings)))
+    knobs = _STEER if structure else _NO_STEER
+    knobs += _SHIFT if control.SHIFTED in predictions else ""
+    note = _NOTE.format(
+        disc=_DISC if code.record.stage in ("rot", "ron") else "",
+        structure=_STRUCTURE if structure else "",
+        knobs=knobs,
     )
-    header = ("features", "MSE", f"error [{code.record.scale.unit}]")
-    return Table(f"control of {code.name} ({code.record.summary})", header, rows)
+    title = f"control of {code.name} ({code.record.summary}), {scores['images']} images"
+    return Table(title, tuple(header), tuple(rows), note)
+
+
+def _digits(code: Code) -> int:
+    """Returns the digits after the point of an error in the unit."""
+    return 1 if code.record.scale.unit == "degrees" else 3

@@ -137,10 +137,12 @@ class Structured(Protocol):
     Attributes:
       learned: code of the augmentation whose parameter is the structure.
       num_bins: number of bins G.
+      marginal: key of `representation.MARGINALS`.
     """
 
     learned: str
     num_bins: int
+    marginal: str
 
     @property
     def circular(self) -> bool:

@@ -307,7 +307,7 @@ def shift_errors(
     predictions = {
         "shifted": np.roll(original, shift, axis=1),
         "unshifted": original,
-        "random": transformed[_derangement(len(transformed))],
+        "random": transformed[derangement(len(transformed))],
     }
     found: ShiftErrors = {"relative_error": {}, "cosine": {}}
     # The arrays can be large: only the sums are in float64.
@@ -325,7 +325,7 @@ def _floating(x: np.ndarray) -> np.ndarray:
     return x.astype(np.promote_types(x.dtype, np.float32), copy=False)
 
 
-def _derangement(count: int) -> np.ndarray:
+def derangement(count: int) -> np.ndarray:
     """Returns a permutation without fixed points: a random cycle."""
     cycle = np.random.default_rng(0).permutation(count)
     others = np.empty_like(cycle)

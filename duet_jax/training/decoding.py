@@ -1,5 +1,6 @@
 """Trains decoders of the frozen encoder of a run."""
 
+import json
 import pathlib
 import shutil
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from duet_jax.errors import UsageError
 from duet_jax.methods.reconstruction import Reconstruction
 from duet_jax.runs import workdir
 from duet_jax.runs.checkpoints import Checkpoints
-from duet_jax.runs.history import Origin
+from duet_jax.runs.history import Origin, Source
 from duet_jax.runs.trained_run import Run
 from duet_jax.runtime.signals import Interruption
 from duet_jax.training import train
@@ -25,6 +26,8 @@ from duet_jax.types import Array, Dataset, TrainState
 
 # Tests and checkpoints in a training of decoders, at most.
 _TIMES = 5
+# The run that the decoders are of, seen from their directory: both may be moved.
+_ABOVE = pathlib.Path("..")
 
 
 class Decoders:
@@ -86,7 +89,7 @@ class _Frozen(NamedTuple):
 
     def __str__(self) -> str:
         """Says whose it is."""
-        return f"the encoder of step {self.origin.step} of {self.origin.run}, frozen"
+        return f"the encoder of step {self.origin.step}, frozen; decoders initialized"
 
 
 def train_decoders(
@@ -112,7 +115,11 @@ def train_decoders(
     frozen = _freeze(run)
     if not _is_of(directory, plan, frozen.origin):
         shutil.rmtree(directory, ignore_errors=True)
-    with Interruption() as interruption, workdir.claimed(plan.config, directory):
+    source = Source(_ABOVE, str(run.step))
+    with (
+        Interruption() as interruption,
+        workdir.claimed(plan.config, directory, source=source),
+    ):
         train.proceed(plan, directory, dataset, interruption, frozen)
     shapes = initial_shapes(plan).params
     with Checkpoints(directory / "checkpoints", create=False) as saved:
@@ -151,7 +158,7 @@ def _make_plan(run: Run, config: ml_collections.ConfigDict, dataset: Dataset) ->
 
 def _freeze(run: Run) -> _Frozen:
     params, batch_stats = run.encoder.state
-    origin = Origin(str(run.directory.absolute()), "", run.step, run.fingerprint)
+    origin = Origin(str(_ABOVE), str(run.step), run.step, run.fingerprint)
     return _Frozen(origin, _merged(params, batch_stats))
 
 
@@ -170,10 +177,9 @@ def _is_of(directory: pathlib.Path, plan: Plan, origin: Origin) -> bool:
         facts = workdir.load_facts(directory)
     except UsageError:
         return False
-    new = plan.config.to_dict()
+    new = json.loads(plan.config.to_json())
     return (
-        history.origin is not None
-        and history.origin.weights == origin.weights
+        history.origin == origin
         and not checks.differences(old, new)
         and old["generation"] == new["generation"]
         and facts == plan.facts
