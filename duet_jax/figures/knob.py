@@ -216,6 +216,12 @@ def _numbers(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return found
 
 
+def parameter_text(value: float, unit: str) -> str:
+    """Returns a parameter as it is written above an image."""
+    text = f"{round(value, 2):g}".replace("-", "\N{MINUS SIGN}")
+    return f"{text}°" if unit == "degrees" else text
+
+
 # The still picture
 
 
@@ -283,7 +289,9 @@ def _draw_image(canvas: Canvas, top: int, knob: Knob, number: int) -> None:
     canvas.text(16, top, shorten(knob.captions[number], 14), **small)
     for column, frame in enumerate(_drawn(knob)):
         left = _LEFT + column * (side + _GAP)
-        canvas.text(left, top, _parameter(knob.parameters[frame], knob.unit), **small)
+        canvas.text(
+            left, top, parameter_text(knob.parameters[frame], knob.unit), **small
+        )
     top += _LINE
     for name, sheet in {"true image": knob.true, **knob.made}.items():
         canvas.text(16, top + side // 2, shorten(name, 14), va="center")
@@ -292,8 +300,3 @@ def _draw_image(canvas: Canvas, top: int, knob: Knob, number: int) -> None:
             left = _LEFT + column * (side + _GAP)
             draw_image(canvas.axes(left, top, side, side), frames[frame])
         top += side + _GAP
-
-
-def _parameter(value: float, unit: str) -> str:
-    text = f"{round(value, 2):g}".replace("-", "\N{MINUS SIGN}")
-    return f"{text}°" if unit == "degrees" else text
