@@ -16,7 +16,7 @@ from duet_jax.figures.knob import parameter_text, shown_side, tile_side
 
 # Images are enlarged to at most so many pixels, on small and on large screens.
 _SIDES = {"small": 168, "large": 256}
-_TOPS = (0.25, 0.5)  # ends of the axis of probabilities; else 1
+_TOPS = (0.25, 0.5, 0.75)  # ends of the axis of probabilities; else 1
 _DIGITS = 4  # after the point, of numbers that are shown
 
 STYLE = """
@@ -41,7 +41,7 @@ STYLE = """
   var(--accent); outline-offset: 2px; }
 .knob .shown { display: flex; flex-wrap: wrap; gap: 12px 20px; margin: .8rem 0; }
 .knob .shown canvas { width: var(--large); }
-.knob .choice { font-size: .9rem; }
+.knob .choice { margin: .6rem 0; font-size: .9rem; }
 .knob select { font: inherit; margin-left: .3rem; max-width: 100%; }
 .knob .structure { flex: 1 1 200px; max-width: 340px; }
 .knob .structure svg { display: block; width: 100%; height: var(--large);
@@ -105,7 +105,7 @@ const turned = async knob => {
     0, 0, data.side, data.side);
   const rounded = value => value === null ? "unknown"
     : String(Number(value.toPrecision(3))).replace("-", "\\u2212");
-  const asUnit = value => rounded(value) + " " + data.unit;
+  const inUnit = value => rounded(value) + (value === null ? "" : data.suffix);
   const percent = value => Math.round(100 * value) + " %";
 
   const showBars = (marginal, target) => {
@@ -126,7 +126,7 @@ const turned = async knob => {
     const frame = places[slider.value];
     const image = Number(find("input:checked").value);
     const name = names[choice ? choice.selectedIndex : 0];
-    const asked = asUnit(data.parameters[frame]);
+    const asked = inUnit(data.parameters[frame]);
     paint(find(".true"), "", image, frame);
     paint(find(".made"), name, image, frame);
     find(".true").setAttribute("aria-label",
@@ -134,7 +134,7 @@ const turned = async knob => {
     find(".made").setAttribute("aria-label",
       `${data.images[image]}, decoded for ${asked} by ${name}`);
     find(".asked").textContent = asked;
-    find(".read").textContent = asUnit(data.read[name][image][frame]);
+    find(".read").textContent = inUnit(data.read[name][image][frame]);
     find(".error").textContent = rounded(data.error[name][image][frame]);
     slider.setAttribute("aria-valuetext", asked);
     if (dial) {
@@ -218,7 +218,8 @@ def markup(name: str, knob: Knob) -> str:
             '<p class="note">The features of a test image are changed as if it had '
             "been transformed by what is asked for, and decoded.</p>",
             _chooser(name, knob, images),
-            _shown(name, knob),
+            _choice(name, knob),
+            _shown(knob),
             f'<div class="turn">{dial}{_slider(name, knob)}</div>',
             f'<script type="application/json">{_data(knob, images)}</script>',
             "</div>",
@@ -240,7 +241,7 @@ def _data(knob: Knob, images: list[str]) -> str:
     data = {
         **{name: _rounded(each) for name, each in numbers.items()},
         **sides,
-        "unit": knob.unit,
+        "suffix": "°" if knob.unit == "degrees" else "",
         "images": images,
         "side": side,
         "tile": tile_side(knob.side),
@@ -289,26 +290,27 @@ def _chooser(name: str, knob: Knob, images: list[str]) -> str:
     return f"<fieldset><legend>test image</legend>{thumbs}</fieldset>"
 
 
-def _shown(name: str, knob: Knob) -> str:
+def _choice(name: str, knob: Knob) -> str:
+    """Returns what chooses a prediction, or names the only one."""
+    options = [f"<option>{escape(each)}</option>" for each in knob.made]
+    if len(options) == 1:
+        return f'<p class="choice">features by {escape(*knob.made)}</p>'
+    return (
+        f'<p class="choice"><label for="{name}-prediction">features by</label>'
+        f'<select id="{name}-prediction">{"".join(options)}</select></p>'
+    )
+
+
+def _shown(knob: Knob) -> str:
     """Returns the two images, and the bars where there is a structure."""
-    first, *others = map(escape, knob.made)
-    choice = f"decoded, {first}"
-    if others:
-        options = "".join(f"<option>{each}</option>" for each in (first, *others))
-        choice = (
-            f'<label for="{name}-prediction">decoded, features by</label>'
-            f'<select id="{name}-prediction">{options}</select>'
-        )
-    bars = ""
-    if knob.marginals:
-        bars = _bars(np.shape(knob.targets)[1], _top(knob))
     true, made = (
         _canvas(knob, f'class="{each}" role="img"') for each in ("true", "made")
     )
+    bars = _bars(np.shape(knob.targets)[1], _top(knob)) if knob.marginals else ""
     return (
         '<div class="shown">'
         f'<div><div class="name">truly transformed</div>{true}</div>'
-        f'<div><div class="name">{choice}</div>{made}</div>{bars}</div>'
+        f'<div><div class="name">decoded</div>{made}</div>{bars}</div>'
     )
 
 
@@ -339,7 +341,7 @@ def _dial(knob: Knob) -> str:
     return (
         f'<div class="dial" role="slider" tabindex="0" aria-valuemin="0" '
         f'aria-valuemax="{steps - 1}" aria-valuenow="0" '
-        f'aria-label="{escape(knob.summary)}, dial">'
+        f'aria-label="{escape(knob.summary)} [{escape(knob.unit)}], dial">'
         '<svg viewBox="-100 -100 200 200" aria-hidden="true"><circle r="98"/>'
         f'{ticks}<g class="hand"><line y1="-20" y2="-74"/>'
         '<circle cy="-76" r="13"/></g></svg></div>'

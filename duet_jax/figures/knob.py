@@ -19,11 +19,13 @@ from duet_jax.figures.style import MUTED, shorten, styled
 
 _LARGEST = 48  # side of a frame in pixels; larger ones are shrunk
 _BLOCK = 8  # pixels that JPEG encodes together, so that no frame shares them
-_MOST_BYTES = 180_000  # of a sheet: four of these, as text, have a megabyte
-_QUALITIES = (95, 90, 85, 75)  # of JPEG, until it is small enough
+_MOST_BYTES = 185_000  # of a sheet: four of these, as text, have a megabyte
+# Of JPEG, until it is small enough; turned CIFAR-10 images are at 90.
+_QUALITIES = (95, 90, 85, 75, 60, 40)
 
 _COLUMNS = 12  # of the still picture
-_CELL, _GAP, _LEFT = 72, 8, 104  # pixels
+_CELL, _GAP, _LEFT = 72, 8, 112  # pixels
+_NAME = 13  # letters at the left
 _LINE, _BETWEEN = 18, 14  # a line of text, and the space between images
 
 
@@ -119,8 +121,7 @@ def _encoded(sheet: np.ndarray) -> bytes:
         if len(content) <= _MOST_BYTES:
             break
         # Colors in full resolution: half of it is seen at this size.
-        options = {"quality": quality, "subsampling": 0, "optimize": True}
-        content = _file(image, "JPEG", **options)
+        content = _file(image, "JPEG", quality=quality, subsampling=0)
     return content
 
 
@@ -286,7 +287,7 @@ def _draw_image(canvas: Canvas, top: int, knob: Knob, number: int) -> None:
     """Draws one image at all parameters, and its predictions below it."""
     side = _pixels(knob)
     small = {"size": 8, "color": MUTED}
-    canvas.text(16, top, shorten(knob.captions[number], 14), **small)
+    canvas.text(16, top, shorten(knob.captions[number], _NAME), **small)
     for column, frame in enumerate(_drawn(knob)):
         left = _LEFT + column * (side + _GAP)
         canvas.text(
@@ -294,7 +295,7 @@ def _draw_image(canvas: Canvas, top: int, knob: Knob, number: int) -> None:
         )
     top += _LINE
     for name, sheet in {"true image": knob.true, **knob.made}.items():
-        canvas.text(16, top + side // 2, shorten(name, 14), va="center")
+        canvas.text(16, top + side // 2, shorten(name, _NAME), va="center")
         frames = frames_of(sheet, knob.side)[number]
         for column, frame in enumerate(_drawn(knob)):
             left = _LEFT + column * (side + _GAP)
