@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ TITLES = {
     "linear_probe_sgd": "Linear probe, SGD",
     "knn": "Nearest neighbors",
     "equivariance": "Equivariance",
+    "generation": "Controlled generation",
     "transfer": "Transfer",
 }
 # Stored results that are not shown.
@@ -51,6 +53,12 @@ CAPTIONS = {
     "Smaller is better.",
     "readout": "The parameter that a regression reads off the full features, by the "
     "one that was applied; the narrower the diagonal, the better.",
+    "reconstructions": "Test images, augmented like in training, above what is decoded "
+    "from each representation.",
+    "control": "The error of the decoded image and of the parameter read off it, by "
+    "the parameter that was asked for.",
+    "knob": "Test images truly transformed, above what is decoded from features that "
+    "were changed instead.",
     "map": "A point is a transformed test image. Colors that lie together are what the "
     "features tell apart.",
     "curves": "What was measured while training.",
@@ -205,7 +213,9 @@ def _page(
                 evaluation.directory / file, CAPTIONS.get(kind_of(file), "")
             )
         ]
-        sections.append(page.Section(title_of(name), tables, pictures))
+        knobs = knobs_of(results[name])
+        section = page.Section(title_of(name), tables, pictures, knobs=knobs)
+        sections.append(section)
     training = [
         picture
         for name in ("curves", "views")
@@ -231,6 +241,24 @@ def _page(
         headlines=headlines.headlines(results),
         foot=foot.lines(run.directory, results),
     )
+
+
+def knobs_of(found: Mapping[str, Any]) -> list[figures.Knob]:
+    """Returns the knobs of a stored result; those that are damaged are left out."""
+    drawings = found.get("drawings")
+    knobs = []
+    for name, stored in drawings.items() if isinstance(drawings, Mapping) else ():
+        if kind_of(name) != "knob":
+            continue
+        try:
+            drawing = figures.restored(stored)
+            if not isinstance(drawing.summary, figures.Knob):
+                raise ValueError(f"it is of the kind {drawing.kind}")
+            knobs.append(figures.check_knob(drawing.summary))
+        except ValueError as error:
+            # A result may have been edited.
+            _log.warning("%s cannot be turned: %s", name, error)
+    return knobs
 
 
 def title_of(name: str) -> str:

@@ -1,7 +1,7 @@
 """An HTML page of numbers, pictures and tables in a single file.
 
 All text is escaped and pictures are embedded: the page needs no other file and no
-network. Nothing runs on it but the script that sorts its tables.
+network. Nothing runs on it but the script that sorts its tables and turns its knobs.
 """
 
 import base64
@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from duet_jax.evaluation import knob
 from duet_jax.evaluation.result import Table
+from duet_jax.figures import Knob
 from duet_jax.figures.style import sign, styled
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -77,6 +79,7 @@ class Section(NamedTuple):
       pictures: its pictures.
       note: a remark, such as why a picture is missing.
       folded: True if only the heading is shown at first.
+      knobs: its knobs, which come before the pictures; whole, see `check_knob`.
     """
 
     title: str
@@ -84,6 +87,7 @@ class Section(NamedTuple):
     pictures: Sequence[Picture] = ()
     note: str = ""
     folded: bool = False
+    knobs: Sequence[Knob] = ()
 
 
 def read_picture(path: pathlib.Path, caption: str = "") -> list[Picture]:
@@ -223,6 +227,10 @@ document.addEventListener("keydown", event => {
 """
 
 
+_ALL_STYLE = _STYLE + knob.STYLE
+_ALL_SCRIPT = _SCRIPT + knob.SCRIPT
+
+
 def _hash(text: str) -> str:
     """Returns the source of the content security policy that allows `text`."""
     digest = hashlib.sha256(text.encode()).digest()
@@ -230,8 +238,8 @@ def _hash(text: str) -> str:
 
 
 _POLICY = (
-    f"default-src 'none'; img-src data:; style-src {_hash(_STYLE)}; "
-    f"script-src {_hash(_SCRIPT)}; base-uri 'none'; form-action 'none'"
+    f"default-src 'none'; img-src data:; style-src {_hash(_ALL_STYLE)}; "
+    f"script-src {_hash(_ALL_SCRIPT)}; base-uri 'none'; form-action 'none'"
 )
 
 
@@ -269,7 +277,7 @@ def build(
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <link rel="icon" href="data:,">
 <title>{escape(title)}</title>
-<style>{_STYLE}</style>
+<style>{_ALL_STYLE}</style>
 </head>
 <body>
 <header>
@@ -282,7 +290,7 @@ def build(
 {body}
 </main>
 <footer><dl>{about}</dl>duet_jax</footer>
-<script>{_SCRIPT}</script>
+<script>{_ALL_SCRIPT}</script>
 </body>
 </html>
 """
@@ -313,6 +321,10 @@ def _section(number: int, section: Section) -> str:
         f"<details{'' if section.folded else ' open'}>"
         f"<summary><h2>{escape(section.title)}</h2></summary>",
         f'<div id="section-{number}">',
+        *(
+            knob.markup(f"knob-{number}-{n}", each)
+            for n, each in enumerate(section.knobs)
+        ),
         '<div class="pictures">',
         *(
             _picture(f"picture-{number}-{n}", picture)

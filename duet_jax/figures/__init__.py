@@ -16,6 +16,13 @@ from duet_jax.figures.curves import build_curves, build_overlay, draw_curves
 from duet_jax.figures.dots import build_dots
 from duet_jax.figures.drawing import Drawing, draw, restored
 from duet_jax.figures.embedding import build_embedding
+from duet_jax.figures.knob import (
+    Knob,
+    build_knob,
+    check_knob,
+    frames_of,
+    make_sheet,
+)
 from duet_jax.figures.structure import (
     Marginals,
     Readout,
@@ -32,6 +39,7 @@ __all__ = [
     "COLUMNS",
     "Confusion",
     "Drawing",
+    "Knob",
     "Marginals",
     "Polar",
     "Readout",
@@ -40,6 +48,7 @@ __all__ = [
     "build_curves",
     "build_dots",
     "build_embedding",
+    "build_knob",
     "build_marginals",
     "build_overlay",
     "build_polar",
@@ -47,9 +56,12 @@ __all__ = [
     "build_shift",
     "build_turned",
     "build_views",
+    "check_knob",
     "draw",
     "draw_curves",
     "draw_views",
+    "frames_of",
+    "make_sheet",
     "restored",
     "summarize_marginals",
     "summarize_polar",

@@ -22,13 +22,13 @@ def column_left(column: int) -> int:
 class Canvas:
     """A titled figure whose parts are placed in pixels from its upper left corner."""
 
-    def __init__(self, columns: int, height: int, title: str) -> None:
-        """Makes room for columns of images and `height` pixels below the title.
+    def __init__(self, width: int, height: int, title: str) -> None:
+        """Makes room for `width` pixels, and for `height` pixels below the title.
 
         The small print comes below these.
         """
         # A letter of the title is about eleven pixels wide.
-        self.width = max(column_left(columns), 32 + 11 * len(title))
+        self.width = max(width, 32 + 11 * len(title))
         self.height = HEADER + height + FOOT
         self.figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI)
         self.text(16, 14, title, size=12, weight="bold")
@@ -48,9 +48,9 @@ class Canvas:
         self.figure.text(x / self.width, 1 - y / self.height, text, **style)
 
 
-def enlargement(side: int) -> int:
-    """Returns the integer factor by which images of `side` pixels are enlarged."""
-    return max(1, CELL // side)
+def enlargement(side: int, cell: int = CELL) -> int:
+    """Returns the integer factor that enlarges images of `side` pixels to `cell`."""
+    return max(1, cell // side)
 
 
 def draw_image(axes: Axes, image: np.ndarray) -> None:

@@ -288,7 +288,7 @@ def build_turned(
     rows = -(-steps // COLUMNS)
     columns = -(-steps // rows)
     height = _LABEL + shown + _BARS + _BELOW
-    canvas = Canvas(columns, rows * height, title)
+    canvas = Canvas(column_left(columns), rows * height, title)
     largest = max(float(marginals.max()), float(targets.max()))
     # Few scales, so that figures of several runs have the same.
     top = next((each for each in _TOPS if largest <= each), 1.0)

@@ -127,10 +127,10 @@ def build_views(
         shown = min(CELL, enlargement(side) * side)
         rows.insert(0, _Row("original", original, shown, {}))
     columns = min(COLUMNS, len(view1.images))
-    width = Canvas(columns, 0, title).width
+    width = Canvas(column_left(columns), 0, title).width
     about = _about([row.texts for row in rows], scales, width)
     height = sum(row.height for row in rows) + _LINE_HEIGHT * len(about)
-    canvas = Canvas(columns, height, title)
+    canvas = Canvas(width, height, title)
     top = HEADER
     for row in rows:
         canvas.text(16, top + row.side // 2, row.name, va="center", color=MUTED)
