@@ -16,6 +16,13 @@ from duet_jax.figures.curves import build_curves, build_overlay, draw_curves
 from duet_jax.figures.dots import build_dots
 from duet_jax.figures.drawing import Drawing, draw, restored
 from duet_jax.figures.embedding import build_embedding
+from duet_jax.figures.generated import (
+    KNOBS,
+    Control,
+    best_knob,
+    build_control,
+    build_reconstructions,
+)
 from duet_jax.figures.structure import (
     Marginals,
     Readout,
@@ -30,13 +37,17 @@ from duet_jax.figures.views import build_views, draw_views
 
 __all__ = [
     "COLUMNS",
+    "KNOBS",
     "Confusion",
+    "Control",
     "Drawing",
     "Marginals",
     "Polar",
     "Readout",
     "Shift",
+    "best_knob",
     "build_confusion",
+    "build_control",
     "build_curves",
     "build_dots",
     "build_embedding",
@@ -44,6 +55,7 @@ __all__ = [
     "build_overlay",
     "build_polar",
     "build_readout",
+    "build_reconstructions",
     "build_shift",
     "build_turned",
     "build_views",
