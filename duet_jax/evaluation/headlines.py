@@ -165,10 +165,7 @@ def _controlled(code: str, found: Mapping[str, Any]) -> Iterator[_Measure]:
         return
     key = "accuracy" if levels else "error"
     read = {k: {key: 1 - x if levels else x} for k, x in errors.items()}
-    how = (
-        f"{_about(code)} that a regression reads off images, which are decoded from "
-        "features that were changed to have another one"
-    )
+    how = f"{_about(code)} that a regression reads off images of changed features"
     scores = read.pop(best)
     yield from _reading(f"{code}, controlled", how, scores, read, found["unit"], best)
 

@@ -235,7 +235,8 @@ def _measures(experiment: loading.Experiment, code: str) -> dict[str, dict[str, 
     # Evaluations of one command share their flags.
     if any("codes" in flags for flags in measures.values()):
         return measures
-    settable = bool(code) and AUGMENTATIONS[code].scale.params is not None
+    record = AUGMENTATIONS.get(code)  # a wrong one is refused with the other fields
+    settable = bool(record and record.scale and record.scale.params)
     for mode, able in (("equivariance", bool(code)), ("generation", settable)):
         if able and mode in measures:
             measures[mode]["codes"] = code

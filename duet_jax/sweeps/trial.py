@@ -230,7 +230,7 @@ class Trial(NamedTuple):
         if controlled := self._controlled(results):
             predictions = controlled["predictions"]
             best = best_knob({k: each["mse"] for k, each in predictions.items()})
-            found |= _control(predictions[best], controlled["levels"])
+            found |= _control(predictions.get(best, {}), controlled["levels"])
         return {k: float(value) for k, value in found.items() if value is not None}
 
     def yardsticks(self) -> dict[str, dict[str, float]]:
@@ -248,10 +248,10 @@ class Trial(NamedTuple):
             for name, scores in of_code.get("yardsticks", {}).items():
                 found.setdefault(name, {}).update(_reading(scores))
         if controlled := self._controlled(results):
-            scores = controlled["predictions"]
-            scores |= {"chance": {"regression": controlled["chance"]}}
-            for name in filter(scores.__contains__, _NO_KNOBS):
-                values = _control(scores[name], controlled["levels"])
+            guess = {"chance": {"regression": controlled["chance"]}}
+            scores = controlled["predictions"] | guess
+            for name in _NO_KNOBS:
+                values = _control(scores.get(name, {}), controlled["levels"])
                 found.setdefault(name, {}).update(values)
         return found
 
@@ -320,11 +320,15 @@ def _of_code(results: Mapping[str, Any]) -> dict[str, float]:
     return values
 
 
-def _control(scores: Mapping[str, Any], levels: Any) -> dict[str, float | None]:
-    """Returns the scores of a prediction by measure; chance has no squared error."""
-    error = scores["regression"]["error"]
-    read = {"control_error": error} if levels is None else {"control_level": 1 - error}
-    return {"control": scores["mse"], **read} if "mse" in scores else read
+def _control(scores: Mapping[str, Any], levels: Any) -> dict[str, float]:
+    """Returns the scores of a prediction by measure; a guess has no squared error."""
+    values = {"control": scores.get("mse")}
+    error = scores.get("regression", {}).get("error")
+    if error is not None and levels is not None:
+        values["control_level"] = 1 - error
+    else:
+        values["control_error"] = error
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _reading(regression: Mapping[str, Any]) -> dict[str, float]:
