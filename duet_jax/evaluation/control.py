@@ -15,6 +15,7 @@ import numpy as np
 
 from duet_jax.augmentations import Stack, normalize, to_float
 from duet_jax.evaluation.equivariance import Code
+from duet_jax.figures import KNOBS
 from duet_jax.methods.base import Structured
 from duet_jax.metrics import equivariance as measures
 from duet_jax.models import representation
@@ -27,9 +28,6 @@ _CONTROL_BINS = 8
 # A parameter counts as drawn if one of so many draws comes so near to it.
 _DRAWS, _REACHED = 4096, 0.01
 
-# What the user of a structure or of features can do; the other predictions are there to
-# compare with.
-KNOBS = ("steer", "shift", "linear map")
 STEERED, SHIFTED, MAPPED = KNOBS
 TARGET, ORACLE, UNCHANGED = "steer to target", "oracle", "unchanged"
 ANOTHER, REAL = "another image", "real image"

@@ -236,3 +236,60 @@ def _table(code: Code, scores: dict[str, Any]) -> Table:
 def _digits(code: Code) -> int:
     """Returns the digits after the point of an error in the unit."""
     return 1 if code.record.scale.unit == "degrees" else 3
+
+
+# Pictures.
+
+
+def _draw_control(code: Code, scores: dict[str, Any]) -> Drawing:
+    predictions = scores["predictions"]
+    summary = figures.Control(
+        unit=code.record.scale.unit,
+        topology=code.record.topology,
+        parameters=np.asarray(scores["parameters"]),
+        mse={k: np.asarray(p["mse_by_parameter"]) for k, p in predictions.items()},
+        error={
+            k: np.asarray(p["regression"]["error_by_parameter"])
+            for k, p in predictions.items()
+        },
+        chance=scores[yardsticks.CHANCE]["error"],
+        levels=code.levels is not None,
+    )
+    return Drawing("control", f"control of {code.record.summary}", summary)
+
+
+def _draw_knob(evaluation: Evaluation, code: Code, found: control.Control) -> Drawing:
+    test, method = evaluation.split("test"), evaluation.run.method
+    images = spaced(np.arange(len(test.images)), _TEST_IMAGES)
+    shown = _shown(len(images))
+    names = evaluation.dataset.class_names
+    captions = [names[test.labels[images[k]]] if names else "" for k in shown]
+    knobs = {k: each for k, each in found.outcomes.items() if k in figures.KNOBS}
+    structured = equivariance.is_learned(method, code)
+    # By image, then by parameter.
+    asked = found.values[None, :]
+    summary = figures.Knob(
+        code=code.name,
+        summary=code.record.summary,
+        unit=code.record.scale.unit,
+        topology=code.record.topology,
+        parameters=code.parameter(found.values),
+        captions=captions,
+        side=found.shown.shape[2],
+        true=figures.make_sheet(found.shown.swapaxes(0, 1)),
+        made={k: figures.make_sheet(o.shown.swapaxes(0, 1)) for k, o in knobs.items()},
+        read={
+            k: code.parameter(o.read["regression"][:, shown].T.ravel()).reshape(
+                len(shown), asked.size
+            )
+            for k, o in knobs.items()
+        },
+        error={k: o.mse[:, shown].T for k, o in knobs.items()},
+        marginals={
+            k: o.marginals.swapaxes(0, 1) for k, o in knobs.items() if structured
+        },
+        targets=np.asarray(method.targets(jnp.float32(found.values)))
+        if structured
+        else np.zeros((asked.size, 0)),
+    )
+    return Drawing("knob", f"{code.record.summary}, asked for and decoded", summary)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from duet_jax.augmentations import AUGMENTATIONS
 from duet_jax.evaluation.page import Bar, Headline
 from duet_jax.evaluation.result import percent
+from duet_jax.figures import best_knob
 
 # Results by name, as they are stored.
 Results = Mapping[str, Mapping[str, Any]]
@@ -103,6 +104,8 @@ def _measures(results: Results) -> Iterator[_Measure]:
             yield _Measure(title, meaning, own, others)
     for code, found in results.get("equivariance", {}).get("results", {}).items():
         yield from _of_code(code, found)
+    for code, found in results.get("generation", {}).get("results", {}).items():
+        yield from _controlled(code, found)
 
 
 def _scores(yardsticks: Mapping[str, Any] | None, key: str) -> dict[str, float]:
@@ -114,11 +117,15 @@ def _scores(yardsticks: Mapping[str, Any] | None, key: str) -> dict[str, float]:
     }
 
 
-def _of_code(code: str, found: Mapping[str, Any]) -> Iterator[_Measure]:
-    """Yields the numbers of one augmentation."""
+def _about(code: str) -> str:
     # A result may have been edited.
     record = AUGMENTATIONS.get(code)
-    about = f"parameter of {code} ({record.summary})" if record else "parameter"
+    return f"parameter of {code} ({record.summary})" if record else "parameter"
+
+
+def _of_code(code: str, found: Mapping[str, Any]) -> Iterator[_Measure]:
+    """Yields the numbers of one augmentation."""
+    about = _about(code)
     yardsticks = found.get("yardsticks") or {}
     if "marginal" in found:
         # Of the yardsticks only a guess has no features.
@@ -144,19 +151,39 @@ def _of_code(code: str, found: Mapping[str, Any]) -> Iterator[_Measure]:
         yield _Measure(f"{code}, bins shifted", meaning, own, others, "", "shifted")
 
 
+def _controlled(code: str, found: Mapping[str, Any]) -> Iterator[_Measure]:
+    """Yields how well the parameter of decoded images is controlled, if that is known.
+
+    The number is that of the knob with the smallest squared error.
+    """
+    predictions = found.get("predictions") or {}  # none of a reconstruction
+    levels = found.get("levels") is not None
+    scores = {k: each.get("regression") or {} for k, each in predictions.items()}
+    errors = _scores({**scores, "chance": found.get("chance") or {}}, "error")
+    best = best_knob({k: predictions[k].get("mse") for k in predictions if k in errors})
+    if not best:
+        return
+    key = "accuracy" if levels else "error"
+    read = {k: {key: 1 - x if levels else x} for k, x in errors.items()}
+    how = f"{_about(code)} that a regression reads off images of changed features"
+    scores = read.pop(best)
+    yield from _reading(f"{code}, controlled", how, scores, read, found["unit"], best)
+
+
 def _reading(
     title: str,
     about: str,
     scores: Mapping[str, Any],
     yardsticks: Mapping[str, Any],
     unit: str,
+    label: str = _OWN,
 ) -> Iterator[_Measure]:
     """Yields how well a parameter is read, if that is known."""
     if "accuracy" in scores:
         meaning = f"Share of the test images with the right {about}. Larger is better."
         others = _scores(yardsticks, "accuracy")
-        yield _Measure(title, meaning, scores["accuracy"], others)
+        yield _Measure(title, meaning, scores["accuracy"], others, None, label)
     elif scores["error"] is not None:
         meaning = f"Mean error of the {about}. Smaller is better."
         others = _scores(yardsticks, "error")
-        yield _Measure(title, meaning, scores["error"], others, unit)
+        yield _Measure(title, meaning, scores["error"], others, unit, label)

@@ -16,6 +16,13 @@ from duet_jax.figures.curves import build_curves, build_overlay, draw_curves
 from duet_jax.figures.dots import build_dots
 from duet_jax.figures.drawing import Drawing, draw, restored
 from duet_jax.figures.embedding import build_embedding
+from duet_jax.figures.generated import (
+    KNOBS,
+    Control,
+    best_knob,
+    build_control,
+    build_reconstructions,
+)
 from duet_jax.figures.knob import (
     Knob,
     build_knob,
@@ -37,14 +44,18 @@ from duet_jax.figures.views import build_views, draw_views
 
 __all__ = [
     "COLUMNS",
+    "KNOBS",
     "Confusion",
+    "Control",
     "Drawing",
     "Knob",
     "Marginals",
     "Polar",
     "Readout",
     "Shift",
+    "best_knob",
     "build_confusion",
+    "build_control",
     "build_curves",
     "build_dots",
     "build_embedding",
@@ -53,6 +64,7 @@ __all__ = [
     "build_overlay",
     "build_polar",
     "build_readout",
+    "build_reconstructions",
     "build_shift",
     "build_turned",
     "build_views",

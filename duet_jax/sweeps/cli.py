@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from duet_jax import cli as program
+from duet_jax.augmentations import AUGMENTATIONS
 from duet_jax.config import loading
 from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.evaluation import EVALUATORS
@@ -227,14 +228,20 @@ def _code(name: str) -> str:
 def _measures(experiment: loading.Experiment, code: str) -> dict[str, dict[str, str]]:
     """Returns the evaluations of a row that is about `code`, which may be "".
 
-    Equivariance is measured for that code unless the experiment names others.
+    Equivariance and generation are measured for that code unless the experiment names
+    others; without such a code, or one that images can be generated with, they are not.
     """
     measures = {mode: dict(flags) for mode, flags in experiment.measures.items()}
-    if measures.get("equivariance") == {}:
-        if code:
-            measures["equivariance"]["codes"] = code
-        else:
-            del measures["equivariance"]
+    # Evaluations of one command share their flags.
+    if any("codes" in flags for flags in measures.values()):
+        return measures
+    record = AUGMENTATIONS.get(code)  # a wrong one is refused with the other fields
+    settable = bool(record and record.scale and record.scale.params)
+    for mode, able in (("equivariance", bool(code)), ("generation", settable)):
+        if able and mode in measures:
+            measures[mode]["codes"] = code
+        elif not able:
+            measures.pop(mode, None)
     return measures
 
 

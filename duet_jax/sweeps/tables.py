@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from duet_jax.figures import build_dots
+from duet_jax.figures import KNOBS, build_dots
 from duet_jax.figures.style import remove, save
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
@@ -23,11 +23,13 @@ class Measure(NamedTuple):
       name: short.
       percent: True for a fraction, which is shown in percent.
       note: one sentence on what it is, below the table.
+      digits: after the point, of what is no percentage.
     """
 
     name: str
     percent: bool
     note: str
+    digits: int = 3
 
     @property
     def title(self) -> str:
@@ -35,11 +37,11 @@ class Measure(NamedTuple):
         return f"{self.name} [%]" if self.percent else self.name
 
     def shown(self, values: Sequence[float]) -> str:
-        """Returns mean ± standard deviation; percent with one decimal, else three."""
+        """Returns mean ± standard deviation; percent with one decimal."""
         mean, deviation = mean_and_deviation(values)
         if mean is None:
             return "-"
-        scale, digits = (100, 1) if self.percent else (1, 3)
+        scale, digits = (100, 1) if self.percent else (1, self.digits)
         text = f"{scale * mean:.{digits}f}"
         return text if deviation is None else f"{text} ± {scale * deviation:.{digits}f}"
 
@@ -71,6 +73,34 @@ MEASURES = {
         "divergence",
         False,
         "Jensen-Shannon divergence of the structure from its target, in nats",
+    ),
+    "reconstruction": Measure(
+        "reconstruction",
+        False,
+        "mean squared error of test images decoded from the full features; pixels are "
+        "from 0 to 1",
+        digits=4,
+    ),
+    "control": Measure(
+        "control",
+        False,
+        "mean squared error of images decoded from features that were changed to have "
+        "another parameter of the row's augmentation, from the images with it; of the "
+        f"best of {', '.join(KNOBS)}",
+        digits=4,
+    ),
+    "control_level": Measure(
+        "control read",
+        True,
+        "share of these images off which a regression reads the parameter asked for, "
+        "if it has few values",
+    ),
+    "control_error": Measure(
+        "control read, error",
+        False,
+        "mean error of the parameter that a regression reads off these images, in its "
+        "unit, if it is continuous",
+        digits=2,
     ),
 }
 _FACTS = ("data", "epochs", "hardware", "commit")

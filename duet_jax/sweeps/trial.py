@@ -19,6 +19,7 @@ from duet_jax import data, loggers
 from duet_jax.config import checks
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import EVALUATORS
+from duet_jax.figures import best_knob
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
 from duet_jax.types import Identity, same_images
@@ -30,6 +31,10 @@ _ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionEr
 
 # Evaluations whose result is the accuracy of classes.
 _CLASSIFIERS = ("linear_probe", "knn")
+
+# What controlled generation stands beside: the encoded transformed image, the image as
+# it was, a guess.
+_NO_KNOBS = ("oracle", "unchanged", "chance")
 
 # By name, path and cache directory of the data set.
 _identities: dict[tuple[str, str, str], Identity | None] = {}
@@ -219,6 +224,13 @@ class Trial(NamedTuple):
             found["online"] = last["online_top1"]
         if "equivariance" in results and self.code:
             found |= _of_code(results["equivariance"][self.code])
+        if "generation" in results:
+            decoded = results["generation"]["reconstruction"]["full"]
+            found["reconstruction"] = decoded["mse"]["mean"]
+        if controlled := self._controlled(results):
+            predictions = controlled["predictions"]
+            best = best_knob({k: each["mse"] for k, each in predictions.items()})
+            found |= _control(predictions.get(best, {}), controlled["levels"])
         return {k: float(value) for k, value in found.items() if value is not None}
 
     def yardsticks(self) -> dict[str, dict[str, float]]:
@@ -235,7 +247,17 @@ class Trial(NamedTuple):
             of_code = results["equivariance"][self.code]
             for name, scores in of_code.get("yardsticks", {}).items():
                 found.setdefault(name, {}).update(_reading(scores))
+        if controlled := self._controlled(results):
+            guess = {"chance": {"regression": controlled["chance"]}}
+            scores = controlled["predictions"] | guess
+            for name in _NO_KNOBS:
+                values = _control(scores.get(name, {}), controlled["levels"])
+                found.setdefault(name, {}).update(values)
         return found
+
+    def _controlled(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the controlled generation of the row's augmentation; {} for none."""
+        return results.get("generation", {}).get(self.code, {})
 
     def _results(self) -> dict[str, Any]:
         return {mode: self.result(mode)["results"] for mode in self.measures}
@@ -296,6 +318,17 @@ def _of_code(results: Mapping[str, Any]) -> dict[str, float]:
     if "divergence" in results:
         values["divergence"] = results["divergence"]["mean"]
     return values
+
+
+def _control(scores: Mapping[str, Any], levels: Any) -> dict[str, float]:
+    """Returns the scores of a prediction by measure; a guess has no squared error."""
+    values = {"control": scores.get("mse")}
+    error = scores.get("regression", {}).get("error")
+    if error is not None and levels is not None:
+        values["control_level"] = 1 - error
+    else:
+        values["control_error"] = error
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _reading(regression: Mapping[str, Any]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 from duet_jax.augmentations import Options, make_stack, measuring_stack
 from duet_jax.evaluation import control
 from duet_jax.evaluation.equivariance import Code
+from duet_jax.figures import KNOBS
 from duet_jax.losses import TARGETS
 from duet_jax.metrics import equivariance as measures
 
@@ -145,7 +146,7 @@ def test_perfect_bins_are_controlled_up_to_interpolation(of_perfect):
 
 
 @pytest.mark.parametrize("reading", ["regression", "structure"])
-@pytest.mark.parametrize("knob", [*control.KNOBS, control.TARGET, control.REAL])
+@pytest.mark.parametrize("knob", [*KNOBS, control.TARGET, control.REAL])
 def test_the_angle_of_perfect_bins_is_right_to_a_degree(of_perfect, knob, reading):
     # Steering leaves the other waves, which the regression reads a little.
     steered = knob in (control.STEERED, control.TARGET) and reading == "regression"

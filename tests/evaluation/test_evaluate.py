@@ -644,6 +644,85 @@ def test_headlines_stand_beside_their_yardsticks():
     assert (alone.number, alone.bars) == ("84.8 %", ())
 
 
+def predicted(mse, error):
+    return {"mse": mse, "regression": {"error": error}, "structure": {"error": 1.0}}
+
+
+def generated(**predictions):
+    """Stored results of controlled generation; "_" stands for a blank."""
+    named = {name.replace("_", " "): each for name, each in predictions.items()}
+    found = {"unit": "degrees", "levels": None, "chance": {"error": 90.0}}
+    reconstruction = {"full": {"mse": {"mean": 0.01}}}
+    return {"reconstruction": reconstruction, "rot": {**found, "predictions": named}}
+
+
+def test_headlines_of_generation_are_of_the_best_knob():
+    """That with the smallest squared error; what is edited or missing is left out."""
+    results = generated(
+        steer=predicted(0.03, 20.0),
+        shift=predicted(0.02, 30.26),
+        linear_map=predicted(None, 10.0),
+        oracle=predicted(0.01, 5.0),
+        unchanged=predicted(0.05, None),
+        another_image={},
+        real_image=predicted(0.0, 4.0),
+    )
+    (found,) = headlines.headlines({"generation": {"results": results}})
+    assert boxes([found]) == {
+        "rot, controlled": (
+            "30.3°",
+            [
+                ("real image", "4°", False),
+                ("oracle", "5°", False),
+                ("linear map", "10°", False),
+                ("steer", "20°", False),
+                ("shift", "30.3°", True),
+                ("chance", "90°", False),
+            ],
+        )
+    }
+    assert "rot (rotation by any angle)" in found.meaning
+    assert found.meaning.endswith("Smaller is better.")
+    results["rot"] |= {"unit": "quarter turns", "levels": [0, 1, 2, 3]}
+    levels = {"steer": predicted(0.03, 0.25), "oracle": predicted(0.01, 0.125)}
+    results["rot"] |= {"predictions": levels, "chance": {"error": 0.75}}
+    (found,) = headlines.headlines({"generation": {"results": results}})
+    bars = [("oracle", "87.5 %", False), ("steer", "75.0 %", True)]
+    bars.append(("chance", "25.0 %", False))
+    assert boxes([found]) == {"rot, controlled": ("75.0 %", bars)}
+    assert found.meaning.endswith("Larger is better.")
+
+
+@pytest.mark.parametrize(
+    "predictions",
+    [
+        {},
+        {"oracle": predicted(0.1, 1.0)},
+        {"steer": predicted(None, 1.0)},
+        {"steer": predicted(0.1, None)},
+        {"steer": {"mse": 0.1, "regression": None}},
+    ],
+)
+def test_without_a_measured_knob_there_is_no_headline(predictions):
+    assert not headlines.headlines(
+        {"generation": {"results": generated(**predictions)}}
+    )
+
+
+def test_runs_with_generation_share_a_box():
+    """Beside a guess, which is the same for all; a run's predictions are its own."""
+    runs = {
+        name: {"generation": {"results": generated(**{knob: predicted(0.1, error)})}}
+        for name, knob, error in (("a", "shift", 40.0), ("b", "linear_map", 20.0))
+    }
+    assert boxes(headlines.together(runs)) == {
+        "rot, controlled": (
+            "40°",
+            [("b", "20°", True), ("a", "40°", True), ("chance", "90°", False)],
+        )
+    }
+
+
 def test_the_foot_says_where_everything_comes_from(tmp_path):
     record = {
         "commit": "abc",

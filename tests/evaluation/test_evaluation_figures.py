@@ -17,9 +17,11 @@ from PIL import Image
 from duet_jax.evaluation.store import plain
 from duet_jax.figures import (
     Confusion,
+    Control,
     Drawing,
     Shift,
     build_confusion,
+    build_control,
     build_dots,
     build_embedding,
     build_marginals,
@@ -81,6 +83,12 @@ def polar(true, predicted, **options):
 
 def shift(bins, shifts, curves, **options):
     return build_shift({"": Shift(bins, np.asarray(shifts), curves)}, **options)
+
+
+def control(parameters, errors, title="", chance=0.5):
+    each = {"shift": errors}
+    summary = Control("a", "circle", np.array(parameters), each, each, chance, False)
+    return build_control({"": summary}, title=title)
 
 
 # Dots
@@ -645,6 +653,7 @@ def test_small_print_is_below_everything(tmp_path):
         marginals_of(*(np.ones(1), ONE, ONE), unit="a", topology="line"),
         polar([0.0], [0.0]),
         shift(8, [1], {"a": [1.0]}),
+        control([0.0], np.ones((3, 1))),
         confusion(np.eye(2), ["a", "b"]),
         build_turned(np.zeros((1, 8, 8, 1)), ONE, ONE, ["a"]),
     ):
@@ -679,6 +688,9 @@ DEGENERATE = {
     "one step": lambda: build_turned(np.zeros((1, 1, 1, 1)), ONE, ONE, [ODD]),
     "large images": lambda: build_turned(np.zeros((1, 300, 300, 3)), ONE, ONE, ["a"]),
     "constant curve": lambda: shift(8, [1, 2], {"a": [0.0, 0.0]}),
+    "one parameter": lambda: control([0.0], np.zeros((3, 1)), chance=0.0),
+    "no error": lambda: control(range(6), np.zeros((3, 6)), chance=0.0),
+    "no error finite": lambda: control(range(6), np.full((3, 6), np.nan)),
     "nothing finite": lambda: shift(8, [1, 2], {"a": [np.nan] * 2}),
     "one point": lambda: build_embedding(
         {"PCA": np.zeros((1, 2))},
@@ -716,6 +728,7 @@ DRAWN = {
     "polar": (polar, ([0.0], [0.0]), {}),
     "turned": (build_turned, (np.zeros((1, 8, 8, 1)), ONE, ONE, ["a"]), {}),
     "shift": (shift, (8, [1], {"a": [1.0]}), {}),
+    "control": (control, ([0.0], np.ones((3, 1))), {}),
     "embedding": (
         build_embedding,
         (points(2),),

@@ -696,6 +696,104 @@ def test_what_a_finished_run_has(tmp_path):
     assert trial.finished
 
 
+BOTH = ("equivariance", "generation")
+MEASURED = {
+    "steer": {"mse": 0.04, "regression": {"error": 0.125}},
+    "shift": {"mse": 0.03, "regression": {"error": 0.25}},
+    "linear map": {"mse": None, "regression": {"error": 0.0}},
+    "oracle": {"mse": 0.02, "regression": {"error": 0.0625}},
+    "unchanged": {"mse": 0.05, "regression": {"error": 0.5}},
+    "real image": {"mse": 0.0, "regression": {"error": 0.0}},
+}
+FULL = {"full": {"mse": {"mean": 0.01}}}
+
+
+def generated(place, levels, predictions, code="rot"):
+    """A row with such a stored result of controlled generation."""
+    trial = cell_of(place / "s")._replace(measures={"generation": {}}, code=code)
+    of_code = {"levels": levels, "predictions": predictions, "chance": {"error": 0.75}}
+    stored = {"results": {"reconstruction": FULL, "rot": of_code}}
+    (trial.directory / "eval").mkdir(parents=True)
+    (trial.directory / "eval" / "generation.json").write_text(json.dumps(stored))
+    rows = {"split": "test", "online_top1": None, "epoch": 1.0, "step": 3}
+    (trial.directory / "metrics.jsonl").write_text(json.dumps(rows))
+    return trial
+
+
+def test_generation_is_measured_by_its_best_knob(tmp_path):
+    """That with the smallest squared error, beside what is no knob."""
+    trial = generated(tmp_path, None, MEASURED)
+    values = {"reconstruction": 0.01, "control": 0.03, "control_error": 0.25}
+    assert trial.found() == values
+    yardsticks = {
+        "oracle": {"control": 0.02, "control_error": 0.0625},
+        "unchanged": {"control": 0.05, "control_error": 0.5},
+        "chance": {"control_error": 0.75},
+    }
+    assert trial.yardsticks() == yardsticks
+    run = tables.Run(trial, True, values, FACTS, {}, yardsticks)
+    lines = tables.as_markdown([tables.Row([run])], "t", "a").splitlines()
+    heads = ["reconstruction", "control", "control read, error"]
+    for start, cells in (
+        ("| row |", heads),
+        ("| r |", ["0.0100", "0.0300", "0.25"]),
+        ("| chance | r |", ["-", "-", "0.75"]),
+        ("| oracle | r |", ["-", "0.0200", "0.06"]),
+    ):
+        (line,) = [each for each in lines if each.startswith(start)]
+        assert line.startswith(f"{start} {' | '.join(cells)} |")
+    notes = [line for line in lines if line.startswith("- control:")]
+    assert "best of steer, shift, linear map" in notes[0]
+    panels = tables._panels([tables.Row([run])])
+    cases = [0.01, 0.03, 0.25]
+    assert panels == {
+        k: {"duet": {"r": [x]}} for k, x in zip(heads, cases, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("levels", "predictions", "code", "values"),
+    [
+        ([0, 1], MEASURED, "rot", {"control": 0.03, "control_level": 0.75}),
+        ([0, 1], MEASURED, "hue", {}),
+        (None, MEASURED, "", {}),
+        (None, {"oracle": MEASURED["oracle"]}, "rot", {}),
+        (None, {"shift": {"mse": 0.5, "regression": {}}}, "rot", {"control": 0.5}),
+    ],
+)
+def test_what_generation_has_not_is_left_out(
+    levels, predictions, code, values, tmp_path
+):
+    trial = generated(tmp_path, levels, predictions, code)
+    assert trial.found() == {"reconstruction": 0.01, **values}
+    assert "steer" not in trial.yardsticks()
+
+
+@pytest.mark.parametrize(
+    ("code", "given", "measured"),
+    [
+        ("rot", {"equivariance": {}}, {"equivariance": "rot"}),
+        ("rot", {"generation": {}}, {"generation": "rot"}),
+        ("fli", {"equivariance": {}, "generation": {}}, dict.fromkeys(BOTH, "fli")),
+        # Images cannot be set to a hue.
+        ("hue", {"equivariance": {}, "generation": {}}, {"equivariance": "hue"}),
+        ("", {"equivariance": {}, "generation": {}}, {}),
+        ("rot", {"generation": {"codes": "fli"}}, {"generation": "fli"}),
+    ],
+)
+def test_codes_of_a_row_are_measured(code, given, measured):
+    experiment = loading.Experiment("x.py", {}, {"knn": {}, **given})
+    expected = {"knn": {}, **{mode: {"codes": x} for mode, x in measured.items()}}
+    assert sweep_cli._measures(experiment, code) == expected
+
+
+def test_codes_that_a_file_names_are_those_of_all():
+    """The evaluations of a command share their flags."""
+    given = {"equivariance": {"codes": "rot,fli"}, "generation": {}}
+    experiment = loading.Experiment("x.py", {}, given)
+    assert sweep_cli._measures(experiment, "rot") == given
+
+
 def test_a_cell_is_claimed_once(tmp_path):
     trial = cell_of(tmp_path / "s")
     with trial.claimed() as first, trial.claimed() as second:

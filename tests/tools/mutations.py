@@ -543,6 +543,37 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
+        "figures/test_generated.py",
+        "figures/generated.py",
+        ("the worst knob", "return min(known", "return max(known"),
+        (
+            "an interval is its mean",
+            "between(x, values[1]",
+            "between(x, values[0]",
+        ),
+        ("axes of their own", 'sharey="col"', "sharey=False"),
+        (
+            "a legend for every panel",
+            "for number in {0, own}",
+            "for number in range(len(rows))",
+        ),
+        (
+            "lines in the order given",
+            "np.argsort(line.panel.parameters)",
+            "np.arange(len(line.panel.parameters))",
+        ),
+    ),
+    *_rows(
+        "sweeps/test_sweeps.py",
+        "sweeps/trial.py",
+        ("wrong levels are right ones", "= 1 - error", "= error"),
+        (
+            "the first knob",
+            "predictions.get(best, {})",
+            "predictions.get(next(iter(predictions)), {})",
+        ),
+    ),
+    *_rows(
         "evaluation/test_evaluate.py",
         "evaluation/headlines.py",
         (
@@ -550,6 +581,7 @@ MUTATIONS: list[Mutation] = [
             "reverse=self.unit is None",
             "reverse=self.unit is not None",
         ),
+        ("wrong levels are right ones", "1 - x if levels", "x if levels"),
         (
             "the structure beside yardsticks of features",
             'if k == "chance"}',
