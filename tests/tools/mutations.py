@@ -531,7 +531,7 @@ MUTATIONS: list[Mutation] = [
         ("a circle has ends", "dial ? (place + last + 1)", "false ? (place)"),
         ("the slider is not by parameter", "= places[slider.value]", "= +slider.value"),
         ("bars of the first image", "marginals[name][image]", "marginals[name][0]"),
-        ("data end their element", 'text.replace("<", r"\u003c")', "text"),
+        ("data end their element", 'text.replace("<", ', 'text.replace("\\0", '),
     ),
     *_rows(
         "evaluation/test_knob_page.py",
