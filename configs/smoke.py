@@ -23,4 +23,7 @@ def get_config():
     config.duet.structure_weight = 1000.0
     config.evaluate_every = 1
     config.checkpoint.every = 1
+    config.generation.epochs = 1
+    config.generation.batch_size = 256
+    config.generation.width = 4
     return config

@@ -56,7 +56,7 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
         with evaluation.timed("control"):
             found = _control(evaluation, code, decoders)
         values[code.name] = scores = _scores(code, found)
-        tables.append(_table(code, scores))
+        tables += _tables_of(code, scores)
         pictures[f"{code.name}_control"] = _draw_control(code, scores)
         pictures[f"{code.name}_knob"] = _draw_knob(evaluation, code, found)
     return Result(values, tuple(tables), pictures)
@@ -75,7 +75,8 @@ def _reconstruct(
     typical = _augmented(stack, spaced(evaluation.split("train").images, 2000), 1)
     with evaluation.timed("reconstruction"):
         given = run.encoder.of_views(views)
-        decoded = {name: decoders(name, each) for name, each in given.items()}
+        decoded = {name: decoders(name, given[name]) for name in decoders.names}
+    shown = {name: made[: figures.COLUMNS] for name, made in decoded.items()}
     decoded[_MEAN] = np.broadcast_to(typical.mean(axis=0), views.shape)
     found, rows = {}, []
     for name, made in decoded.items():
@@ -93,7 +94,7 @@ def _reconstruct(
     note = f"{_MEAN}: that of augmented training images, whatever is encoded."
     picture = figures.build_reconstructions(
         views[: figures.COLUMNS],
-        {name: made[: figures.COLUMNS] for name, made in decoded.items()},
+        shown,
         title="augmented test images and what is decoded from their representations",
     )
     return found, Table(title, header, tuple(rows), note), picture
@@ -185,64 +186,87 @@ def _span(interval: tuple[float, float], digits: int) -> str:
 
 
 _NOTE = (
-    "MSE: of the decoded image to the truly transformed one, pixels from 0 to 1{disc}. "
-    "The other columns: the decoded image is encoded again, and how far is the "
-    "parameter that is read from the one that was asked for? Read by a regression "
-    "fitted on transformed training images{structure}. {knobs}linear map: of the "
-    "features, fitted on pairs of training images for each parameter. oracle: the "
-    "transformed image, encoded and decoded. unchanged: the image as it is, decoded. "
-    "another image: transformed likewise. real image: not decoded. chance: a constant "
-    "answer."
+    "Squared error of the decoded image to the transformed one, pixels from 0 to 1"
+    "{disc}. {knobs}linear map: of the features, fitted on pairs of training images "
+    "for each parameter. oracle: the transformed image, encoded and decoded. "
+    "unchanged: the image as it is, decoded. another image: transformed likewise."
 )
 _DISC = ", in the disc that stays inside"
-_STRUCTURE = ", and by the structure"
 _STEER = (
     "steer: the structure moved to the mean structure of training images with this "
     "parameter, the content kept; to target: moved to the target. "
 )
 _SHIFT = "shift: the bins shifted cyclically. "
 _NO_STEER = "No steer: these features have no structure of it. "
+_READ_NOTE = (
+    "The decoded image is encoded again: how far is the parameter that is read from "
+    "the one that was asked for? By a regression fitted on transformed training images"
+    "{structure}. real image: transformed, not decoded. chance: a constant answer."
+)
+_STRUCTURE = ", and by the structure"
 
 
-def _table(code: Code, scores: dict[str, Any]) -> Table:
+def _tables_of(code: Code, scores: dict[str, Any]) -> list[Table]:
+    """Returns the squared errors, and the errors of the parameters."""
+    predictions = dict(scores["predictions"])
+    about = f"{code.name} ({code.record.summary}), {scores['images']} test images"
+    errors = Table(
+        f"control of {about}",
+        ("features", "MSE", "95 %"),
+        tuple(
+            (name, f"{each['mse']:.4f}", _span(each["mse_interval"], 4))
+            for name, each in predictions.items()
+            if name != control.REAL
+        ),
+        _NOTE.format(
+            disc=_DISC if code.record.stage in ("rot", "ron") else "",
+            knobs=(_STEER if control.STEERED in predictions else _NO_STEER)
+            + (_SHIFT if control.SHIFTED in predictions else ""),
+        ),
+    )
+    return [errors, _table_of_readings(code, scores, about)]
+
+
+def _table_of_readings(code: Code, scores: dict[str, Any], about: str) -> Table:
+    unit, digits = code.record.scale.unit, 1 if _in_degrees(code) else 3
+    if code.levels is not None:
+        unit = "share of wrong levels"
     predictions = scores["predictions"]
-    unit = "share" if code.levels is not None else code.record.scale.unit
-    structure = any("structure" in each for each in predictions.values())
-    readings = ["regression", *(["structure"] if structure else [])]
-    header = ["features", "MSE", "95 %"]
-    for name in readings:
-        header += [f"{name} [{unit}]", "95 %"]
+    readings = [
+        name
+        for name in ("regression", "structure")
+        if name in predictions[control.REAL]
+    ]
     rows = []
     for name, each in predictions.items():
-        row = [name, f"{each['mse']:.4f}", _span(each["mse_interval"], 4)]
+        row = [name]
         for reading in readings:
-            digits = 3 if code.levels is not None else _digits(code)
-            error, interval = each[reading]["error"], each[reading]["error_interval"]
-            row += [f"{error:.{digits}f}", _span(interval, digits)]
+            found = each[reading]
+            row += [
+                f"{found['error']:.{digits}f}",
+                _span(found["error_interval"], digits),
+            ]
         rows.append(tuple(row))
-    constant = f"{scores[yardsticks.CHANCE]['error']:.{_digits(code)}f}"
-    rows.append((yardsticks.CHANCE, "-", "-", *[constant, "-"] * len(readings)))
-    knobs = _STEER if structure else _NO_STEER
-    knobs += _SHIFT if control.SHIFTED in predictions else ""
-    note = _NOTE.format(
-        disc=_DISC if code.record.stage in ("rot", "ron") else "",
-        structure=_STRUCTURE if structure else "",
-        knobs=knobs,
+    constant = f"{scores[yardsticks.CHANCE]['error']:.{digits}f}"
+    rows.append((yardsticks.CHANCE, *[constant, "-"] * len(readings)))
+    return Table(
+        f"parameter read off the decoded images of {about}, error [{unit}]",
+        ("features", *(cell for name in readings for cell in (name, "95 %"))),
+        tuple(rows),
+        _READ_NOTE.format(structure=_STRUCTURE if len(readings) > 1 else ""),
     )
-    title = f"control of {code.name} ({code.record.summary}), {scores['images']} images"
-    return Table(title, tuple(header), tuple(rows), note)
 
 
-def _digits(code: Code) -> int:
-    """Returns the digits after the point of an error in the unit."""
-    return 1 if code.record.scale.unit == "degrees" else 3
+def _in_degrees(code: Code) -> bool:
+    return code.record.scale.unit == "degrees"
 
 
 # Pictures.
 
 
 def _draw_control(code: Code, scores: dict[str, Any]) -> Drawing:
-    predictions = scores["predictions"]
+    predictions = dict(scores["predictions"])
+    predictions.pop(control.TARGET, None)  # far above the others
     summary = figures.Control(
         unit=code.record.scale.unit,
         topology=code.record.topology,
@@ -290,6 +314,6 @@ def _draw_knob(evaluation: Evaluation, code: Code, found: control.Control) -> Dr
         },
         targets=np.asarray(method.targets(jnp.float32(found.values)))
         if structured
-        else np.zeros((asked.size, 0)),
+        else np.array([]),
     )
     return Drawing("knob", f"{code.record.summary}, asked for and decoded", summary)

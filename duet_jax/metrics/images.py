@@ -1,8 +1,11 @@
 """How alike two images are."""
 
 import dm_pix as pix
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+from duet_jax.types import Array
 
 # Side of the window of SSIM, as its authors have it; less for smaller images.
 _WINDOW = 11
@@ -23,10 +26,15 @@ def compare(true: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
     Source: Wang et al. 2004, "Image quality assessment"; scikit-image has the same
     numbers with `gaussian_weights=True, use_sample_covariance=False`.
     """
-    true, made = (jnp.clip(jnp.asarray(x) + 0.5, 0, 1) for x in (true, made))
+    return jax.tree.map(np.asarray, _compare(jnp.asarray(true), jnp.asarray(made)))
+
+
+@jax.jit
+def _compare(true: Array, made: Array) -> dict[str, Array]:
+    true, made = (jnp.clip(x + 0.5, 0, 1) for x in (true, made))
     window = min(_WINDOW, (true.shape[1] - 1) // 2 * 2 + 1)
     return {
-        "mse": np.asarray(pix.mse(true, made)),
-        "psnr": np.asarray(pix.psnr(true, made)),
-        "ssim": np.asarray(pix.ssim(true, made, filter_size=window)),
+        "mse": pix.mse(true, made),
+        "psnr": pix.psnr(true, made),
+        "ssim": pix.ssim(true, made, filter_size=window),
     }

@@ -34,7 +34,7 @@ class Decoders:
     """Trained decoders of a run's representations.
 
     Attributes:
-      names: of the representations that they decode.
+      names: of the representations that they decode, "full" first.
     """
 
     def __init__(self, plan: Plan, params: dict):
@@ -44,7 +44,7 @@ class Decoders:
           plan: they were trained by.
           params: their parameters, by name of the representation.
         """
-        self.names = tuple(params)
+        self.names = tuple(sorted(params, key=lambda name: (name != "full", name)))
         self._size = plan.batch_size
         self._params = params
         networks = nnx.eval_shape(lambda: plan.method.init(nnx.Rngs(0))).decoders

@@ -11,6 +11,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from knobs import IMAGES, make_knob
 from pictures import encoded, fill, noise
 from program import ROOT, TINY, run, snapshot
 
@@ -176,6 +177,8 @@ ELEMENTS |= {"p", "ul", "li", "b", "span", "nav", "a", "main", "section", "h2", 
 ELEMENTS |= {"table", "caption", "thead", "tbody", "tr", "th", "td", "figure", "img"}
 ELEMENTS |= {"footer", "details", "summary", "h3", "dl", "dt", "dd", "svg", "rect"}
 ELEMENTS |= {"figcaption", "script"}
+KNOB = {"fieldset", "legend", "label", "input", "select", "option", "canvas", "output"}
+KNOB |= {"g", "circle", "line", "path", "text"}
 ATTRIBUTES = {
     "lang",
     "charset",
@@ -189,17 +192,22 @@ ATTRIBUTES = {
 ATTRIBUTES |= {"aria-label", "id", "tabindex", "scope", "alt", "src", "open"}
 ATTRIBUTES |= {"title", "width", "height", "viewbox", "preserveaspectratio"}
 ATTRIBUTES |= {"aria-hidden"}
+OF_KNOB = {"role", "hidden", "type", "value", "checked", "for", "min", "max", "step"}
+OF_KNOB |= {"aria-live", "aria-valuemin", "aria-valuemax", "aria-valuenow"}
+OF_KNOB |= {"x", "y", "y1", "y2", "cy", "r", "transform"}
 EVIL = (
     """</title></style></td>'"><script>alert(1)</script><img src=x onerror=alert(1)>&"""
 )
 
 
-def check_page(text: str) -> None:
+def check_page(text: str, knobs: int = 0) -> None:
     found = Reader(text)
-    assert found.elements <= ELEMENTS
-    # The only script is our own, which the page's policy knows by its hash.
-    assert text.count("<script") == 1
-    assert found.attributes <= ATTRIBUTES
+    assert found.elements <= (ELEMENTS | KNOB if knobs else ELEMENTS)
+    # The only script is our own, which the page's policy knows by its hash. Knobs have
+    # data beside.
+    assert text.count("<script") == 1 + knobs
+    assert text.count('<script type="application/json">') == knobs
+    assert found.attributes <= (ATTRIBUTES | OF_KNOB if knobs else ATTRIBUTES)
     assert all(
         each.startswith(("data:image/png;", "data:,", "#")) for each in found.sources
     )
@@ -221,6 +229,15 @@ def test_a_page_of_evil_names(tmp_path):
         foot=[(EVIL, EVIL)],
     )
     check_page(text)
+
+
+def test_a_knob_of_evil_names():
+    names = [EVIL, "b"]
+    knob = make_knob(
+        names, code=EVIL, summary=EVIL, unit=EVIL, captions=[EVIL] * IMAGES
+    )
+    section = page.Section("s", knobs=[knob])
+    check_page(page.build([section], title="t", subtitle=""), knobs=1)
 
 
 # --- a run under evil names, and with secrets -----------------------------------------

@@ -513,6 +513,32 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
+        "figures/test_knob_figure.py",
+        "figures/knob.py",
+        ("images and frames of a sheet change places", ".swapaxes(1, 2)[:", "[:"),
+        (
+            "frames share blocks of JPEG",
+            "-(-shown_side(side) // _BLOCK) * _BLOCK",
+            "shown_side(side)",
+        ),
+        ("a sheet of any size", "if len(content) <= _MOST_BYTES:", "if content:"),
+    ),
+    *_rows(
+        "evaluation/test_knob_page.py",
+        "evaluation/knob.py",
+        ("the dial turns clockwise", "Math.atan2(-right, ", "Math.atan2(right, "),
+        ("the hand turns clockwise", "rotate(${-360", "rotate(${360"),
+        ("a circle has ends", "dial ? (place + last + 1)", "false ? (place)"),
+        ("the slider is not by parameter", "= places[slider.value]", "= +slider.value"),
+        ("bars of the first image", "marginals[name][image]", "marginals[name][0]"),
+        ("data end their element", 'text.replace("<", ', 'text.replace("\\0", '),
+    ),
+    *_rows(
+        "evaluation/test_knob_page.py",
+        "evaluation/html_report.py",
+        ("damaged knobs are shown", "figures.check_knob(", "("),
+    ),
+    *_rows(
         "data/test_sources.py",
         "data/source.py",
         (
