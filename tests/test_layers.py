@@ -31,6 +31,7 @@ DISTRIBUTIONS = {
     "dm_pix": "dm-pix",
     "ml_collections": "ml-collections",
     "orbax": "orbax-checkpoint",
+    "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
     "yaml": "PyYAML",

@@ -84,12 +84,10 @@ def _reconstruct(
             score: {"mean": float(x.mean()), "interval": measures.bootstrap(np.mean, x)}
             for score, x in compare(views, made).items()
         }
-        cells = []
-        for score, digits in (("mse", 4), ("psnr", 2), ("ssim", 3)):
-            mean, interval = found[name][score].values()
-            cells += [f"{mean:.{digits}f}", _span(interval, digits)]
-        rows.append((name, *cells))
-    header = ("representation", "MSE", "95 %", "PSNR [dB]", "95 %", "SSIM", "95 %")
+        mse, psnr, ssim = (each["mean"] for each in found[name].values())
+        interval = _span(found[name]["mse"]["interval"], 4)
+        rows.append((name, f"{mse:.4f}", interval, f"{psnr:.2f}", f"{ssim:.3f}"))
+    header = ("representation", "MSE", "95 %", "PSNR [dB]", "SSIM")
     title = f"reconstruction of {len(views)} augmented test images"
     note = f"{_MEAN}: that of augmented training images, whatever is encoded."
     picture = figures.build_reconstructions(
