@@ -20,5 +20,5 @@ def get_config():
     config.optimizer.schedule = "step"
     config.evaluate_every = 1
     config.checkpoint.every = 1
-    config.generation.epochs = 2
+    config.generation.epochs = 1
     return config
