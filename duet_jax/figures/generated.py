@@ -63,7 +63,7 @@ def build_reconstructions(
     rows = {"image": images, **decoded}
     columns = min(COLUMNS, len(images))
     side = min(CELL, enlargement(images.shape[1]) * images.shape[1])
-    canvas = Canvas(columns, len(rows) * (side + GAP), title)
+    canvas = Canvas(column_left(columns), len(rows) * (side + GAP), title)
     top = HEADER
     for name, row in rows.items():
         canvas.text(16, top + side // 2, name, va="center", color=MUTED)
