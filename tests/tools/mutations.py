@@ -590,7 +590,8 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
-        "sweeps/test_sweeps.py",
+        "sweeps/test_sweeps.py::test_generation_is_measured_by_its_best_knob"
+        " sweeps/test_sweeps.py::test_what_generation_has_not_is_left_out",
         "sweeps/trial.py",
         ("wrong levels are right ones", "= 1 - error", "= error"),
         (
