@@ -1,4 +1,4 @@
-"""DUET's own settings, one at a time: lambda, bins, target and its width.
+"""DUET's own settings, one at a time: lambda, bins, target, its width, marginal.
 
     python sweep.py --experiment=configs/duet_sweep.py --rows='lambda-*' --seeds=3
 
@@ -40,6 +40,8 @@ ROWS = {
         f"sigma-{value:g}": {"duet.target": "gaussian", "duet.sigma": value}
         for value in SIGMAS
     },
+    # Logits as many times as sharp as there are channels: 64, short 16, tiny 4.
+    "marginal-sum": {"duet.marginal": "sum"},
 }
 
 

@@ -24,6 +24,4 @@ def get_config():
     config.evaluate_every = 1
     config.checkpoint.every = 1
     config.generation.epochs = 1
-    config.generation.batch_size = 256
-    config.generation.width = 4
     return config

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 
 from duet_jax import cli as program
-from duet_jax.augmentations import AUGMENTATIONS
 from duet_jax.config import loading
 from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.evaluation import EVALUATORS
@@ -229,18 +228,16 @@ def _measures(experiment: loading.Experiment, code: str) -> dict[str, dict[str, 
     """Returns the evaluations of a row that is about `code`, which may be "".
 
     Equivariance and generation are measured for that code unless the experiment names
-    others; without such a code, or one that images can be generated with, they are not.
+    others; without a code they are not.
     """
     measures = {mode: dict(flags) for mode, flags in experiment.measures.items()}
     # Evaluations of one command share their flags.
     if any("codes" in flags for flags in measures.values()):
         return measures
-    record = AUGMENTATIONS.get(code)  # a wrong one is refused with the other fields
-    settable = bool(record and record.scale and record.scale.params)
-    for mode, able in (("equivariance", bool(code)), ("generation", settable)):
-        if able and mode in measures:
+    for mode in ("equivariance", "generation"):
+        if mode in measures and code:
             measures[mode]["codes"] = code
-        elif not able:
+        elif not code:
             measures.pop(mode, None)
     return measures
 

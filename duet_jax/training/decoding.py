@@ -136,7 +136,6 @@ def _make_plan(run: Run, config: ml_collections.ConfigDict, dataset: Dataset) ->
             {
                 "epochs": settings.epochs,
                 "warmup_epochs": 0,
-                "steps_per_epoch": 0,
                 "batch_size": min(settings.batch_size, dataset.facts.num_train),
                 "optimizer.learning_rate": settings.learning_rate,
                 "optimizer.schedule": "step",

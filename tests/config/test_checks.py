@@ -56,7 +56,7 @@ def test_fields_are_dotted_leaves():
 # --- what is left of a configuration --------------------------------------------------
 
 ESSL = {"essl.prediction_weight", "essl.hidden"}
-DUET = {"duet.num_bins", "duet.structure_weight", "duet.target"}
+DUET = {"duet.num_bins", "duet.structure_weight", "duet.target", "duet.marginal"}
 SIGMA, CONCENTRATION = {"duet.sigma"}, {"duet.concentration"}
 TUPLES = {"encoder.blocks", "encoder.widths"}
 
@@ -254,6 +254,7 @@ EDGES = {
     "projector.output": ([1], [0, -1, 65_537]),
     "temperature": ([1e-3], [0.0, -0.1]),
     "duet.structure_weight": ([0.0], [-1e-9]),
+    "duet.marginal": (["mean", "sum"], ["max", ""]),
     "duet.sigma": ([1e-3], [0.0]),
     "duet.concentration": ([1e-3], [0.0, -1.0]),
     "essl.prediction_weight": ([0.0], [-0.1]),
@@ -271,6 +272,10 @@ EDGES = {
     "linear_probe.epochs": ([1], [0]),
     "linear_probe.repeats": ([1], [0]),
     "linear_probe.learning_rate": ([1e-9], [0.0]),
+    "generation.epochs": ([1, 1_000_000], [0, 1_000_001]),
+    "generation.batch_size": ([2], [1]),
+    "generation.learning_rate": ([1e-9], [0.0]),
+    "generation.width": ([1, 1024], [0, 1025]),
     "checkpoint.every": ([1], [0]),
     "checkpoint.within_epoch": ([0, 1000], [-1, 1001]),
     "checkpoint.keep": ([1], [0]),
@@ -362,7 +367,7 @@ def test_what_does_not_go_together(changes, parts):
         (
             "duet.bins",
             "config.duet.bins is not a field. Did you mean 'config.duet.num_bins'? "
-            "Fields: config.duet.concentration, config.duet.num_bins, ",
+            "Fields: config.duet.concentration, config.duet.marginal, ",
             "config.duet.target.",
         ),
         (
@@ -496,6 +501,10 @@ HARMLESS = {
     "linear_probe.epochs": 3,
     "linear_probe.repeats": 3,
     "linear_probe.learning_rate": 0.3,
+    "generation.epochs": 3,
+    "generation.batch_size": 64,
+    "generation.learning_rate": 0.3,
+    "generation.width": 8,
     "checkpoint.every": 3,
     "checkpoint.keep": 3,
     "checkpoint.within_epoch": 3,

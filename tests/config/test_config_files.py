@@ -407,6 +407,7 @@ def test_a_sweep_changes_one_field():
             "bins": {"duet.num_bins"},
             "kappa": {"duet.target", "duet.concentration"},
             "sigma": {"duet.target", "duet.sigma"},
+            "marginal": {"duet.marginal"},
         }[kind]
         assert changed(path, centre, row) <= expected
 

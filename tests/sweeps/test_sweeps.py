@@ -775,8 +775,6 @@ def test_what_generation_has_not_is_left_out(
         ("rot", {"equivariance": {}}, {"equivariance": "rot"}),
         ("rot", {"generation": {}}, {"generation": "rot"}),
         ("fli", {"equivariance": {}, "generation": {}}, dict.fromkeys(BOTH, "fli")),
-        # Images cannot be set to a hue.
-        ("hue", {"equivariance": {}, "generation": {}}, {"equivariance": "hue"}),
         ("", {"equivariance": {}, "generation": {}}, {}),
         ("rot", {"generation": {"codes": "fli"}}, {"generation": "fli"}),
     ],
