@@ -29,10 +29,11 @@ _CONTROL_BINS = 8
 _DRAWS, _REACHED = 4096, 0.01
 
 STEERED, SHIFTED, MAPPED = KNOBS
-TARGET, ORACLE, UNCHANGED = "steer to target", "oracle", "unchanged"
+TARGET, TRUE = "steer to target", "steer to true"
+ORACLE, UNCHANGED = "oracle", "unchanged"
 ANOTHER, REAL = "another image", "real image"
 
-_ORDER = (*KNOBS, TARGET, ORACLE, UNCHANGED, ANOTHER, REAL)
+_ORDER = (*KNOBS, TARGET, TRUE, ORACLE, UNCHANGED, ANOTHER, REAL)
 
 
 class Subject(NamedTuple):
@@ -160,7 +161,7 @@ def measure(
             UNCHANGED: start,
             ANOTHER: real[measures.derangement(len(real))],
             **_shifted(code, subject, value, start),
-            **_steered(subject, value, start, there),
+            **_steered(subject, value, start, there, real),
         }
         for name, features in predicted.items():
             made = outcome(views, subject.decode(features))
@@ -209,7 +210,11 @@ def _shifted(
 
 
 def _steered(
-    subject: Subject, value: float, start: np.ndarray, moved: np.ndarray
+    subject: Subject,
+    value: float,
+    start: np.ndarray,
+    moved: np.ndarray,
+    real: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Returns test features whose structure is steered; nothing without a structure.
 
@@ -218,24 +223,27 @@ def _steered(
       value: structure value that is asked for.
       start: features of the test images as they are, [n, features].
       moved: of training images with this structure value, [m, features].
+      real: of the test images with this structure value, [n, features].
     """
     method = subject.method
     if method is None:
         return {}
-    there = _matrix(moved, method.num_bins)
-    mean = representation.structure_logits(there, method.marginal).mean(axis=0)
-    target = method.targets(jnp.asarray([value], jnp.float32))[0]
-    target = jnp.log(jnp.maximum(target, np.finfo(np.float32).tiny))
-    matrix = _matrix(start, method.num_bins)
-    shape = len(start), method.num_bins
-    return {
-        name: _flat(
-            representation.steer(
-                matrix, jnp.broadcast_to(wanted, shape), method.marginal
-            )
-        )
-        for name, wanted in ((STEERED, mean), (TARGET, target))
-    }
+
+    def logits(features: np.ndarray) -> Array:
+        matrix = _matrix(features, method.num_bins)
+        return representation.structure_logits(matrix, method.marginal)
+
+    target = method.targets(jnp.asarray([value], jnp.float32))
+    found = {}
+    for name, wanted in (
+        (STEERED, logits(moved).mean(axis=0, keepdims=True)),
+        (TARGET, jnp.log(jnp.maximum(target, np.finfo(np.float32).tiny))),
+        (TRUE, logits(real)),
+    ):
+        wanted = jnp.broadcast_to(wanted, (len(start), method.num_bins))
+        matrix = _matrix(start, method.num_bins)
+        found[name] = _flat(representation.steer(matrix, wanted, method.marginal))
+    return found
 
 
 def _matrix(features: np.ndarray, bins: int) -> Array:

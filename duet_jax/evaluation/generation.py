@@ -192,7 +192,8 @@ _NOTE = (
 _DISC = ", in the disc that stays inside"
 _STEER = (
     "steer: the structure moved to the mean structure of training images with this "
-    "parameter, the content kept; to target: moved to the target. "
+    "parameter, the content kept; to target: moved to its target; to true: to that of "
+    "the transformed image. "
 )
 _SHIFT = "shift: the bins shifted cyclically. "
 _NO_STEER = "No steer: these features have no structure of it. "
@@ -264,7 +265,8 @@ def _in_degrees(code: Code) -> bool:
 
 def _draw_control(code: Code, scores: dict[str, Any]) -> Drawing:
     predictions = dict(scores["predictions"])
-    predictions.pop(control.TARGET, None)  # far above the others
+    for name in (control.TARGET, control.TRUE):  # two more would hide the others
+        predictions.pop(name, None)
     summary = figures.Control(
         unit=code.record.scale.unit,
         topology=code.record.topology,
@@ -286,7 +288,8 @@ def _draw_knob(evaluation: Evaluation, code: Code, found: control.Control) -> Dr
     shown = _shown(len(images))
     names = evaluation.dataset.class_names
     captions = [names[test.labels[images[k]]] if names else "" for k in shown]
-    knobs = {k: each for k, each in found.outcomes.items() if k in figures.KNOBS}
+    turned = (*figures.KNOBS, control.TARGET)
+    knobs = {k: each for k, each in found.outcomes.items() if k in turned}
     structured = equivariance.is_learned(method, code)
     # By image, then by parameter.
     asked = found.values[None, :]

@@ -159,6 +159,8 @@ def test_steering_turns_what_the_structure_sees(of_perfect):
     assert left < 0.2 * mse(of_perfect, control.UNCHANGED)
     assert left > 3 * mse(of_perfect, control.SHIFTED)
     assert 0.8 < of_perfect.steerable < 1
+    for other in (control.TARGET, control.TRUE):
+        assert mse(of_perfect, other) == pytest.approx(left, rel=0.1)
 
 
 def test_an_invariant_encoder_is_not_controlled(of_invariant):
@@ -195,7 +197,7 @@ def test_predictions_without_a_structure():
     subject = control.Subject(perfect, decode, None)
     found = control.measure(code("rot"), subject, images(80, 0), images(5, 1))
     assert control.STEERED not in found.outcomes
-    assert control.TARGET not in found.outcomes
+    assert not {control.TARGET, control.TRUE} & {*found.outcomes}
     assert control.SHIFTED in found.outcomes  # a control, at as many bins
     assert {*found.outcomes["oracle"].read} == {"regression"}
     assert np.isnan(found.steerable)
