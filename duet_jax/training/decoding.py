@@ -1,8 +1,9 @@
 """Trains decoders of the frozen encoder of a run."""
 
+import contextlib
 import json
+import logging
 import pathlib
-import shutil
 from typing import NamedTuple
 
 import jax
@@ -11,18 +12,22 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
+from duet_jax import loggers
 from duet_jax.config import build, checks
 from duet_jax.errors import UsageError
 from duet_jax.methods.reconstruction import Reconstruction
-from duet_jax.runs import workdir
+from duet_jax.runs import seal, workdir
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runs.history import Origin, Source
 from duet_jax.runs.trained_run import Run
+from duet_jax.runtime import files, mesh
 from duet_jax.runtime.signals import Interruption
 from duet_jax.training import train
 from duet_jax.training.compiled import initial_shapes
 from duet_jax.training.plan import Plan, make_plan
 from duet_jax.types import Array, Dataset, TrainState
+
+_log = logging.getLogger(__name__)
 
 # Tests and checkpoints in a training of decoders, at most.
 _TIMES = 5
@@ -84,7 +89,8 @@ class _Frozen(NamedTuple):
     def put_into(self, state: TrainState) -> TrainState:
         """Returns a first state with a copy of the encoder in the place of its own."""
         # The first update frees the arrays of the state that it is given.
-        own = jax.tree.map(jnp.copy, self.state)
+        own = jax.tree.map(np.array, self.state)
+        own = mesh.replicate(own, state.step.sharding.mesh)
         return state._replace(batch_stats=state.batch_stats | {"encoder": own})
 
     def __str__(self) -> str:
@@ -98,7 +104,8 @@ def train_decoders(
     """Returns decoders of a run, trained in `generation/` of its directory.
 
     They are those that lie there, if these are of the same encoder, images and
-    settings; an unfinished training goes on, any other begins anew.
+    settings; an unfinished training goes on. Other decoders are removed, and trained
+    anew.
 
     Args:
       run: whose encoder is decoded; it is not changed.
@@ -106,15 +113,14 @@ def train_decoders(
       dataset: that of the run.
 
     Raises:
-      UsageError: the directory cannot be used.
+      UsageError: the directory cannot be used, or holds something else.
       TrainingError: the loss is no longer finite, or nothing can be saved.
       InterruptionError: by SIGTERM or SIGINT, after the training was saved.
     """
     directory = run.directory / "generation"
     plan = _make_plan(run, config, dataset)
     frozen = _freeze(run)
-    if not _is_of(directory, plan, frozen.origin):
-        shutil.rmtree(directory, ignore_errors=True)
+    _remove_others(directory, plan, frozen.origin)
     source = Source(_ABOVE, str(run.step))
     with (
         Interruption() as interruption,
@@ -169,17 +175,68 @@ def _merged(first: dict, second: dict) -> dict:
     return both
 
 
-def _is_of(directory: pathlib.Path, plan: Plan, origin: Origin) -> bool:
-    """Returns whether what lies in `directory` is what `plan` trains."""
+def _remove_others(directory: pathlib.Path, plan: Plan, origin: Origin) -> None:
+    """Removes decoders that are not those of `plan`, unless they are being trained.
+
+    Raises:
+      UsageError: they cannot be removed, or `directory` holds something else.
+    """
+    # A process that has only begun leaves directories, and files with hidden names.
+    if not any(p.is_file() and p.name[0] != "." for p in directory.rglob("*")):
+        return
+    if not _are_decoders(directory):
+        raise UsageError(
+            f"{directory}, where decoders are to be trained, holds something else; "
+            "move it elsewhere."
+        )
+    reason = _why_others(directory, plan, origin)
+    if not reason or workdir.is_in_use(directory):  # who uses it will be said
+        return
+    if directory.is_symlink():
+        raise UsageError(
+            f"{directory} is a link to decoders {reason}; remove the link, and others "
+            "are trained."
+        )
+    _log.info("decoders     %s; trained anew", reason)
+    # Renamed first: what a kill leaves of it then counts no more.
+    with workdir.writing(directory, "--workdir"), files.scratch(directory) as aside:
+        directory.rename(aside / directory.name)
+
+
+def _are_decoders(directory: pathlib.Path) -> bool:
+    """Returns whether decoders have been trained in `directory`, damaged or not."""
+    with contextlib.suppress(UsageError):
+        _, history = workdir.load_history(directory)
+        return history.origin is not None and history.origin.run == str(_ABOVE)
+    try:
+        rows = loggers.read_rows(directory / "metrics.jsonl")
+    except (UsageError, OSError):
+        return False
+    return any("mse_full" in row for row in rows)
+
+
+def _why_others(directory: pathlib.Path, plan: Plan, origin: Origin) -> str:
+    """Returns why decoders are not those of `plan`; "" if they are."""
     try:
         old, history = workdir.load_history(directory)
         facts = workdir.load_facts(directory)
     except UsageError:
-        return False
+        return "whose config.json or dataset.json is damaged"
     new = json.loads(plan.config.to_json())
-    return (
-        history.origin == origin
-        and not checks.differences(old, new)
-        and old["generation"] == new["generation"]
-        and facts == plan.facts
-    )
+    # Of those that no training of a run reads, these matter here.
+    own = [each for each in checks.changes(old, new) if each.startswith("generation.")]
+    if changed := own or checks.differences(old, new):
+        return f"with other settings ({'; '.join(changed)})"
+    if history.origin != origin:
+        return "of other weights"
+    if facts != plan.facts:
+        return "of other images"
+    return "" if _any_intact(directory) else "without an intact checkpoint"
+
+
+def _any_intact(directory: pathlib.Path) -> bool:
+    for step in workdir.steps(directory):
+        with contextlib.suppress(seal.DamageError):
+            seal.verify(step)
+            return True
+    return False
