@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 
+import jax
 from jax._src import lru_cache
 
 from duet_jax.runtime import devices, files
@@ -39,6 +40,9 @@ DIRECTORY = _directory()
 def keep() -> None:
     """Keeps whatever this process compiles, also what takes less than a second."""
     os.environ["XDG_CACHE_HOME"] = str(DIRECTORY)
+    # Else the place, another one each time, is part of what a program is found by.
+    os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     devices.LEAST_SECONDS = 0.3
     devices.enable_compilation_cache("")
     lru_cache.LRUCache.put = _put
