@@ -120,17 +120,26 @@ def train_decoders(
     directory = run.directory / "generation"
     plan = _make_plan(run, config, dataset)
     frozen = _freeze(run)
-    _remove_others(directory, plan, frozen.origin)
-    source = Source(_ABOVE, str(run.step))
+    begun = _begun(directory, plan, frozen.origin)
+    if begun and _is_intact(directory / "checkpoints" / str(plan.total_steps)):
+        _log.info("decoders     taken from %s", directory)
+    else:
+        _train(plan, directory, dataset, frozen)
+    shapes = initial_shapes(plan).params
+    with Checkpoints(directory / "checkpoints", create=False) as saved:
+        _, params, _ = saved.restore_model(shapes, {}, plan.total_steps)
+    return Decoders(plan, params["decoders"])
+
+
+def _train(
+    plan: Plan, directory: pathlib.Path, dataset: Dataset, frozen: _Frozen
+) -> None:
+    source = Source(pathlib.Path(frozen.origin.run), frozen.origin.asked)
     with (
         Interruption() as interruption,
         workdir.claimed(plan.config, directory, source=source),
     ):
         train.proceed(plan, directory, dataset, interruption, frozen)
-    shapes = initial_shapes(plan).params
-    with Checkpoints(directory / "checkpoints", create=False) as saved:
-        _, params, _ = saved.restore_model(shapes, {}, plan.total_steps)
-    return Decoders(plan, params["decoders"])
 
 
 def _make_plan(run: Run, config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
@@ -175,15 +184,17 @@ def _merged(first: dict, second: dict) -> dict:
     return both
 
 
-def _remove_others(directory: pathlib.Path, plan: Plan, origin: Origin) -> None:
-    """Removes decoders that are not those of `plan`, unless they are being trained.
+def _begun(directory: pathlib.Path, plan: Plan, origin: Origin) -> bool:
+    """Returns whether decoders of `plan` have been trained in `directory`.
+
+    Others are removed, unless a process trains them.
 
     Raises:
       UsageError: they cannot be removed, or `directory` holds something else.
     """
     # A process that has only begun leaves directories, and files with hidden names.
     if not any(p.is_file() and p.name[0] != "." for p in directory.rglob("*")):
-        return
+        return False
     if not _are_decoders(directory):
         raise UsageError(
             f"{directory}, where decoders are to be trained, holds something else; "
@@ -191,7 +202,7 @@ def _remove_others(directory: pathlib.Path, plan: Plan, origin: Origin) -> None:
         )
     reason = _why_others(directory, plan, origin)
     if not reason or workdir.is_in_use(directory):  # who uses it will be said
-        return
+        return not reason
     if directory.is_symlink():
         raise UsageError(
             f"{directory} is a link to decoders {reason}; remove the link, and others "
@@ -201,6 +212,7 @@ def _remove_others(directory: pathlib.Path, plan: Plan, origin: Origin) -> None:
     # Renamed first: what a kill leaves of it then counts no more.
     with workdir.writing(directory, "--workdir"), files.scratch(directory) as aside:
         directory.rename(aside / directory.name)
+    return False
 
 
 def _are_decoders(directory: pathlib.Path) -> bool:
@@ -231,12 +243,13 @@ def _why_others(directory: pathlib.Path, plan: Plan, origin: Origin) -> str:
         return "of other weights"
     if facts != plan.facts:
         return "of other images"
-    return "" if _any_intact(directory) else "without an intact checkpoint"
+    if any(map(_is_intact, workdir.steps(directory))):
+        return ""
+    return "without an intact checkpoint"
 
 
-def _any_intact(directory: pathlib.Path) -> bool:
-    for step in workdir.steps(directory):
-        with contextlib.suppress(seal.DamageError):
-            seal.verify(step)
-            return True
+def _is_intact(checkpoint: pathlib.Path) -> bool:
+    with contextlib.suppress(seal.DamageError):
+        seal.verify(checkpoint)
+        return True
     return False
