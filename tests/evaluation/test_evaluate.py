@@ -32,8 +32,10 @@ from duet_jax.evaluation import (
     EVALUATORS,
     Evaluation,
     compare,
+    control,
     export_features,
     foot,
+    generation,
     headlines,
     html_report,
     page,
@@ -60,9 +62,12 @@ REPRESENTATIONS = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_maps():
-    """Maps with a quarter of the steps, which are still maps."""
+def _quick_measures():
+    """Maps with a quarter of the steps, and fewer transformed images."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control, "STEPS", 4)
+        patch.setattr(generation, "_TRAINING_IMAGES", 200)
+        patch.setattr(generation, "_TEST_IMAGES", 30)
         quick = functools.partial(manifold.TSNE, max_iter=250)
         patch.setattr(manifold, "TSNE", quick)
         yield
@@ -101,7 +106,7 @@ def copied(trained, tmp_path):
     """The same runs, for tests that write; without results."""
 
     def copy(method: str) -> pathlib.Path:
-        ignored = shutil.ignore_patterns("eval", "report.html")
+        ignored = shutil.ignore_patterns("eval", "report.html", "generation")
         return shutil.copytree(trained[method], tmp_path / method, ignore=ignored)
 
     return copy
@@ -130,10 +135,86 @@ def test_every_mode_of_every_method(method, mode, trained, capsys, tmp_path):
     for picture in found["pictures"]:
         with Image.open(directory / "eval" / picture) as image:
             image.load()
-    # Nothing but results has come into being or changed.
+    # Nothing but results and decoders has come into being or changed.
     for path, content in snapshot(directory).items():
-        if path.parts[0] not in ("eval", "report.html"):
+        if path.parts[0] not in ("eval", "report.html", "generation"):
             assert before.get(path) == content or content is None, path
+
+
+PREDICTIONS = ("linear map", "oracle", "unchanged", "another image", "real image")
+
+
+def check_control(found: dict, *, learned: bool) -> None:
+    """Checks the keys and numbers of one augmentation in a result of generation."""
+    about = {"unit", "topology", "levels", "parameters", "images", "steerable"}
+    assert set(found) == about | {"chance", "predictions"}
+    knobs = ("shift",) if found["topology"] == "circle" else ()
+    knobs = ("steer", *knobs, "steer to target") if learned else knobs
+    assert {*found["predictions"]} == {*knobs, *PREDICTIONS}
+    readings = ("regression", "structure") if learned else ("regression",)
+    size = len(found["parameters"])
+    for name, each in found["predictions"].items():
+        assert {*each} == {"mse", "mse_interval", "mse_by_parameter", *readings}
+        for mean, prefix in [(each, "mse"), *((each[r], "error") for r in readings)]:
+            low, high = mean[f"{prefix}_interval"]
+            assert low <= mean[prefix] <= high
+            assert np.shape(mean[f"{prefix}_by_parameter"]) == (3, size)
+            mid = np.mean(mean[f"{prefix}_by_parameter"][0])
+            assert mean[prefix] == pytest.approx(mid)
+        assert (each["mse"] == 0) == (name == "real image")
+
+
+@pytest.fixture(scope="module")
+def generations(trained) -> dict[str, dict]:
+    """What is stored of the control of rotations, by method."""
+    return {each: call(trained[each], "generation", "--codes=rot") for each in METHODS}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_results_of_generation(method, generations):
+    found = generations[method]
+    results, (decoded, control_of_rot, read) = found["results"], found["tables"]
+    assert set(results) == {"reconstruction", "rot"}
+    names = {*REPRESENTATIONS[method], "mean image"}
+    assert set(results["reconstruction"]) == names
+    for scores in results["reconstruction"].values():
+        assert set(scores) == {"mse", "psnr", "ssim"}
+        for score in scores.values():
+            low, high = score["interval"]
+            assert low <= score["mean"] <= high
+    check_control(results["rot"], learned=method == "duet")
+    assert results["rot"]["images"] == 30
+    asked = np.mod(results["rot"]["parameters"], 360)
+    np.testing.assert_allclose(asked, [0, 90, 180, 270], atol=1e-3)
+    assert results["rot"]["chance"]["error"] == pytest.approx(90)
+    assert results["rot"]["predictions"]["shift"]["mse"] > 0
+    assert ("No steer: these" in control_of_rot["note"]) == (method != "duet")
+    assert {row[0] for row in decoded["rows"]} == names
+    assert [row[0] for row in read["rows"]][-2:] == ["real image", "chance"]
+    assert len(found["pictures"]) == 3
+    assert found["settings"] == {
+        "generation.epochs": 1,
+        "generation.batch_size": 256,
+        "generation.learning_rate": 2e-3,
+        "generation.width": 4,
+    }
+
+
+@pytest.mark.usefixtures("generations")
+def test_other_augmentations_are_controlled(trained, tmp_path, capsys):
+    """On lines nothing can be shifted, and only the learned code can be steered."""
+    directory = shutil.copytree(trained["duet"], tmp_path / "run")
+    capsys.readouterr()
+    results = call(directory, "generation", "--codes=sca,fli")["results"]
+    assert "compiling" not in capsys.readouterr().err
+    assert list(results) == ["reconstruction", "sca", "fli"]
+    assert (results["sca"]["topology"], results["sca"]["levels"]) == ("line", None)
+    assert results["fli"]["levels"] == [0.25, 0.75]
+    assert results["sca"]["steerable"] is None
+    for code in ("sca", "fli"):
+        check_control(results[code], learned=False)
+    for each in results["fli"]["predictions"].values():
+        assert 0 <= each["regression"]["error"] <= 1  # the share of wrong levels
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -206,6 +287,7 @@ def test_training_and_then_measuring(trained, tmp_path):
     ("arguments", "part"),
     [
         (["--mode=train,equivariance", "--codes=rto"], "--codes='rto' is not known"),
+        (["--mode=train,generation", "--codes=jit"], "--codes='jit' is not known"),
         (["--mode=train,transfer"], "needs --datasets"),
         (["--mode=train,linear_probe", "--protocol=adam"], "lbfgs, sgd"),
         (["--mode=train,features", "--out="], "must name a file"),
@@ -906,7 +988,7 @@ def test_a_table_that_is_too_wide_has_its_rows_below_each_other():
 def measured_runs(trained, tmp_path_factory) -> pathlib.Path:
     """Runs a and b with results; only a has a linear probe."""
     place = tmp_path_factory.mktemp("compared")
-    ignored = shutil.ignore_patterns("eval", "report.html")
+    ignored = shutil.ignore_patterns("eval", "report.html", "generation")
     for name, method in (("a", "duet"), ("b", "simclr")):
         shutil.copytree(trained[method], place / name, ignore=ignored)
         call(place / name, "knn")
@@ -920,6 +1002,20 @@ def comparison(place: pathlib.Path, workdirs: str = "a,b") -> str:
     with contextlib.chdir(place):
         assert cli.main(["main.py", "--mode=compare", f"--workdirs={workdirs}"]) == 0
     return (place / "compare.html").read_text()
+
+
+@pytest.mark.usefixtures("generations")
+def test_the_report_takes_in_generation_that_was_measured(
+    measured_runs, trained, tmp_path
+):
+    directory = shutil.copytree(measured_runs / "a", tmp_path / "run")
+    shutil.copy(trained["duet"] / "eval/generation.json", directory / "eval")
+    found = call(directory, "report")
+    assert "generation" in found["results"]["parts"]
+    page_of_run = (directory / "report.html").read_text()
+    assert "<h2>Controlled generation</h2>" in page_of_run
+    assert "control of rot (rotation" in page_of_run
+    assert page_of_run.count('<script type="application/json">') == 1  # the knob
 
 
 def cells(text: str, first: str) -> list[str]:
@@ -1162,6 +1258,22 @@ REFUSED = {
     "no code": (
         ["--mode=equivariance", "--workdir={run}", "--codes="],
         "names no augmentation; choose some of sca",
+    ),
+    "controlled, a code without structure": (
+        ["--mode=generation", "--workdir={run}", "--codes=rot,jit"],
+        "--codes='jit' is not known; choose one of",
+    ),
+    "controlled, a code for colors": (
+        ["--mode=generation", "--workdir={run}", "--codes=gra"],
+        "3 channels",
+    ),
+    "decoders without channels": (
+        ["--mode=generation", "--workdir={run}", "--config.generation.width=0"],
+        "config.generation.width=0 must be 1 or more",
+    ),
+    "decoders for kNN": (
+        ["--mode=knn", "--workdir={run}", "--config.generation.epochs=3"],
+        "this evaluation does not read it",
     ),
     "no file": (["--mode=features", "--workdir={run}", "--out="], "must name a file"),
     "up": (["--mode=features", "--workdir={run}", "--out=.."], "must name a file"),
