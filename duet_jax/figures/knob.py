@@ -24,8 +24,8 @@ _MOST_BYTES = 185_000  # of a sheet: four of these, as text, have a megabyte
 _QUALITIES = (95, 90, 85, 75, 60, 40)
 
 _COLUMNS = 12  # of the still picture
-_CELL, _GAP, _LEFT = 72, 8, 112  # pixels
-_NAME = 13  # letters at the left
+_CELL, _GAP, _LEFT = 72, 8, 126  # pixels
+_NAME = 15  # letters at the left
 _LINE, _BETWEEN = 18, 14  # a line of text, and the space between images
 
 
