@@ -19,6 +19,7 @@ from flax import nnx
 
 from duet_jax.errors import TrainingError
 from duet_jax.methods import Method
+from duet_jax.methods.reconstruction import Reconstruction
 from duet_jax.runtime import files, mesh, processes
 from duet_jax.training import train_step
 from duet_jax.training.batches import Feed
@@ -33,6 +34,7 @@ _REMEDIES = (
     "try a lower config.optimizer.learning_rate or config.compute_dtype=float32, or "
     "skip such updates with config.on_nonfinite=skip"
 )
+_OF_DECODERS = "try a lower config.generation.learning_rate"
 
 
 def stop(
@@ -54,6 +56,8 @@ def stop(
       last_good: step of the newest checkpoint; None if there is none.
     """
     _log.info("an update was not finite: computing it again ...")
+    decoders = isinstance(plan.method, Reconstruction)
+    remedies = _OF_DECODERS if decoders else _REMEDIES
     step, kept = int(state.step), "there is no checkpoint yet"
     if last_good is not None:
         kept = f"the last good checkpoint is that of step {last_good}"
@@ -63,7 +67,7 @@ def stop(
         reason = " ".join(str(error).split())[:200]
         return TrainingError(
             f"the update of step {step} is not finite; it was not applied, and cannot "
-            f"be computed again ({reason}); {kept}; {_REMEDIES}."
+            f"be computed again ({reason}); {kept}; {remedies}."
         )
     path = directory / f"nonfinite_step_{step}.json"
     where = f"batch, draws and norms are in {path}"
@@ -74,7 +78,7 @@ def stop(
         where = f"{path} could not be written ({error.strerror or error})"
     return TrainingError(
         f"the update of step {step} is not finite: {'; '.join(diagnosis['causes'])}. "
-        f"It was not applied; {kept}; {where}; {_REMEDIES}."
+        f"It was not applied; {kept}; {where}; {remedies}."
     )
 
 
@@ -130,7 +134,8 @@ def diagnose(plan: Plan, feed: Feed, state: TrainState) -> dict[str, Any]:
     step = int(state.step)
     metrics, gradients, labels, views = _compute_again(plan, feed, state, step)
     layers = _layers(plan.method, jax.device_get(state), gradients)
-    gradient = _norm([layer["gradient"] for layer in layers])
+    # A frozen layer has none.
+    gradient = _norm([each["gradient"] for each in layers if "gradient" in each])
     epoch, batch = divmod(step, plan.steps_per_epoch)
     return {
         "step": step,

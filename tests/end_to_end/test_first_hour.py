@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn import datasets
 
 from duet_jax import cli
+from duet_jax.evaluation import control
 from duet_jax.loggers import read_rows
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runs.trained_run import load_run
@@ -63,8 +64,10 @@ def test_training_without_labels(trained):
     assert load_run(trained, "best").step == best["step"]
 
 
-def test_what_needs_no_labels_works(trained, capsys):
-    assert call(f"--workdir={trained}", "--mode=equivariance,features,report") == 0
+def test_what_needs_no_labels_works(trained, capsys, monkeypatch):
+    monkeypatch.setattr(control, "STEPS", 3)
+    modes = "equivariance,generation,features,report"
+    assert call(f"--workdir={trained}", f"--mode={modes}") == 0
     features = np.load(trained / "eval" / "features.npz")
     assert {*features} == {
         f"{split}_{name}"
@@ -75,6 +78,7 @@ def test_what_needs_no_labels_works(trained, capsys):
     assert "untrained encoder" in capsys.readouterr().out
     page = (trained / "report.html").read_text()
     assert "equivariance to rot" in page
+    assert "control of rot" in page
     assert "Linear probe" not in page
 
 
@@ -83,7 +87,8 @@ def test_what_needs_labels_is_refused(trained, photos, mode, tmp_path, capsys):
     assert call(f"--workdir={trained}", f"--mode={mode}") == 2
     expected = (
         f"error: --mode={mode} needs labels, and config.dataset.name='images' gives "
-        "images without; choose of equivariance, transfer, features, report.\n"
+        "images without; choose of equivariance, generation, transfer, features, "
+        "report.\n"
     )
     assert capsys.readouterr().err.endswith(expected)
     # Before the training, which would be lost time.

@@ -1327,6 +1327,18 @@ def test_refused(case, trained, tmp_path, capsys):
     assert (snapshot(trained["duet"]), snapshot(tmp_path)) == before
 
 
+@pytest.mark.parametrize("stack", [[], ["res", "ccr"]])
+def test_nothing_to_control(stack, copied, capsys):
+    """Said before decoders are trained."""
+    directory = copied("simclr")
+    config = json.loads((directory / "config.json").read_text())
+    config["augmentation"]["stack"] = stack
+    (directory / "config.json").write_text(json.dumps(config))
+    message = refusal(capsys, "--mode=generation", f"--workdir={directory}")
+    assert "--codes is missing: this run has no augmentation with a param" in message
+    assert not (directory / "generation").exists()
+
+
 def test_a_run_without_checkpoints(copied, capsys):
     directory = copied("duet")
     shutil.rmtree(directory / "checkpoints")

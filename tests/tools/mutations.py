@@ -237,8 +237,23 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "sum instead of mean marginal",
-            "return jnp.mean(matrix, axis=2)",
-            "return jnp.sum(matrix, axis=2)",
+            '{"mean": jnp.mean, ',
+            '{"mean": jnp.sum, ',
+        ),
+        (
+            "a shift the other way",
+            "jnp.exp(-2j * jnp.pi * turns)",
+            "jnp.exp(2j * jnp.pi * turns)",
+        ),
+        (
+            "steering changes the content",
+            "    change = change - jnp.mean(change, axis=1, keepdims=True)\n",
+            "",
+        ),
+        (
+            "a sum is steered like a mean",
+            'if marginal == "sum":',
+            'if marginal == "none":',
         ),
     ),
     *_rows(
@@ -363,8 +378,8 @@ MUTATIONS: list[Mutation] = [
         "runs/checkpoints.py",
         (
             "the worst is the best",
-            "accuracy, step = max(known)",
-            "accuracy, step = min(known)",
+            "        return max(\n            known,\n",
+            "        return min(\n            known,\n",
         ),
         (
             "the best is deleted",
@@ -653,8 +668,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "old pictures stay",
-            'for name in set(old["pictures"]) - set(content["pictures"]):',
-            "for name in ():",
+            'if gone := sorted(set(old["pictures"]) - set(content["pictures"])):',
+            "if gone := []:",
         ),
     ),
     *_rows(
@@ -697,6 +712,89 @@ MUTATIONS: list[Mutation] = [
             "flags of absl are taken",
             "        if _OF_ABSL.match(argument):\n",
             "        if False:\n",
+        ),
+    ),
+    *_rows(
+        "metrics/test_images.py",
+        "metrics/images.py",
+        (
+            "pixels beyond the range",
+            "(jnp.clip(x + 0.5, 0, 1) for x in (true, made))",
+            "(x + 0.5 for x in (true, made))",
+        ),
+        ("a window of another size", "_WINDOW = 11", "_WINDOW = 9"),
+    ),
+    *_rows(
+        "methods/test_reconstruction.py",
+        "methods/reconstruction.py",
+        (
+            "one view in training",
+            "[views.first, views.second] if train",
+            "[views.second] if train",
+        ),
+        (
+            "both views in evaluation",
+            "if train else [views.second]",
+            "if train else [views.first, views.second]",
+        ),
+        (
+            "an encoder that can be trained",
+            "        _freeze(encoder)\n",
+            "",
+        ),
+        (
+            "padding counts",
+            "losses.masked_mean(error, mask)",
+            "losses.masked_mean(error, None)",
+        ),
+    ),
+    *_rows(
+        "training/test_decoding.py",
+        "training/decoding.py",
+        ("decoders of other weights", "if history.origin != origin:", "if False:"),
+        (
+            "somebody's files are removed",
+            "    if not _are_decoders(directory):\n",
+            "    if False:\n",
+        ),
+        ("a link is removed", "    if directory.is_symlink():\n", "    if False:\n"),
+        (
+            "an encoder of its own",
+            'state.batch_stats | {"encoder": own}',
+            "state.batch_stats",
+        ),
+        (
+            "damaged decoders are taken",
+            "seal.verify(step)\n            return True",
+            "return True",
+        ),
+    ),
+    *_rows(
+        "evaluation/test_control.py",
+        "evaluation/control.py",
+        (
+            "bins shifted by the parameter itself",
+            "bins * (value - code.identity())",
+            "bins * value",
+        ),
+        (
+            "the oracle has not seen it",
+            "ORACLE: real,",
+            "ORACLE: start,",
+        ),
+        (
+            "corners count",
+            '    if code.record.stage not in ("rot", "ron"):\n',
+            "    if True:\n",
+        ),
+    ),
+    *_rows(
+        "evaluation/test_evaluate.py",
+        "evaluation/generation.py",
+        (
+            "a real image has an error",
+            '"mse": float(outcome.mse.mean()),',
+            '"mse": 1 - float(outcome.mse.mean()),',
         ),
     ),
     *_rows(

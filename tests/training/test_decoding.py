@@ -13,7 +13,7 @@ import tiny
 from program import snapshot
 
 from duet_jax import cli, loggers
-from duet_jax.errors import UsageError
+from duet_jax.errors import TrainingError, UsageError
 from duet_jax.evaluation import control, generation
 from duet_jax.runs import trained_run, workdir
 from duet_jax.runs.checkpoints import Checkpoints
@@ -294,6 +294,31 @@ def test_decoders_in_training_stay(decoded, tmp_path, monkeypatch):
     with pytest.raises(UsageError):
         make(directory, "--config.generation.learning_rate=1")
     assert snapshot(directory / "generation/checkpoints") == before
+
+
+def test_a_rate_that_breaks_the_decoders(decoded, tmp_path, monkeypatch):
+    """What the user is told to lower is theirs, and the next command begins anew."""
+    directory = shutil.copytree(decoded, tmp_path / "run")
+    made = decoding.Reconstruction.loss
+
+    def broken(self, *arguments, **options):
+        loss, metrics = made(self, *arguments, **options)
+        return loss + np.nan, metrics | {"loss": loss + np.nan}
+
+    monkeypatch.setattr(decoding.Reconstruction, "loss", broken)
+    rate = "--config.generation.learning_rate=3"
+    with pytest.raises(TrainingError, match=r"lower config\.generation\.learning_rate"):
+        make(directory, rate)
+    place = directory / "generation"
+    found = json.loads((place / "nonfinite_step_0.json").read_text())
+    layers = {layer["layer"]: layer for layer in found["layers"]}
+    assert "gradient" in layers["decoders.full.output"]
+    frozen = [each for name, each in layers.items() if name.startswith("encoder.")]
+    assert {key for each in frozen for key in each} == {"layer", "statistics"}
+    monkeypatch.setattr(train, "proceed", lambda *_: [].pop())
+    with pytest.raises(IndexError):
+        make(directory, rate)
+    assert {path.name for path in place.iterdir()} == {".lock"}
 
 
 # --- as a user starts it --------------------------------------------------------------
