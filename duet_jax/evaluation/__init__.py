@@ -35,6 +35,13 @@ def follow_up(config: ConfigDict, facts: DatasetFacts) -> list[str]:
     return [*modes, *([] if facts.num_classes else ["features"]), "report"]
 
 
+_OF_DECODERS = (
+    "generation.epochs",
+    "generation.batch_size",
+    "generation.learning_rate",
+    "generation.width",
+)
+
 # Names are those of --mode.
 EVALUATORS: dict[str, Evaluator] = {
     "linear_probe": Evaluator(
@@ -56,16 +63,14 @@ EVALUATORS: dict[str, Evaluator] = {
         generation.measure,
         equivariance.check,
         ("codes",),
-        fields=(
-            "generation.epochs",
-            "generation.batch_size",
-            "generation.learning_rate",
-            "generation.width",
-        ),
+        fields=_OF_DECODERS,
     ),
     "transfer": Evaluator(
         transfer.measure, transfer.check, ("datasets",), images=transfer.images
     ),
     "features": Evaluator(export_features.measure, export_features.check, ("out",)),
-    "report": Evaluator(html_report.measure, fields=("knn.k", "knn.temperature")),
+    # With what other results were measured, which it takes if they are the same.
+    "report": Evaluator(
+        html_report.measure, fields=("knn.k", "knn.temperature", *_OF_DECODERS)
+    ),
 }
