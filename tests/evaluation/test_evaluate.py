@@ -149,7 +149,7 @@ def check_control(found: dict, *, learned: bool) -> None:
     about = {"unit", "topology", "levels", "parameters", "images", "steerable"}
     assert set(found) == about | {"chance", "predictions"}
     knobs = ("shift",) if found["topology"] == "circle" else ()
-    knobs = ("steer", *knobs, "steer to target") if learned else knobs
+    knobs = ("steer", *knobs, "steer to target", "steer to true") if learned else knobs
     assert {*found["predictions"]} == {*knobs, *PREDICTIONS}
     readings = ("regression", "structure") if learned else ("regression",)
     size = len(found["parameters"])
@@ -194,9 +194,9 @@ def test_results_of_generation(method, generations):
     assert len(found["pictures"]) == 3
     assert found["settings"] == {
         "generation.epochs": 1,
-        "generation.batch_size": 256,
+        "generation.batch_size": 128,
         "generation.learning_rate": 2e-3,
-        "generation.width": 4,
+        "generation.width": 16,
     }
 
 
@@ -1269,7 +1269,7 @@ REFUSED = {
     ),
     "decoders without channels": (
         ["--mode=generation", "--workdir={run}", "--config.generation.width=0"],
-        "config.generation.width=0 must be 1 or more",
+        "config.generation.width=0 must be from 1 to 1024",
     ),
     "decoders for kNN": (
         ["--mode=knn", "--workdir={run}", "--config.generation.epochs=3"],
