@@ -96,8 +96,13 @@ def local_rows(batch_size: int) -> tuple[int, int]:
     return share * jax.process_index(), share * (jax.process_index() + 1)
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raises a UsageError unless a batch can be split evenly over all devices."""
+def check_batch_size(batch_size: int, field: str = "config.batch_size") -> None:
+    """Raises a UsageError unless a batch can be split evenly over all devices.
+
+    Args:
+      batch_size: images in a batch.
+      field: that gives it, for the message.
+    """
     count = jax.device_count()
     if count != jax.local_device_count() * jax.process_count():
         raise UsageError(
@@ -110,6 +115,6 @@ def check_batch_size(batch_size: int) -> None:
     below = batch_size // count * count
     nearest = " or ".join(str(size) for size in (below, below + count) if size)
     raise UsageError(
-        f"config.batch_size={batch_size} cannot be split evenly over {count} devices; "
+        f"{field}={batch_size} cannot be split evenly over {count} devices; "
         f"use {nearest}, or fewer devices (CUDA_VISIBLE_DEVICES)."
     )

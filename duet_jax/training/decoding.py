@@ -144,6 +144,7 @@ def _train(
 
 def _make_plan(run: Run, config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
     settings = config.generation
+    mesh.check_batch_size(settings.batch_size, "config.generation.batch_size")
     config = config.copy_and_resolve_references()
     often = max(1, settings.epochs // _TIMES)
     with config.unlocked():

@@ -19,7 +19,6 @@ from flax import nnx
 
 from duet_jax.errors import TrainingError
 from duet_jax.methods import Method
-from duet_jax.methods.reconstruction import Reconstruction
 from duet_jax.runtime import files, mesh, processes
 from duet_jax.training import train_step
 from duet_jax.training.batches import Feed
@@ -30,11 +29,6 @@ _log = logging.getLogger(__name__)
 
 # The parts of the loss say more than the total, and come first.
 _TOTAL = "loss"
-_REMEDIES = (
-    "try a lower config.optimizer.learning_rate or config.compute_dtype=float32, or "
-    "skip such updates with config.on_nonfinite=skip"
-)
-_OF_DECODERS = "try a lower config.generation.learning_rate"
 
 
 def stop(
@@ -56,8 +50,9 @@ def stop(
       last_good: step of the newest checkpoint; None if there is none.
     """
     _log.info("an update was not finite: computing it again ...")
-    decoders = isinstance(plan.method, Reconstruction)
-    remedies = _OF_DECODERS if decoders else _REMEDIES
+    remedies = f"try {plan.remedy}"
+    if not plan.of_decoders:
+        remedies += ", or skip such updates with config.on_nonfinite=skip"
     step, kept = int(state.step), "there is no checkpoint yet"
     if last_good is not None:
         kept = f"the last good checkpoint is that of step {last_good}"

@@ -11,6 +11,7 @@ from flax import nnx
 from duet_jax.config import build
 from duet_jax.errors import UsageError
 from duet_jax.methods import Method
+from duet_jax.methods.reconstruction import Reconstruction
 from duet_jax.runs.history import Extension
 from duet_jax.runtime import mesh
 from duet_jax.training import optim, train_step
@@ -75,6 +76,18 @@ class Plan(NamedTuple):
     def test_batches(self) -> int:
         """Batches of the test split, of which the last one is filled up."""
         return -(-self.facts.num_test // self.test_batch_size)
+
+    @property
+    def of_decoders(self) -> bool:
+        """Whether decoders of a frozen encoder are trained, not a method."""
+        return isinstance(self.method, Reconstruction)
+
+    @property
+    def remedy(self) -> str:
+        """What may help where a loss is not finite."""
+        if self.of_decoders:  # all else is the run's, and stays
+            return "a lower config.generation.learning_rate"
+        return "a lower config.optimizer.learning_rate or config.compute_dtype=float32"
 
     def ends_row(self, step: int) -> bool:
         """Whether a row of training metrics ends at `step`, the end of a call.

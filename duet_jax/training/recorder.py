@@ -194,8 +194,7 @@ class Record:
             raise TrainingError(
                 f"the test loss of step {step} is not finite ({shown}); the "
                 f"checkpoints in {self._workdir / 'checkpoints'} are older and intact. "
-                "Try a lower config.optimizer.learning_rate or "
-                "config.compute_dtype=float32."
+                f"Try {self._plan.remedy}."
             )
         self.newest_test = means
         row = self._row(step, "test", means)

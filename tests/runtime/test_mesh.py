@@ -100,10 +100,10 @@ def plan_of(**changes):
 )
 def test_a_batch_that_cannot_be_split(batch, devices, nearest, monkeypatch):
     have_devices(monkeypatch, devices)
-    with pytest.raises(
-        UsageError, match=rf"batch_size={batch} .* {devices} .*{nearest}"
-    ):
-        mesh.check_batch_size(batch)
+    for field in ("config.batch_size", "config.generation.batch_size"):
+        said = rf"^{field}={batch} .* {devices} .*{nearest}"
+        with pytest.raises(UsageError, match=said):
+            mesh.check_batch_size(batch, field)
 
 
 def have_devices(monkeypatch, count, local=None):

@@ -228,7 +228,7 @@ MUTATIONS: list[Mutation] = [
         ("momentum of torch", "MOMENTUM = 0.9", "MOMENTUM = 0.1"),
     ),
     *_rows(
-        "models losses methods",
+        "models/test_representation.py",
         "models/representation.py",
         (
             "content over channels",
@@ -765,8 +765,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "damaged decoders are taken",
-            "seal.verify(step)\n            return True",
-            "return True",
+            "        seal.verify(checkpoint)\n        return True",
+            "        return True",
         ),
     ),
     *_rows(
