@@ -789,7 +789,7 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
-        "evaluation/test_evaluate.py",
+        "evaluation/test_evaluate.py::test_results_of_generation",
         "evaluation/generation.py",
         (
             "a real image has an error",
