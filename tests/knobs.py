@@ -42,6 +42,7 @@ def make_knob(predictions=("steer", "shift"), topology="circle", **changes) -> K
         unit="degrees" if topology == "circle" else "share",
         topology=topology,
         parameters=parameters,
+        plain=0 if topology == "circle" else 2,
         captions=["cat", "", "a dog with a very long name"],
         side=12,
         true=make_sheet(frames()),

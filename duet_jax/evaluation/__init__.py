@@ -35,13 +35,6 @@ def follow_up(config: ConfigDict, facts: DatasetFacts) -> list[str]:
     return [*modes, *([] if facts.num_classes else ["features"]), "report"]
 
 
-_OF_DECODERS = (
-    "generation.epochs",
-    "generation.batch_size",
-    "generation.learning_rate",
-    "generation.width",
-)
-
 # Names are those of --mode.
 EVALUATORS: dict[str, Evaluator] = {
     "linear_probe": Evaluator(
@@ -63,14 +56,17 @@ EVALUATORS: dict[str, Evaluator] = {
         generation.measure,
         equivariance.check,
         ("codes",),
-        fields=_OF_DECODERS,
+        fields=(
+            "generation.epochs",
+            "generation.batch_size",
+            "generation.learning_rate",
+            "generation.width",
+        ),
     ),
     "transfer": Evaluator(
         transfer.measure, transfer.check, ("datasets",), images=transfer.images
     ),
     "features": Evaluator(export_features.measure, export_features.check, ("out",)),
-    # With what other results were measured, which it takes if they are the same.
-    "report": Evaluator(
-        html_report.measure, fields=("knn.k", "knn.temperature", *_OF_DECODERS)
-    ),
+    # kNN is measured with the others if it is not there.
+    "report": Evaluator(html_report.measure, fields=("knn.k", "knn.temperature")),
 }

@@ -120,11 +120,17 @@ class Evaluation:
         stem = workdir.result_name(name, options)
         return store.write(self.directory, stem, about, result)
 
-    def load_valid(self, stem: str) -> dict[str, Any] | None:
+    def load_valid(
+        self, stem: str, *, any_settings: bool = False
+    ) -> dict[str, Any] | None:
         """Returns the stored result `eval/<stem>.json` if it is still valid.
 
         None if it is for another checkpoint, other settings or other images, or if the
         file holds no result.
+
+        Args:
+          stem: of the file.
+          any_settings: True to take it with the settings that it was measured with.
         """
         found = store.read(self.directory, stem)
         if found is None or found["mode"] not in self._evaluators:
@@ -136,6 +142,8 @@ class Evaluation:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
+        if any_settings:
+            del origin["settings"]
         others = [key for key, value in origin.items() if found.get(key) != value]
         if others:
             _log.info("%-12s stored result is for other %s", stem, " and ".join(others))

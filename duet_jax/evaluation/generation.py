@@ -11,6 +11,7 @@ Decoders of the frozen encoder are trained first; see `training.decoding`. Then
 The paper's decoder and protocol are not public; these are ours.
 """
 
+import logging
 from typing import Any
 
 import jax
@@ -28,6 +29,8 @@ from duet_jax.figures import Drawing
 from duet_jax.metrics import equivariance as measures
 from duet_jax.metrics.images import compare
 from duet_jax.training.decoding import Decoders, train_decoders
+
+_log = logging.getLogger(__name__)
 
 _TRAINING_IMAGES, _TEST_IMAGES = 2000, 300
 _SHOWN = 12  # images that can be turned on the page
@@ -87,6 +90,7 @@ def _reconstruct(
         mse, psnr, ssim = (each["mean"] for each in found[name].values())
         interval = _span(found[name]["mse"]["interval"], 4)
         rows.append((name, f"{mse:.4f}", interval, f"{psnr:.2f}", f"{ssim:.3f}"))
+    _warn_if_untrained(found)
     header = ("representation", "MSE", "95 %", "PSNR [dB]", "SSIM")
     title = f"reconstruction of {len(views)} augmented test images"
     note = f"{_MEAN}: that of augmented training images, whatever is encoded."
@@ -96,6 +100,19 @@ def _reconstruct(
         title="augmented test images and what is decoded from their representations",
     )
     return found, Table(title, header, tuple(rows), note), picture
+
+
+def _warn_if_untrained(reconstruction: dict[str, Any]) -> None:
+    """Warns if the decoder knows no more than the images have in common."""
+    full, mean = (reconstruction[name]["mse"] for name in ("full", _MEAN))
+    if full["interval"][1] >= mean["interval"][0]:
+        _log.warning(
+            "what is decoded from the full features is hardly nearer to the images "
+            "than their mean (MSE %.4f, %.4f): control says little; train the decoders "
+            "longer, with more config.generation.epochs",
+            full["mean"],
+            mean["mean"],
+        )
 
 
 def _augmented(stack: Stack, images: np.ndarray, number: int) -> np.ndarray:
@@ -288,7 +305,7 @@ def _draw_knob(evaluation: Evaluation, code: Code, found: control.Control) -> Dr
     shown = _shown(len(images))
     names = evaluation.dataset.class_names
     captions = [names[test.labels[images[k]]] if names else "" for k in shown]
-    turned = (*figures.KNOBS, control.TARGET)
+    turned = (*figures.KNOBS, control.TARGET, control.ORACLE)
     knobs = {k: each for k, each in found.outcomes.items() if k in turned}
     structured = equivariance.is_learned(method, code)
     # By image, then by parameter.
@@ -299,6 +316,7 @@ def _draw_knob(evaluation: Evaluation, code: Code, found: control.Control) -> Dr
         unit=code.record.scale.unit,
         topology=code.record.topology,
         parameters=code.parameter(found.values),
+        plain=int(np.argmin(np.abs(found.values - code.identity()))),
         captions=captions,
         side=found.shown.shape[2],
         true=figures.make_sheet(found.shown.swapaxes(0, 1)),

@@ -34,7 +34,8 @@ class _Measure(NamedTuple):
       meaning: one line for somebody who has not heard of it.
       own: the number.
       others: the yardsticks by name.
-      unit: of all; None for shares from 0 to 1, of which larger is better.
+      unit: of all, which is not written but for degrees; None for shares from 0 to 1,
+        of which larger is better.
       label: of the number among its yardsticks.
     """
 
@@ -46,11 +47,10 @@ class _Measure(NamedTuple):
     label: str = _OWN
 
     def text(self, value: float) -> str:
-        """Returns a value with its unit."""
+        """Returns a value, with its unit if that is short."""
         if self.unit is None:
             return f"{percent(value)} %"
-        unit = {"degrees": "°"}.get(self.unit, f" {self.unit}" if self.unit else "")
-        return f"{value:.3g}{unit}"
+        return f"{value:.3g}{'°' if self.unit == 'degrees' else ''}"
 
     def box(self, own: Mapping[str, float]) -> Headline:
         """Returns the box of one or several runs, the best value first."""
@@ -165,7 +165,10 @@ def _controlled(code: str, found: Mapping[str, Any]) -> Iterator[_Measure]:
         return
     key = "accuracy" if levels else "error"
     read = {k: {key: 1 - x if levels else x} for k, x in errors.items()}
-    how = f"{_about(code)} that a regression reads off images of changed features"
+    how = (
+        f"{_about(code)} that a regression reads off images decoded from changed "
+        f"features; in bold the change that gives the smallest squared error"
+    )
     scores = read.pop(best)
     yield from _reading(f"{code}, controlled", how, scores, read, found["unit"], best)
 
@@ -184,6 +187,7 @@ def _reading(
         others = _scores(yardsticks, "accuracy")
         yield _Measure(title, meaning, scores["accuracy"], others, None, label)
     elif scores["error"] is not None:
-        meaning = f"Mean error of the {about}. Smaller is better."
+        measured_in = "" if unit == "degrees" else f", in {unit}"
+        meaning = f"Mean error of the {about}{measured_in}. Smaller is better."
         others = _scores(yardsticks, "error")
         yield _Measure(title, meaning, scores["error"], others, unit, label)

@@ -18,6 +18,7 @@ from duet_jax.evaluation.result import Result, Table
 from duet_jax.figures.style import remove, save, small_print
 from duet_jax.methods.base import feature_spread
 from duet_jax.runs import workdir
+from duet_jax.runs.trained_run import Run
 from duet_jax.runtime import files
 from duet_jax.training import health
 
@@ -124,7 +125,7 @@ def _results(evaluation: Evaluation, codes: list[str]) -> dict[str, dict[str, An
     for name in sorted(file.stem for file in evaluation.directory.glob("[!.]*.json")):
         if name in found or name in LEFT_OUT:
             continue
-        if other := evaluation.load_valid(name):
+        if other := evaluation.load_valid(name, any_settings=True):
             found[name] = other
     return found
 
@@ -214,7 +215,9 @@ def _page(
             )
         ]
         knobs = knobs_of(results[name])
-        section = page.Section(title_of(name), tables, pictures, knobs=knobs)
+        section = page.Section(
+            title_of(name), tables, pictures, _settings(run, results[name]), knobs=knobs
+        )
         sections.append(section)
     training = [
         picture
@@ -241,6 +244,20 @@ def _page(
         headlines=headlines.headlines(results),
         foot=foot.lines(run.directory, results),
     )
+
+
+def _settings(run: Run, found: Mapping[str, Any]) -> str:
+    """Returns with which settings a result was measured, where they are not the run's.
+
+    It is a remark on the section, "" if there are none.
+    """
+    own, measured = dict(fields(run.config)), found.get("settings") or {}
+    others = [
+        f"config.{name}={shown(value)}"
+        for name, value in measured.items()
+        if name not in own or own[name] != value
+    ]
+    return f"Measured with {', '.join(others)}." if others else ""
 
 
 def knobs_of(found: Mapping[str, Any]) -> list[figures.Knob]:

@@ -184,7 +184,7 @@ const turned = async knob => {
     });
   }
   knob.querySelectorAll(".thumb canvas").forEach(
-    (canvas, image) => paint(canvas, "", image, 0));
+    (canvas, image) => paint(canvas, "", image, data.plain));
   for (const size of ["small", "large"])
     knob.style.setProperty("--" + size, data[size] + "px");
   show();
@@ -243,6 +243,7 @@ def _data(knob: Knob, images: list[str]) -> str:
         **sides,
         "suffix": "°" if knob.unit == "degrees" else "",
         "images": images,
+        "plain": knob.plain,
         "side": side,
         "tile": tile_side(knob.side),
         "top": _top(knob),
@@ -353,7 +354,7 @@ def _slider(name: str, knob: Knob) -> str:
         parameter_text(f(knob.parameters), knob.unit) for f in (np.min, np.max)
     )
     last = len(knob.parameters) - 1
-    place = int(np.sum(knob.parameters < knob.parameters[0]))
+    place = int(np.sum(knob.parameters < knob.parameters[knob.plain]))
     return (
         f'<div class="slide"><label for="{name}-slider">{escape(knob.summary)} '
         f"[{escape(knob.unit)}]</label>"

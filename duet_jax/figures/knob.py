@@ -33,7 +33,7 @@ class Knob(NamedTuple):
     """Test images at many parameters, and what each prediction makes of them.
 
     F frames show an image at F parameters. On a circle they go once around it in equal
-    steps, and the first frame is the image as it is.
+    steps.
 
     Attributes:
       code: of the augmentation.
@@ -41,6 +41,7 @@ class Knob(NamedTuple):
       unit: of the parameter.
       topology: "circle" or "line".
       parameters: one a frame, in the unit, [F].
+      plain: number of the frame that is nearest to the image as it is; on a circle 0.
       captions: one text an image, such as its class; "" without.
       side: of an image in pixels; frames of sheets are smaller where it is above 48.
       true: sheet of the images truly transformed.
@@ -58,6 +59,7 @@ class Knob(NamedTuple):
     unit: str
     topology: str
     parameters: np.ndarray
+    plain: int
     captions: Sequence[str]
     side: int
     true: str
@@ -192,6 +194,8 @@ def _check_types(knob: Knob) -> None:
     texts = [*knob[:4], *knob.captions] if lists else [None]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a knob without texts")
+    if not (isinstance(knob.plain, int) and 0 <= knob.plain < np.size(knob.parameters)):
+        raise ValueError(f"a knob that begins at frame {knob.plain!r}")
     if not (isinstance(knob.side, int) and knob.side > 0):
         raise ValueError(f"a knob of images of {knob.side!r} pixels")
     parts = (knob.made, knob.read, knob.error, knob.marginals)

@@ -53,11 +53,15 @@ def parse_source(text: str) -> Source:
     return Source(pathlib.Path(os.path.abspath(path)), step)
 
 
+# The run that decoders are of, seen from their directory: both may be moved.
+ABOVE = ".."
+
+
 class Origin(NamedTuple):
     """Where the first weights of a run came from.
 
     Attributes:
-      run: absolute path of the work directory.
+      run: absolute path of the work directory; ABOVE for decoders.
       asked: which step was asked for: a number, newest or best.
       step: that this was.
       weights: fingerprint of its encoder, as in the results of evaluations.

@@ -22,6 +22,7 @@ from duet_jax.methods import Method
 from duet_jax.runs import frozen_encoder, workdir
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runs.frozen_encoder import FrozenEncoder, Representations
+from duet_jax.runs.history import ABOVE
 from duet_jax.runtime import files
 from duet_jax.types import Dataset, DatasetFacts
 
@@ -96,6 +97,7 @@ def load_run(
     directory = files.local(directory, "load_run: directory")
     if config is None:
         config = workdir.load_config(directory)
+    _check_kind(directory)
     facts = workdir.load_facts(directory)
     side = preprocessed_side(config.dataset.image_size, config.dataset.center_crop)
     if facts.side != side:
@@ -117,6 +119,16 @@ def load_run(
     encoder = FrozenEncoder(method, batch_size=batch_size or config.batch_size)
     encoder.use(params["encoder"], batch_stats["encoder"])
     return Run(directory, config, facts, step, method, encoder)
+
+
+def _check_kind(directory: pathlib.Path) -> None:
+    """Raises a UsageError if a directory holds decoders, which look like a run."""
+    _, history = workdir.load_history(directory)
+    if history.origin is not None and history.origin.run == ABOVE:
+        raise UsageError(
+            f"{directory} holds the decoders of a run, in whose work directory it "
+            f"lies; name that one: --workdir={directory.resolve().parent}."
+        )
 
 
 def check_dataset(run: Run, dataset: Dataset) -> None:

@@ -18,7 +18,7 @@ from duet_jax.errors import UsageError
 from duet_jax.methods.reconstruction import Reconstruction
 from duet_jax.runs import seal, workdir
 from duet_jax.runs.checkpoints import Checkpoints
-from duet_jax.runs.history import Origin, Source
+from duet_jax.runs.history import ABOVE, Origin, Source
 from duet_jax.runs.trained_run import Run
 from duet_jax.runtime import files, mesh
 from duet_jax.runtime.signals import Interruption
@@ -31,8 +31,6 @@ _log = logging.getLogger(__name__)
 
 # Tests and checkpoints in a training of decoders, at most.
 _TIMES = 5
-# The run that the decoders are of, seen from their directory: both may be moved.
-_ABOVE = pathlib.Path("..")
 
 
 class Decoders:
@@ -143,7 +141,12 @@ def _train(
 
 
 def _make_plan(run: Run, config: ml_collections.ConfigDict, dataset: Dataset) -> Plan:
-    settings = config.generation
+    settings, examples = config.generation, dataset.facts.num_train
+    if settings.batch_size > examples:
+        raise UsageError(
+            f"config.generation.batch_size={settings.batch_size} is more than the "
+            f"{examples} training images of {dataset.name}; use at most {examples}."
+        )
     mesh.check_batch_size(settings.batch_size, "config.generation.batch_size")
     config = config.copy_and_resolve_references()
     often = max(1, settings.epochs // _TIMES)
@@ -152,7 +155,11 @@ def _make_plan(run: Run, config: ml_collections.ConfigDict, dataset: Dataset) ->
             {
                 "epochs": settings.epochs,
                 "warmup_epochs": 0,
-                "batch_size": min(settings.batch_size, dataset.facts.num_train),
+                "batch_size": settings.batch_size,
+                # Short epochs of the run may have more batches than there are here.
+                "steps_per_epoch": min(
+                    config.steps_per_epoch, examples // settings.batch_size
+                ),
                 "optimizer.learning_rate": settings.learning_rate,
                 "optimizer.schedule": "step",
                 "evaluate_every": often,
@@ -173,7 +180,7 @@ def _make_plan(run: Run, config: ml_collections.ConfigDict, dataset: Dataset) ->
 
 def _freeze(run: Run) -> _Frozen:
     params, batch_stats = run.encoder.state
-    origin = Origin(str(_ABOVE), str(run.step), run.step, run.fingerprint)
+    origin = Origin(ABOVE, str(run.step), run.step, run.fingerprint)
     return _Frozen(origin, _merged(params, batch_stats))
 
 
@@ -209,7 +216,7 @@ def _begun(directory: pathlib.Path, plan: Plan, origin: Origin) -> bool:
             f"{directory} is a link to decoders {reason}; remove the link, and others "
             "are trained."
         )
-    _log.info("decoders     %s; trained anew", reason)
+    _log.info("decoders     %s are removed; others are trained", reason)
     # Renamed first: what a kill leaves of it then counts no more.
     with workdir.writing(directory, "--workdir"), files.scratch(directory) as aside:
         directory.rename(aside / directory.name)
@@ -220,7 +227,7 @@ def _are_decoders(directory: pathlib.Path) -> bool:
     """Returns whether decoders have been trained in `directory`, damaged or not."""
     with contextlib.suppress(UsageError):
         _, history = workdir.load_history(directory)
-        return history.origin is not None and history.origin.run == str(_ABOVE)
+        return history.origin is not None and history.origin.run == ABOVE
     try:
         rows = loggers.read_rows(directory / "metrics.jsonl")
     except (UsageError, OSError):

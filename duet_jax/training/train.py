@@ -137,7 +137,7 @@ def proceed(
             workdir.write_run(plan.config, plan.facts, directory, start, history)
         saved.set_aside(newest)
         summary.start_lines(plan, directory, start)
-        if weights:
+        if weights and not start:
             _log.info("weights      %s", weights)
         if start >= plan.total_steps:
             draw_curves(directory, plan, loggers.Writers([]), start)

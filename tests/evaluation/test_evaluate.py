@@ -200,6 +200,16 @@ def test_results_of_generation(method, generations):
     }
 
 
+@pytest.mark.parametrize(("full", "told"), [(0.4, False), (0.6, True)])
+def test_decoders_that_have_learned_nothing(full, told, caplog):
+    def score(mean):
+        return {"mse": {"mean": mean, "interval": (mean - 0.05, mean + 0.05)}}
+
+    found = {"full": score(full), "mean image": score(0.6)}
+    generation._warn_if_untrained(found)
+    assert ("with more config.generation.epochs" in caplog.text) == told
+
+
 @pytest.mark.usefixtures("generations")
 def test_other_augmentations_are_controlled(trained, tmp_path, capsys):
     """On lines nothing can be shifted, and only the learned code can be steered."""
@@ -1009,12 +1019,15 @@ def test_the_report_takes_in_generation_that_was_measured(
     measured_runs, trained, tmp_path
 ):
     directory = shutil.copytree(measured_runs / "a", tmp_path / "run")
-    shutil.copy(trained["duet"] / "eval/generation.json", directory / "eval")
+    stored = json.loads((trained["duet"] / "eval/generation.json").read_text())
+    stored["settings"]["generation.epochs"] = 7  # whatever the decoders were
+    (directory / "eval/generation.json").write_text(json.dumps(stored))
     found = call(directory, "report")
     assert "generation" in found["results"]["parts"]
     page_of_run = (directory / "report.html").read_text()
     assert "<h2>Controlled generation</h2>" in page_of_run
     assert "control of rot (rotation" in page_of_run
+    assert "Measured with config.generation.epochs=7." in page_of_run
     assert page_of_run.count('<script type="application/json">') == 1  # the knob
 
 

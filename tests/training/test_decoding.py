@@ -129,6 +129,18 @@ def test_decoders_learn_and_decode(decoded):
         np.testing.assert_allclose(many[595:], images, atol=1e-5)
 
 
+def test_decoders_are_no_run(decoded):
+    with pytest.raises(UsageError, match=rf"decoders of a run.*--workdir={decoded}\."):
+        trained_run.load_run(decoded / "generation")
+
+
+def test_a_batch_that_is_too_large(decoded):
+    before = snapshot(decoded)
+    with pytest.raises(UsageError, match=r"generation\.batch_size=2000.* most 1442"):
+        make(decoded, "--config.generation.batch_size=2000")
+    assert snapshot(decoded) == before
+
+
 def test_decoders_that_are_there_are_taken(decoded, tmp_path, caplog):
     """Also where run and decoders have moved, or the decoders lie elsewhere."""
     expected = parameters(decoded)
@@ -217,7 +229,7 @@ def test_other_decoders_are_trained_anew(case, decoded, tmp_path, stopped, caplo
     arguments, step = step_of(arguments)
     with caplog.at_level(logging.INFO, "duet_jax"), pytest.raises(StoppedError):
         make(directory, *arguments, step=step)
-    assert f"decoders     {reason}; trained anew" in caplog.text
+    assert f"decoders     {reason} are removed; others are trained" in caplog.text
     left = snapshot(directory / "generation")
     assert {path.name for path in left} == {".lock"}
     after = snapshot(directory).items()
