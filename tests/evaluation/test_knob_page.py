@@ -357,10 +357,15 @@ def test_a_line_ends_and_knobs_are_independent(opened):
     circle = make_knob()
     shown = opened(line, circle)
     where = shown.locator("#knob-0-0")
-    check(where, line, 0, name="linear map")
+    check(where, line, line.plain, name="linear map")
+    for image, thumb in enumerate(where.locator(".thumb canvas").all()):
+        seen = levels(line.true)[image, line.plain]
+        np.testing.assert_array_equal(pixels(thumb), seen)
     where.locator("input[type=range]").focus()
     # The largest parameter comes first.
     for key, frame in (
+        ("ArrowRight", 1),
+        ("End", 0),
         ("ArrowRight", 0),
         ("ArrowLeft", 1),
         ("Home", 7),
