@@ -67,6 +67,6 @@ EVALUATORS: dict[str, Evaluator] = {
         transfer.measure, transfer.check, ("datasets",), images=transfer.images
     ),
     "features": Evaluator(export_features.measure, export_features.check, ("out",)),
-    # kNN is measured with the others if it is not there.
+    # It measures kNN itself where no result is stored.
     "report": Evaluator(html_report.measure, fields=("knn.k", "knn.temperature")),
 }

@@ -137,7 +137,7 @@ def _control(evaluation: Evaluation, code: Code, decoders: Decoders) -> control.
 
 
 def _shown(count: int) -> list[int]:
-    return [*spaced(np.arange(count), _SHOWN).tolist()]
+    return spaced(np.arange(count), _SHOWN).tolist()
 
 
 def _scores(code: Code, found: control.Control) -> dict[str, Any]:
@@ -224,7 +224,7 @@ _STRUCTURE = ", and by the structure"
 
 def _tables_of(code: Code, scores: dict[str, Any]) -> list[Table]:
     """Returns the squared errors, and the errors of the parameters."""
-    predictions = dict(scores["predictions"])
+    predictions = scores["predictions"]
     about = f"{code.name} ({code.record.summary}), {scores['images']} test images"
     errors = Table(
         f"control of {about}",
@@ -281,9 +281,8 @@ def _in_degrees(code: Code) -> bool:
 
 
 def _draw_control(code: Code, scores: dict[str, Any]) -> Drawing:
-    predictions = dict(scores["predictions"])
-    for name in (control.TARGET, control.TRUE):  # two more would hide the others
-        predictions.pop(name, None)
+    hidden = (control.TARGET, control.TRUE)  # two more would hide the others
+    predictions = {k: p for k, p in scores["predictions"].items() if k not in hidden}
     summary = figures.Control(
         unit=code.record.scale.unit,
         topology=code.record.topology,

@@ -34,8 +34,8 @@ class _Measure(NamedTuple):
       meaning: one line for somebody who has not heard of it.
       own: the number.
       others: the yardsticks by name.
-      unit: of all, which is not written but for degrees; None for shares from 0 to 1,
-        of which larger is better.
+      unit: of all, of which only ° is written; None for shares from 0 to 1, of which
+        larger is better.
       label: of the number among its yardsticks.
     """
 
@@ -47,7 +47,7 @@ class _Measure(NamedTuple):
     label: str = _OWN
 
     def text(self, value: float) -> str:
-        """Returns a value, with its unit if that is short."""
+        """Returns a value as it is written."""
         if self.unit is None:
             return f"{percent(value)} %"
         return f"{value:.3g}{'°' if self.unit == 'degrees' else ''}"
@@ -166,8 +166,8 @@ def _controlled(code: str, found: Mapping[str, Any]) -> Iterator[_Measure]:
     key = "accuracy" if levels else "error"
     read = {k: {key: 1 - x if levels else x} for k, x in errors.items()}
     how = (
-        f"{_about(code)} that a regression reads off images decoded from changed "
-        f"features; in bold the change that gives the smallest squared error"
+        f"{_about(code)} that a regression reads off images decoded from features "
+        "changed in the way that gives the smallest squared error"
     )
     scores = read.pop(best)
     yield from _reading(f"{code}, controlled", how, scores, read, found["unit"], best)

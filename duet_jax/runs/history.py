@@ -103,6 +103,11 @@ class History(NamedTuple):
     origin: Origin | None = None
     extensions: tuple[Extension, ...] = ()
 
+    @property
+    def of_decoders(self) -> bool:
+        """Whether decoders of the run in the directory above were trained."""
+        return self.origin is not None and self.origin.run == ABOVE
+
     @classmethod
     def from_json(cls, record: Any) -> Self:
         """Returns the history that `as_json` has stored.

@@ -22,7 +22,6 @@ from duet_jax.methods import Method
 from duet_jax.runs import frozen_encoder, workdir
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runs.frozen_encoder import FrozenEncoder, Representations
-from duet_jax.runs.history import ABOVE
 from duet_jax.runtime import files
 from duet_jax.types import Dataset, DatasetFacts
 
@@ -124,7 +123,7 @@ def load_run(
 def _check_kind(directory: pathlib.Path) -> None:
     """Raises a UsageError if a directory holds decoders, which look like a run."""
     _, history = workdir.load_history(directory)
-    if history.origin is not None and history.origin.run == ABOVE:
+    if history.of_decoders:
         raise UsageError(
             f"{directory} holds the decoders of a run, in whose work directory it "
             f"lies; name that one: --workdir={directory.resolve().parent}."

@@ -227,7 +227,7 @@ def _are_decoders(directory: pathlib.Path) -> bool:
     """Returns whether decoders have been trained in `directory`, damaged or not."""
     with contextlib.suppress(UsageError):
         _, history = workdir.load_history(directory)
-        return history.origin is not None and history.origin.run == ABOVE
+        return history.of_decoders
     try:
         rows = loggers.read_rows(directory / "metrics.jsonl")
     except (UsageError, OSError):

@@ -9,7 +9,6 @@ from flax import nnx
 
 from duet_jax import loggers
 from duet_jax.methods.networks import split
-from duet_jax.methods.reconstruction import Reconstruction
 from duet_jax.runs.checkpoints import BEST, Checkpoints
 from duet_jax.runtime import devices
 from duet_jax.training import optim
@@ -93,7 +92,7 @@ def _describe_extension(plan: Plan) -> None:
 def _describe_method(plan: Plan) -> str:
     config, method = plan.config, plan.method
     codes = " ".join(method.two_views.stack.codes) or "no augmentation"
-    if isinstance(method, Reconstruction):
+    if plan.of_decoders:
         return f"decoders of the features of {config.method}, of views with {codes}"
     if config.method == "essl":
         return (

@@ -9,6 +9,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from layout import check_apart
 from PIL import Image
 
 from duet_jax.augmentations import Options, make_stack
@@ -206,18 +207,8 @@ def test_nothing_written_overlaps_or_leaves_the_picture(n):
         scales=stack.scales,
     )
     style.sign(figure, style.small_print("duet", "cifar10", 0, 0))
-    figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in figure.texts]
-    boxes += [image.get_window_extent() for image in shown_images(figure)]
-    boxes += [axes.get_window_extent() for axes in figure.axes if axes.lines]
-    corners = np.array([(b.x0, b.y0, b.x1, b.y1) for b in boxes])
-    assert corners[:, :2].min() >= 0
-    assert corners[:, 2].max() <= figure.bbox.width
-    assert corners[:, 3].max() <= figure.bbox.height
-    # Two boxes overlap if each begins before the other ends, in both directions.
-    begins, ends = corners[:, None, :2] + 1, corners[None, :, 2:]
-    meets = (begins < ends).all(-1)
-    np.testing.assert_array_equal(meets & meets.T, np.eye(len(boxes), dtype=bool))
+    plots = [axes for axes in figure.axes if axes.lines]
+    check_apart(figure, [*shown_images(figure), *plots])
 
 
 # Curves

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from layout import check_apart
 from matplotlib.colors import to_hex
 
 from duet_jax.evaluation.store import plain
@@ -251,17 +252,9 @@ def test_nothing_written_overlaps():
     style.sign(figure, "duet · digits")
     figure.draw_without_rendering()
     legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
-    boxes = [legend.get_window_extent() for legend in legends]
-    boxes += [axes.get_window_extent() for axes in figure.axes]
-    boxes += [axes._left_title.get_window_extent() for axes in figure.axes]
-    boxes += [axes.xaxis.get_tightbbox() for axes in figure.axes[-2:]]
-    boxes += [text.get_window_extent() for text in figure.texts]
-    corners = np.array([(b.x0, b.y0, b.x1, b.y1) for b in boxes])
-    assert corners[:, :2].min() >= 0
-    assert corners[:, 2].max() <= figure.bbox.width
-    begins, ends = corners[:, None, :2] + 1, corners[None, :, 2:]
-    meets = (begins < ends).all(-1)
-    np.testing.assert_array_equal(meets & meets.T, np.eye(len(boxes), dtype=bool))
+    titles = [axes._left_title for axes in figure.axes]
+    below = [axes.xaxis.get_tightbbox() for axes in figure.axes[-2:]]
+    check_apart(figure, [*legends, *figure.axes, *titles], below)
 
 
 # Reconstructions

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from knobs import frames, make_knob, natural
+from layout import check_apart
 
 from duet_jax.evaluation.store import plain
 from duet_jax.figures import (
@@ -176,16 +177,7 @@ def test_nothing_overlaps_and_every_pixel_is_whole():
     knob = make_knob(["steer", "a prediction with a long name"], topology="line")
     figure = build_knob({"a": knob, "b": knob._replace(unit="degrees")}, title="t")
     style.sign(figure, "small print")
-    figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in figure.texts]
-    boxes += [axes.get_window_extent() for axes in figure.axes]
-    corners = np.array([(b.x0, b.y0, b.x1, b.y1) for b in boxes])
-    assert corners[:, :2].min() >= 0
-    assert corners[:, 2].max() <= figure.bbox.width
-    assert corners[:, 3].max() <= figure.bbox.height
-    begins, ends = corners[:, None, :2] + 1, corners[None, :, 2:]
-    meets = (begins < ends).all(-1)
-    np.testing.assert_array_equal(meets & meets.T, np.eye(len(boxes), dtype=bool))
+    check_apart(figure, figure.axes)
     sides = {axes.get_window_extent().width.round(6) for axes in figure.axes}
     assert sides == {72.0}  # six times 12
 
