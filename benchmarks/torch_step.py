@@ -48,7 +48,7 @@ from duet_jax.data.decoding import preprocessed_side
 from duet_jax.errors import TrainingError, UsageError
 from duet_jax.methods import Method, Views
 from duet_jax.models import torch_weights
-from duet_jax.models.resnet import ENCODERS
+from duet_jax.models.encoders import ENCODERS
 from duet_jax.runtime import devices
 from duet_jax.training import optim, train_step
 from duet_jax.types import Array, DatasetFacts, TrainState, View

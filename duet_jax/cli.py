@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import ml_collections
 from absl import flags
 from absl import logging as absl_logging
+from etils import epy
 from ml_collections import config_flags
 
 import duet_jax
@@ -38,10 +39,7 @@ from duet_jax.errors import (
     suggestion,
 )
 from duet_jax.evaluation import EVALUATORS, follow_up
-from duet_jax.evaluation.base import check_labels
-from duet_jax.evaluation.compare import compare
-from duet_jax.evaluation.evaluate import evaluate
-from duet_jax.profiling import benchmark
+from duet_jax.evaluation.evaluator import check_labels
 from duet_jax.runs import workdir
 from duet_jax.runs.history import parse_source
 from duet_jax.runtime import files, processes
@@ -51,7 +49,11 @@ from duet_jax.runtime.terminal import (
     prepare_streams,
     printable,
 )
-from duet_jax.training.train import train
+
+with epy.lazy_imports():  # what is done, when it is
+    from duet_jax import profiling
+    from duet_jax.evaluation import compare, evaluate
+    from duet_jax.training import train
 
 _log = logging.getLogger(__name__)
 
@@ -63,10 +65,12 @@ _DEFAULT_CONFIG = str(_ROOT / "configs" / "digits_duet_rot.py")
 # Modes that take a configuration: name -> function of (resolved config, work directory,
 # **flags). The other modes are EVALUATORS, which take the directory of a run.
 PROGRAMS: dict[str, Callable[..., None]] = {
-    "train": train,
-    "benchmark": benchmark,
+    "train": lambda config, directory, **flags: train.train(config, directory, **flags),
+    "benchmark": lambda config, directory, **flags: profiling.benchmark(
+        config, directory, **flags
+    ),
     # Takes neither: its flags name several runs.
-    "compare": lambda config, directory, **flags: compare(**flags),
+    "compare": lambda config, directory, **flags: compare.compare(**flags),
 }
 # Programs that several processes carry out together.
 _SHARED = ("train", "benchmark")
@@ -407,7 +411,7 @@ def perform(command: Command) -> None:
         PROGRAMS[modes[0]](config, directory, **own)
     if evaluations:
         processes.check_alone(f"--mode={','.join(evaluations)}")
-        evaluate(evaluations, config, directory, **options)
+        evaluate.evaluate(evaluations, config, directory, **options)
     elif modes == ("train",) and processes.is_main_process():
         modes = follow_up(config, workdir.load_facts(directory))
         _log.info("next         %s", _command_of_evaluations(directory, modes))

@@ -1,12 +1,14 @@
 """Types that are shared by the packages."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import numpy as np
 
-Array = jax.Array
+if TYPE_CHECKING:
+    from jax import Array
+else:  # jax takes longer to import than a command line to be checked
+    Array = Any
 
 # The axis of the device mesh along which a batch is split.
 BATCH_AXIS = "data"

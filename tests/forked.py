@@ -11,10 +11,12 @@ import atexit
 import contextlib
 import ctypes
 import gc
+import importlib
 import io
 import json
 import os
 import pathlib
+import pkgutil
 import resource
 import runpy
 import select
@@ -327,8 +329,11 @@ def _import_program() -> None:
     import caches
 
     caches.keep()
-    import duet_jax.cli
-    import duet_jax.sweeps.cli  # noqa: F401
+    import duet_jax
+
+    # All of it: commands import what they do when they do it.
+    for module in pkgutil.walk_packages(duet_jax.__path__, "duet_jax."):
+        importlib.import_module(module.name)
 
     with contextlib.suppress(ImportError):
         import sklearn.linear_model  # noqa: F401

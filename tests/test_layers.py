@@ -12,7 +12,7 @@ from sources import ROOT, SOURCES, TREES
 # The floors of the house, from the ground up. A room, a package or a module at the top,
 # imports rooms of lower floors, and of its own floor without circles.
 FLOORS = (
-    ("errors", "types"),
+    ("errors", "lazy", "types"),
     # The science: arrays in, arrays out; no configuration, files or processes.
     ("augmentations", "losses", "methods", "metrics", "models", "probes"),
     # What the machinery is made of.

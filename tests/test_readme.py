@@ -24,7 +24,7 @@ from duet_jax.evaluation import EVALUATORS, Evaluator, equivariance
 from duet_jax.loggers import read_rows
 from duet_jax.losses import targets
 from duet_jax.methods import METHODS, Method, base
-from duet_jax.models import resnet
+from duet_jax.models import encoders
 from duet_jax.models.batch_norm import BatchNorm
 from duet_jax.profiling import parts
 from duet_jax.training import batches, compiled, plan
@@ -109,8 +109,8 @@ def flat(monkeypatch):
             return Flat(in_channels, rngs)
         return make_encoder(name, in_channels=in_channels, rngs=rngs, **options)
 
-    row = resnet.EncoderSpec((1, 1, 1), (8, 8, 16, Flat.num_features))
-    monkeypatch.setitem(resnet.ENCODERS, "flat", row)
+    row = encoders.EncoderSpec((1, 1, 1), (8, 8, 16, Flat.num_features))
+    monkeypatch.setitem(encoders.ENCODERS, "flat", row)
     monkeypatch.setattr(base, "make_encoder", branched)
     sizes = ("--config.projector.hidden=32", "--config.projector.output=16")
     return ("--config.encoder.name=flat", *sizes)
@@ -297,8 +297,8 @@ def test_what_a_method_may_forget():
 
 def test_an_encoder(monkeypatch):
     row = re.search(r'`("\w+":\s+EncoderSpec\([^`]*\))`', README)[1]
-    ((name, spec),) = eval(f"{{{row}}}", dict(vars(resnet))).items()
-    monkeypatch.setitem(resnet.ENCODERS, name, spec)
+    ((name, spec),) = eval(f"{{{row}}}", dict(vars(encoders))).items()
+    monkeypatch.setitem(encoders.ENCODERS, name, spec)
     config = tiny.config(encoder__name=name, encoder__width_multiplier=0.125)
     planned = plan.make_plan(config, tiny.dataset(64, 4).facts)
     params = compiled.initial_shapes(planned).params["encoder"]
@@ -310,7 +310,7 @@ def test_an_encoder(monkeypatch):
             jnp.zeros((2, 16, 16, 1)), train=False
         )
     )
-    assert features.shape == (2, resnet.num_features(name, 0.125))
+    assert features.shape == (2, encoders.num_features(name, 0.125))
 
 
 # --- the others, in one run -----------------------------------------------------------

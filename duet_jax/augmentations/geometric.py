@@ -10,10 +10,6 @@ import functools
 import math
 from collections.abc import Callable
 
-import dm_pix as pix
-import jax
-import jax.numpy as jnp
-
 from duet_jax.augmentations.record import (
     Augmentation,
     Frame,
@@ -26,6 +22,7 @@ from duet_jax.augmentations.record import (
     per_image,
     uniform,
 )
+from duet_jax.lazy import jax, jnp, pix
 from duet_jax.types import Array
 
 _CROP_PROPOSALS = 10
@@ -58,12 +55,11 @@ def sample_bilinear(image: Array, rows: Array, columns: Array) -> Array:
     return (1 - down) * upper + down * lower
 
 
-@jax.vmap
-def rotate(image: Array, degrees: Array) -> Array:
+def rotate(images: Array, degrees: Array) -> Array:
     """Rotates images counterclockwise about their center ((H-1)/2, (W-1)/2).
 
     Args:
-      image: [batch, H, W, C].
+      images: [batch, H, W, C].
       degrees: angles, [batch].
 
     Returns:
@@ -71,6 +67,10 @@ def rotate(image: Array, degrees: Array) -> Array:
 
     Source: reference: kornia's rotation with aligned corners.
     """
+    return jax.vmap(_rotate)(images, degrees)
+
+
+def _rotate(image: Array, degrees: Array) -> Array:
     height, width, _ = image.shape
     radians = jnp.deg2rad(degrees)
     cosine, sine = jnp.cos(radians), jnp.sin(radians)
@@ -272,8 +272,10 @@ def _mirror(code: str, summary: str, flip: Callable[[Array], Array]) -> Augmenta
     )
 
 
-MIRROR_LEFT_RIGHT = _mirror("fli", "left-right mirror", pix.flip_left_right)
-MIRROR_UP_DOWN = _mirror("flv", "up-down mirror", pix.flip_up_down)
+MIRROR_LEFT_RIGHT = _mirror(
+    "fli", "left-right mirror", lambda x: pix.flip_left_right(x)
+)
+MIRROR_UP_DOWN = _mirror("flv", "up-down mirror", lambda x: pix.flip_up_down(x))
 
 _resizing = functools.partial(
     Augmentation,

@@ -12,10 +12,6 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import dm_pix as pix
-import jax
-import jax.numpy as jnp
-
 from duet_jax.augmentations.record import (
     Augmentation,
     Frame,
@@ -28,6 +24,7 @@ from duet_jax.augmentations.record import (
     per_image,
     uniform,
 )
+from duet_jax.lazy import jax, jnp, pix
 from duet_jax.types import Array
 
 
@@ -254,6 +251,7 @@ _jitter = functools.partial(
     identity=_identity_jitter,
     apply=_apply_jitter,
     probability="jitter_probability",
+    stretched_by=("jitter_strength",),
     stage="jitter",
 )
 
@@ -341,6 +339,7 @@ BLUR = Augmentation(
     topology="line",
     scale=_zero_or_one("blurred", _blur_or_not),
     probability="blur_probability",
+    stretched_by=("blur_sigma",),
 )
 
 
@@ -383,4 +382,5 @@ SOLARIZE = Augmentation(
         },
     ),
     probability="solarize_probability",
+    stretched_by=("solarize_threshold", "solarize_addition"),
 )

@@ -11,10 +11,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-
 from duet_jax.errors import UsageError
+from duet_jax.lazy import jax, jnp
 from duet_jax.types import Array
 
 Params = Mapping[str, Array]
@@ -203,8 +201,9 @@ class Augmentation:
       channels: the numbers of image channels it supports.
       probability: field of Options with the share of images to augment; None to augment
         them all. The stack gives the other images the identity's params.
-      options: other fields of Options that decide which structure values are drawn. Not
-        those that only stretch the parameter's range: its place there stays the same.
+      options: other fields of Options that decide which structure values are drawn.
+      stretched_by: the fields of Options that only stretch the ranges of parameters: a
+        structure value, a place in the range, stays the same.
       resizes: True if the result has side `frame.image_size`.
       prediction: how ESSL predicts it; None if it cannot.
       stage: key of its params in a stack; by default the code. Codes of the same stage
@@ -223,6 +222,7 @@ class Augmentation:
     channels: tuple[int, ...] = (1, 3)
     probability: str | None = None
     options: tuple[str, ...] = ()
+    stretched_by: tuple[str, ...] = ()
     resizes: bool = False
     prediction: Prediction | None = None
     stage: str = ""

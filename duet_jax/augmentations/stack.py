@@ -7,10 +7,6 @@ it to AUGMENTATIONS.
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 
 from duet_jax import errors
 from duet_jax.augmentations import geometric, photometric
@@ -22,6 +18,7 @@ from duet_jax.augmentations.record import (
     Scale,
 )
 from duet_jax.errors import UsageError
+from duet_jax.lazy import jax, jnp
 from duet_jax.types import Array
 
 AUGMENTATIONS = {
@@ -48,25 +45,10 @@ LEARNABLE = tuple(code for code, a in AUGMENTATIONS.items() if a.structure)
 PREDICTABLE = tuple(code for code, a in AUGMENTATIONS.items() if a.prediction)
 
 
-class _Reading:
-    """Options that note which of them are read."""
-
-    def __init__(self):
-        self.names: set[str] = set()
-
-    def __getattr__(self, name: str) -> Any:
-        self.names.add(name)
-        return getattr(Options(), name)
-
-
 def options_read(code: str) -> set[str]:
     """Returns the fields of Options that an augmentation reads."""
-    record, options = AUGMENTATIONS[code], _Reading()
-    frame = Frame(options, side=8, image_size=8, crop_side=8, codes=(code,))
-    params = jax.eval_shape(lambda: record.draw(jax.random.key(0), 2, frame))
-    if record.structure:
-        jax.eval_shape(lambda drawn: record.structure(drawn, frame), params)
-    return options.names | ({record.probability} - {None})
+    record = AUGMENTATIONS[code]
+    return {*record.options, *record.stretched_by, record.probability} - {None}
 
 
 _JITTER_PARTS = tuple(

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 
-import jax.numpy as jnp
 import ml_collections
 
 from duet_jax.augmentations import (
@@ -17,7 +16,7 @@ from duet_jax.augmentations import (
 from duet_jax.errors import UsageError, lookup
 from duet_jax.losses import TARGETS
 from duet_jax.methods import DUET, ESSL, METHODS, EncoderSettings, Method, TwoViews
-from duet_jax.models.resnet import num_features
+from duet_jax.models.encoders import num_features
 from duet_jax.types import DatasetFacts
 
 
@@ -119,7 +118,7 @@ def two_views(
             blocks=config.encoder.get("blocks"),
             widths=config.encoder.get("widths"),
             in_channels=images.channels,
-            dtype=jnp.dtype(config.compute_dtype),
+            dtype=config.compute_dtype,
             remat=config.encoder.remat,
         ),
         projector_hidden=config.projector.hidden,

@@ -18,8 +18,8 @@ from duet_jax.config import build
 from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.losses import TARGETS
 from duet_jax.methods import METHODS
+from duet_jax.models.encoders import ENCODERS
 from duet_jax.models.representation import MARGINALS
-from duet_jax.models.resnet import ENCODERS
 from duet_jax.runtime import files
 from duet_jax.types import DatasetFacts
 

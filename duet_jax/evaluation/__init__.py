@@ -1,25 +1,29 @@
 """Evaluators of checkpoints: one module and one `EVALUATORS` entry each.
 
-Start with `base.py`; `evaluate.py` restores the run, `store.py` writes the results.
+Start with `evaluator.py` and `base.py`; `evaluate.py` restores the run, `store.py`
+writes the results.
 """
 
+from etils import epy
 from ml_collections import ConfigDict
 
 from duet_jax.augmentations import LEARNABLE
-from duet_jax.evaluation import (
-    equivariance,
-    export_features,
-    generation,
-    html_report,
-    knn,
-    linear_probe,
-    transfer,
-)
-from duet_jax.evaluation.base import Evaluation, Evaluator
-from duet_jax.evaluation.result import Result, Table
+from duet_jax.evaluation import options
+from duet_jax.evaluation.evaluator import Evaluator
 from duet_jax.types import DatasetFacts
 
-__all__ = ["EVALUATORS", "Evaluation", "Evaluator", "Result", "Table", "follow_up"]
+with epy.lazy_imports():
+    from duet_jax.evaluation import (
+        equivariance,
+        export_features,
+        generation,
+        html_report,
+        knn,
+        linear_probe,
+        transfer,
+    )
+
+__all__ = ["EVALUATORS", "Evaluator", "follow_up"]
 
 
 def follow_up(config: ConfigDict, facts: DatasetFacts) -> list[str]:
@@ -38,8 +42,8 @@ def follow_up(config: ConfigDict, facts: DatasetFacts) -> list[str]:
 # Names are those of --mode.
 EVALUATORS: dict[str, Evaluator] = {
     "linear_probe": Evaluator(
-        linear_probe.measure,
-        linear_probe.check,
+        linear_probe,
+        options.check_protocol,
         flags=("protocol",),
         fields=(
             "linear_probe.epochs",
@@ -48,13 +52,11 @@ EVALUATORS: dict[str, Evaluator] = {
         ),
         needs_labels=True,
     ),
-    "knn": Evaluator(
-        knn.measure, fields=("knn.k", "knn.temperature"), needs_labels=True
-    ),
-    "equivariance": Evaluator(equivariance.measure, equivariance.check, ("codes",)),
+    "knn": Evaluator(knn, fields=("knn.k", "knn.temperature"), needs_labels=True),
+    "equivariance": Evaluator(equivariance, options.check_codes, ("codes",)),
     "generation": Evaluator(
-        generation.measure,
-        equivariance.check,
+        generation,
+        options.check_codes,
         ("codes",),
         fields=(
             "generation.epochs",
@@ -64,9 +66,9 @@ EVALUATORS: dict[str, Evaluator] = {
         ),
     ),
     "transfer": Evaluator(
-        transfer.measure, transfer.check, ("datasets",), images=transfer.images
+        transfer, options.check_datasets, ("datasets",), images=options.images
     ),
-    "features": Evaluator(export_features.measure, export_features.check, ("out",)),
+    "features": Evaluator(export_features, options.check_out, ("out",)),
     # It measures kNN itself where no result is stored.
-    "report": Evaluator(html_report.measure, fields=("knn.k", "knn.temperature")),
+    "report": Evaluator(html_report, fields=("knn.k", "knn.temperature")),
 }

@@ -1,4 +1,4 @@
-"""The evaluator interface, and the `Evaluation` that evaluators receive.
+"""The `Evaluation` that evaluators receive; see `evaluator.py` for what they are.
 
 An evaluator measures a restored encoder. It sees images only through the encoder and
 does not depend on the training method: what a method adds, such as a structure, is
@@ -9,14 +9,14 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from duet_jax.config.checks import fields
 from duet_jax.data import identify, load_dataset
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import store
-from duet_jax.evaluation.result import Result
+from duet_jax.evaluation.evaluator import Evaluator
 from duet_jax.runs import workdir
 from duet_jax.runs.frozen_encoder import Representations
 from duet_jax.runs.trained_run import Run, check_dataset
@@ -24,35 +24,6 @@ from duet_jax.runtime import devices, terminal
 from duet_jax.types import Dataset, DatasetFacts, Identity, Split, same_images
 
 _log = logging.getLogger(__name__)
-
-# Name in a result -> name and path of a data set, as in the section `dataset`.
-Sources = Mapping[str, tuple[str, str]]
-
-
-def _own_images(dataset: Mapping[str, Any], options: Mapping[str, str]) -> Sources:
-    """Returns the data set of the run itself; see `Evaluator.images`."""
-    return {dataset["name"]: (dataset["name"], dataset["path"])}
-
-
-class Evaluator(NamedTuple):
-    """One kind of evaluation; an entry of EVALUATORS.
-
-    Attributes:
-      measure: (Evaluation, **options) -> Result.
-      check: (**options) -> None; raises a UsageError for options that are wrong for
-        any run. It is called before `measure`, and before anything is trained.
-      flags: the command line flags it takes as options.
-      fields: configuration fields that its result depends on, such as "knn.k".
-      images: (section `dataset`, options) -> the data sets it measures on.
-      needs_labels: True if it cannot measure on images without labels.
-    """
-
-    measure: Callable[..., Result]
-    check: Callable[..., None] = lambda: None
-    flags: tuple[str, ...] = ()
-    fields: tuple[str, ...] = ()
-    images: Callable[[Mapping[str, Any], Mapping[str, str]], Sources] = _own_images
-    needs_labels: bool = False
 
 
 class Evaluation:
@@ -211,19 +182,6 @@ def read_dataset(run: Run, name: str, path: str, **options: float | int) -> Data
         for field in ("image_size", "center_crop", "cache_dir", "holdout", "channels")
     }
     return load_dataset(name, path=path, **own | options)
-
-
-def check_labels(
-    evaluators: Mapping[str, Evaluator], names: Iterable[str], facts: DatasetFacts
-) -> None:
-    """Raises a UsageError if one of the evaluators needs labels and there are none."""
-    for name in names:
-        if evaluators[name].needs_labels and not facts.num_classes:
-            others = [n for n, each in evaluators.items() if not each.needs_labels]
-            raise UsageError(
-                f"--mode={name} needs labels, and config.dataset.name={facts.name!r} "
-                f"gives images without; choose of {', '.join(others)}."
-            )
 
 
 def _warn_if_changed(trained: DatasetFacts, found: DatasetFacts) -> None:

@@ -10,7 +10,6 @@ One augmentation at a time, alone, on images that are otherwise unchanged.
 """
 
 import math
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -28,9 +27,10 @@ from duet_jax.augmentations import (
     to_float,
 )
 from duet_jax.augmentations.record import Frame
-from duet_jax.errors import UsageError, lookup
+from duet_jax.errors import UsageError
 from duet_jax.evaluation import yardsticks
 from duet_jax.evaluation.base import Evaluation
+from duet_jax.evaluation.options import split_codes
 from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.figures import Drawing
 from duet_jax.methods import Method
@@ -148,24 +148,6 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
     return Result(values, tuple(tables), pictures)
 
 
-def check(codes: str | None = None) -> None:
-    """Raises a UsageError unless `codes` are augmentations with a structure."""
-    if codes is None:
-        return
-    names = _split(codes)
-    if not names:
-        raise UsageError(
-            f"--codes={codes!r} names no augmentation; choose some of "
-            f"{' '.join(LEARNABLE)}."
-        )
-    for name in names:
-        lookup(dict.fromkeys(LEARNABLE), name, "--codes")
-
-
-def _split(codes: str) -> list[str]:
-    return [name for name in re.split(r"[,\s]+", codes) if name]
-
-
 def default_codes(method: Method) -> list[str]:
     """Returns the codes that are measured by default, the most interesting first."""
     learned = getattr(method, "learned", None)
@@ -179,7 +161,9 @@ def make_codes(evaluation: Evaluation, codes: str | None) -> list[Code]:
     Raises:
       UsageError: there is none, or the images of the run cannot take one of them.
     """
-    names = default_codes(evaluation.run.method) if codes is None else _split(codes)
+    names = (
+        default_codes(evaluation.run.method) if codes is None else split_codes(codes)
+    )
     if not names:
         raise UsageError(
             "--codes is missing: this run has no augmentation with a parameter of its "

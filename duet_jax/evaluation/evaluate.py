@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from duet_jax.evaluation import EVALUATORS, Evaluation, Table
-from duet_jax.evaluation.base import check_labels
+from duet_jax.evaluation import EVALUATORS
+from duet_jax.evaluation.base import Evaluation
+from duet_jax.evaluation.evaluator import check_labels
+from duet_jax.evaluation.result import Table
 from duet_jax.runs import trained_run, workdir
 from duet_jax.runtime import devices
 

@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from duet_jax.errors import UsageError
 from duet_jax.evaluation.base import Evaluation
+from duet_jax.evaluation.options import npz_file
 from duet_jax.evaluation.result import Result, Table
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
@@ -33,7 +33,7 @@ def measure(evaluation: Evaluation, out: str | None = None) -> Result:
     Raises:
       UsageError: the file cannot be written.
     """
-    path = evaluation.directory / "features.npz" if out is None else _file(out)
+    path = evaluation.directory / "features.npz" if out is None else npz_file(out)
     if path.suffix != ".npz":
         path = path.with_name(f"{path.name}.npz")  # as numpy.savez does
     workdir.check_writable(path.parent, "--out", path.name)
@@ -43,21 +43,6 @@ def measure(evaluation: Evaluation, out: str | None = None) -> Result:
     rows = tuple(forms.items())
     table = Table(f"arrays in {path}", ("array", "shape and type"), rows)
     return Result({"file": str(path), "arrays": forms}, (table,), {})
-
-
-def check(out: str | None = None) -> None:
-    """Raises a UsageError if `out` cannot be a file name."""
-    if out is not None:
-        _file(out)
-
-
-def _file(out: str) -> pathlib.Path:
-    path = files.local(out, "--out")
-    if out.endswith("/") or path.name in ("", ".."):
-        raise UsageError(
-            f"--out={out!r} must name a file; write --out=features.npz, say."
-        )
-    return path
 
 
 def _write(evaluation: Evaluation, path: pathlib.Path) -> dict[str, str]:

@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from duet_jax import errors, figures
+from duet_jax import figures
 from duet_jax.augmentations import Options, Stack, make_stack
-from duet_jax.evaluation import yardsticks
+from duet_jax.evaluation import options, yardsticks
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.metrics.classification import classification
@@ -18,12 +18,7 @@ _MOST_CLASSES_LISTED = 20
 
 def measure(evaluation: Evaluation, protocol: str = "lbfgs") -> Result:
     """Fits linear classifiers to the training split, scores them on the test split."""
-    return PROTOCOLS[protocol](evaluation)
-
-
-def check(protocol: str = "lbfgs") -> None:
-    """Raises a UsageError for an unknown protocol."""
-    errors.lookup(PROTOCOLS, protocol, "--protocol")
+    return _PROTOCOLS[protocol](evaluation)
 
 
 def _lbfgs(evaluation: Evaluation) -> Result:
@@ -204,5 +199,4 @@ def _over_repeats(evaluation: Evaluation, state: dict[str, sgd.SgdState]) -> Res
     return Result(values, (table,), {})
 
 
-# Names are those of --protocol.
-PROTOCOLS = {"lbfgs": _lbfgs, "sgd": _sgd}
+_PROTOCOLS = dict(zip(options.PROTOCOLS, (_lbfgs, _sgd), strict=True))

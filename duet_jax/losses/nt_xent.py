@@ -4,9 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
+from duet_jax.lazy import jax, jnp
 from duet_jax.losses.precision import at_least_float32, masked_mean
 from duet_jax.types import BATCH_AXIS, Array
 
@@ -137,7 +135,6 @@ def _fold(add: Callable, start: Any, blocks: Any) -> Any:
     return jax.lax.scan(lambda sums, x: (add(sums, x), None), start, blocks)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _contrast(anchors: Array, mask: Array, block: int) -> tuple[Array, Array]:
     """Returns the loss and the rank of the positive for each anchor, both [2, batch].
 
@@ -151,7 +148,16 @@ def _contrast(anchors: Array, mask: Array, block: int) -> tuple[Array, Array]:
     then for the rank. The backward pass recomputes the logits, because differentiating
     the loop would store them.
     """
-    return _contrast_forward(anchors, mask, block)[0]
+    return _differentiable()(anchors, mask, block)
+
+
+@functools.cache
+def _differentiable() -> Callable:
+    contrast = jax.custom_vjp(
+        lambda *arguments: _contrast_forward(*arguments)[0], nondiff_argnums=(2,)
+    )
+    contrast.defvjp(_contrast_forward, _contrast_backward)
+    return contrast
 
 
 def _contrast_forward(anchors: Array, mask: Array, block: int):
@@ -213,9 +219,6 @@ def _contrast_backward(block: int, saved, cotangents):
     # The positive separately: within the product, a one among thousands of small
     # probabilities would cost them a digit.
     return gradient - (weight + weight[::-1])[..., None] * anchors[::-1], None
-
-
-_contrast.defvjp(_contrast_forward, _contrast_backward)
 
 
 def nt_xent(

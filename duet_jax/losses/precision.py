@@ -1,7 +1,6 @@
 """Precision and masked averages, shared by all losses."""
 
-import jax.numpy as jnp
-
+from duet_jax.lazy import jnp
 from duet_jax.types import Array
 
 

@@ -1,8 +1,6 @@
 """Losses and accuracies of predicted classes and values."""
 
-import jax.numpy as jnp
-import optax
-
+from duet_jax.lazy import jnp, optax
 from duet_jax.losses.precision import at_least_float32
 from duet_jax.types import Array
 

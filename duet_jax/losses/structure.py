@@ -1,8 +1,6 @@
 """The structure loss of DUET."""
 
-import jax
-import jax.numpy as jnp
-
+from duet_jax.lazy import jax, jnp
 from duet_jax.losses.precision import at_least_float32
 from duet_jax.types import Array
 

@@ -5,12 +5,12 @@ bins: a von Mises density for periodic parameters, such as angles, a Gaussian fo
 others.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
+from duet_jax.lazy import jax, jnp
 from duet_jax.types import Array
 
 # Quadrature points per bin; the reference's resolution, both ends included.

@@ -3,7 +3,6 @@
 from duet_jax.methods.base import EncoderSettings, Method, Metrics, TwoViews, Views
 from duet_jax.methods.duet import DUET
 from duet_jax.methods.essl import ESSL
-from duet_jax.methods.networks import Networks
 from duet_jax.methods.simclr import SimCLR
 
 METHODS: dict[str, type[Method]] = {"duet": DUET, "simclr": SimCLR, "essl": ESSL}
@@ -15,7 +14,6 @@ __all__ = [
     "EncoderSettings",
     "Method",
     "Metrics",
-    "Networks",
     "SimCLR",
     "TwoViews",
     "Views",

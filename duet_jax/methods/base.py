@@ -5,22 +5,30 @@ A method makes views of a batch and scores the networks on them. It holds no arr
 outside the differentiated function.
 """
 
+from __future__ import annotations
+
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
+from etils import epy
 
 from duet_jax import losses
 from duet_jax.augmentations import Stack, normalize, to_float
+from duet_jax.lazy import jax, jnp, nnx
 from duet_jax.losses.precision import at_least_float32
-from duet_jax.methods.networks import Networks
-from duet_jax.models.heads import OnlineProbe, Projector
-from duet_jax.models.resnet import make_encoder
+from duet_jax.models.encoders import make_encoder
 from duet_jax.types import Array, View
+
+if TYPE_CHECKING:
+    from duet_jax.methods.networks import Networks
+else:
+    Networks = Any
+
+with epy.lazy_imports():
+    from duet_jax.methods import networks as of_methods
+    from duet_jax.models import heads
 
 Metrics = Mapping[str, Array]
 # Augmentation parameters of a batch of views, by stage of the stack and name.
@@ -56,7 +64,7 @@ class Method(abc.ABC):
     other views also reports what it draws for them.
     """
 
-    two_views: "TwoViews"
+    two_views: TwoViews
 
     def __init_subclass__(cls, **options):
         """Raises a TypeError if only one of `make_views` and `draws` is overridden."""
@@ -137,7 +145,7 @@ class Structured(Protocol):
     Attributes:
       learned: code of the augmentation whose parameter is the structure.
       num_bins: number of bins G.
-      marginal: key of `representation.MARGINALS`.
+      marginal: one of `representation.MARGINALS`.
     """
 
     learned: str
@@ -165,7 +173,7 @@ class EncoderSettings:
     blocks: tuple[int, ...] | None
     widths: tuple[int, ...] | None
     in_channels: int
-    dtype: jnp.dtype
+    dtype: str | jnp.dtype
     remat: bool = False
 
 
@@ -201,17 +209,17 @@ class TwoViews:
             number of bins).
         """
         encoder = make_encoder(**vars(self.encoder), rngs=rngs)
-        projector = Projector(
+        projector = heads.Projector(
             encoder.num_features // share,
             hidden=self.projector_hidden,
             out_features=self.projector_output,
-            dtype=self.encoder.dtype,
+            dtype=jnp.dtype(self.encoder.dtype),
             rngs=rngs,
         )
         probe = None
         if self.num_classes:
-            probe = OnlineProbe(encoder.num_features, self.num_classes, rngs=rngs)
-        return Networks(encoder, projector, probe)
+            probe = heads.OnlineProbe(encoder.num_features, self.num_classes, rngs=rngs)
+        return of_methods.Networks(encoder, projector, probe)
 
     def views(self, key: Array, images: Array, *, train: bool) -> Views:
         """Returns the two views of a batch; see `Method.make_views`."""

@@ -8,11 +8,12 @@ Source: Suau et al. 2023, "DUET: 2D Structured and Approximately Equivariant
 Representations".
 """
 
+from __future__ import annotations
+
 import dataclasses
 
-from flax import nnx
-
 from duet_jax import losses
+from duet_jax.lazy import nnx
 from duet_jax.methods import base
 from duet_jax.models import representation
 from duet_jax.types import Array, View
@@ -28,7 +29,7 @@ class DUET(base.Method):
       structure_weight: lambda.
       target: key of `losses.TARGETS`.
       target_width: sigma of the Gaussian or concentration of the von Mises density.
-      marginal: key of `representation.MARGINALS`.
+      marginal: one of `representation.MARGINALS`.
     """
 
     learned: str

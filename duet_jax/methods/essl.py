@@ -4,17 +4,20 @@ Source: Dangovski et al. 2022, "Equivariant Self-Supervised Learning: Encouragin
 Equivariance in Representations".
 """
 
+from __future__ import annotations
+
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-from flax import nnx
+from etils import epy
 
 from duet_jax import losses
 from duet_jax.augmentations import AUGMENTATIONS, Prediction, normalize, to_float
+from duet_jax.lazy import jax, jnp, nnx
 from duet_jax.methods import base
-from duet_jax.models.heads import Predictor
 from duet_jax.types import Array
+
+with epy.lazy_imports():
+    from duet_jax.models import heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +43,11 @@ class ESSL(base.Method):
     def init(self, rngs: nnx.Rngs) -> base.Networks:
         """Returns newly initialized networks, with a predictor."""
         networks = self.two_views.networks(rngs)
-        networks.predictor = Predictor(
+        networks.predictor = heads.Predictor(
             networks.encoder.num_features,
             self.prediction.num_outputs,
             hidden=self.predictor_hidden,
-            dtype=self.two_views.encoder.dtype,
+            dtype=jnp.dtype(self.two_views.encoder.dtype),
             rngs=rngs,
         )
         return networks

@@ -9,14 +9,10 @@ Source: the two marginals of the DUET representation (Suau et al., ICML 2023). F
 there has the sum over the channels, the reference's code the mean: see MARGINALS.
 """
 
-from collections.abc import Callable
-
-import jax
-import jax.numpy as jnp
-
+from duet_jax.lazy import jax, jnp
 from duet_jax.types import Array
 
-MARGINALS: dict[str, Callable[..., Array]] = {"mean": jnp.mean, "sum": jnp.sum}
+MARGINALS = ("mean", "sum")
 """What makes the logits of the structure of all channels. With C channels, a sum is C
 times as sharp as the mean."""
 
@@ -44,9 +40,10 @@ def structure_logits(matrix: Array, marginal: str = "mean") -> Array:
 
     Args:
       matrix: of the features.
-      marginal: key of MARGINALS.
+      marginal: one of MARGINALS.
     """
-    return MARGINALS[marginal](matrix, axis=2)
+    reduce = {"mean": jnp.mean, "sum": jnp.sum}[marginal]
+    return reduce(matrix, axis=2)
 
 
 def structure(matrix: Array, marginal: str = "mean") -> Array:
@@ -90,7 +87,7 @@ def steer(matrix: Array, wanted: Array, marginal: str = "mean") -> Array:
       matrix: [batch, bins, channels].
       wanted: logits of the structure, up to a constant for each example, [batch, bins]:
         the logarithm of a distribution, or `structure_logits` of other representations.
-      marginal: key of MARGINALS.
+      marginal: one of MARGINALS.
 
     Returns:
       The same shape and type; its `structure` is softmax(wanted).

@@ -6,9 +6,8 @@ import logging
 import os
 import pathlib
 
-import jax
-
 from duet_jax.errors import UsageError
+from duet_jax.lazy import jax
 
 _log = logging.getLogger(__name__)
 

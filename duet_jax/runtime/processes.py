@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from duet_jax.errors import UsageError
+from duet_jax.lazy import jax, multihost_utils
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -167,7 +166,8 @@ def is_main_process() -> bool:
 
 def are_several() -> bool:
     """True if this process has joined others."""
-    return jax.distributed.is_initialized()
+    # Where JAX has not been imported, it has not.
+    return "jax" in sys.modules and jax.distributed.is_initialized()
 
 
 def check_alone(flag: str) -> None:

@@ -26,6 +26,7 @@ from duet_jax.augmentations import (
 )
 from duet_jax.augmentations import geometric as geo
 from duet_jax.augmentations import photometric as pho
+from duet_jax.augmentations.record import Frame
 from duet_jax.errors import UsageError
 
 PARTS = ("bri", "con", "sat", "hue")
@@ -669,6 +670,17 @@ def test_params_that_were_asked_for_change_one_thing():
     close(solarized, np.where(image < 0.5, image, 1 - image), 1e-6)
 
 
+class Reading:
+    """Options that note which of them are read."""
+
+    def __init__(self):
+        self.names = set()
+
+    def __getattr__(self, name):
+        self.names.add(name)
+        return getattr(Options(), name)
+
+
 def test_which_options_an_augmentation_reads():
     jitter = {"jitter_probability", "jitter_strength"}
     expected = {
@@ -689,6 +701,15 @@ def test_which_options_an_augmentation_reads():
         **dict.fromkeys(("jit", *PARTS), jitter),
     }
     assert {code: options_read(code) for code in AUGMENTATIONS} == expected
+    for code, record in AUGMENTATIONS.items():
+        options = Reading()
+        frame = Frame(options, side=8, image_size=8, crop_side=8, codes=(code,))
+        params = jax.eval_shape(
+            lambda r=record, f=frame: r.draw(jax.random.key(0), 2, f)
+        )
+        if record.structure:
+            jax.eval_shape(lambda p, r=record, f=frame: r.structure(p, f), params)
+        assert options.names | ({record.probability} - {None}) == expected[code]
     assert set().union(*expected.values()) == set(vars(Options()))
 
 

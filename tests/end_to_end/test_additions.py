@@ -46,7 +46,7 @@ def place(tmp_path_factory) -> pathlib.Path:
     )
 
     encoder = re.search(r'`("\w+":\s+EncoderSpec\([^`]*\))`', README)[1]
-    change("models/resnet.py", *row("\nENCODERS = {", " ".join(encoder.split())))
+    change("models/encoders.py", *row("\nENCODERS = {", " ".join(encoder.split())))
 
     (package / "data/pets.py").write_text(block("**A data set**"))
     change("data/__init__.py", *row("\nSOURCES = {", '"pets": pets.find'))
@@ -56,7 +56,9 @@ def place(tmp_path_factory) -> pathlib.Path:
     evaluator = re.search(r'`("rank": Evaluator\(.*?\))`', README)[1]
     table = "EVALUATORS: dict[str, Evaluator] = {"
     change("evaluation/__init__.py", *row(table, evaluator))
-    change("evaluation/__init__.py", "    transfer,\n)", "    transfer,\n    rank,\n)")
+    modules = "        linear_probe,\n        transfer,\n    )"
+    added = modules.replace("transfer", "rank,\n        transfer")
+    change("evaluation/__init__.py", modules, added)
     return place
 
 

@@ -22,7 +22,8 @@ from duet_jax.data import (
     load_dataset,
 )
 from duet_jax.errors import UsageError
-from duet_jax.evaluation import EVALUATORS, Evaluation
+from duet_jax.evaluation import EVALUATORS
+from duet_jax.evaluation.base import Evaluation
 from duet_jax.runs import trained_run
 from duet_jax.sweeps import cli as sweep_cli
 from duet_jax.sweeps import trial

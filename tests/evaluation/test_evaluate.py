@@ -30,7 +30,6 @@ from duet_jax.data import load_dataset
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import (
     EVALUATORS,
-    Evaluation,
     compare,
     control,
     export_features,
@@ -41,6 +40,7 @@ from duet_jax.evaluation import (
     page,
     store,
 )
+from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.result import Table
 from duet_jax.loggers import read_rows
 from duet_jax.losses import top_k

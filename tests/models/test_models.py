@@ -10,15 +10,14 @@ from flax import nnx
 from duet_jax.errors import UsageError
 from duet_jax.models import representation
 from duet_jax.models.batch_norm import BatchNorm
-from duet_jax.models.heads import OnlineProbe, Predictor, Projector
-from duet_jax.models.resnet import (
+from duet_jax.models.encoders import (
     ENCODERS,
     EncoderSpec,
-    LiftedResNet,
-    ResNet,
     make_encoder,
     num_features,
 )
+from duet_jax.models.heads import OnlineProbe, Predictor, Projector
+from duet_jax.models.resnet import LiftedResNet, ResNet
 
 
 class FixedKey:

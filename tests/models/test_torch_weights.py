@@ -5,8 +5,8 @@ from flax import nnx
 
 from duet_jax.errors import UsageError
 from duet_jax.models import torch_weights
+from duet_jax.models.encoders import make_encoder
 from duet_jax.models.heads import OnlineProbe, Predictor, Projector
-from duet_jax.models.resnet import make_encoder
 
 NARROW = {"blocks": (2, 1, 1), "widths": (4, 6, 6, 8)}
 

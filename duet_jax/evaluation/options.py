@@ -1,0 +1,94 @@
+"""The options of evaluators: what their flags mean, and which values they refuse.
+
+They are read before anything is measured, without what measures.
+"""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from duet_jax.augmentations import LEARNABLE
+from duet_jax.data import FROM_PATHS, SOURCES
+from duet_jax.errors import UsageError, lookup
+from duet_jax.evaluation.evaluator import Sources
+from duet_jax.runtime import files
+
+# Names of --protocol.
+PROTOCOLS = ("lbfgs", "sgd")
+
+
+def check_protocol(protocol: str = PROTOCOLS[0]) -> None:
+    """Raises a UsageError for an unknown protocol."""
+    lookup(dict.fromkeys(PROTOCOLS), protocol, "--protocol")
+
+
+def check_codes(codes: str | None = None) -> None:
+    """Raises a UsageError unless `codes` are augmentations with a structure."""
+    if codes is None:
+        return
+    names = split_codes(codes)
+    if not names:
+        raise UsageError(
+            f"--codes={codes!r} names no augmentation; choose some of "
+            f"{' '.join(LEARNABLE)}."
+        )
+    for name in names:
+        lookup(dict.fromkeys(LEARNABLE), name, "--codes")
+
+
+def split_codes(codes: str) -> list[str]:
+    """Returns the codes that --codes names."""
+    return [name for name in re.split(r"[,\s]+", codes) if name]
+
+
+def check_out(out: str | None = None) -> None:
+    """Raises a UsageError if `out` cannot be a file name."""
+    if out is not None:
+        npz_file(out)
+
+
+def npz_file(out: str) -> pathlib.Path:
+    """Returns the file that --out names; a UsageError if it names none."""
+    path = files.local(out, "--out")
+    if out.endswith("/") or path.name in ("", ".."):
+        raise UsageError(
+            f"--out={out!r} must name a file; write --out=features.npz, say."
+        )
+    return path
+
+
+def check_datasets(datasets: str | None = None) -> None:
+    """Raises a UsageError if no data set is named, or one without its path."""
+    sources = _parse(datasets or "")
+    if not sources:
+        raise UsageError(
+            "--mode=transfer needs --datasets, such as "
+            "--datasets=mnist,digits,folder:<path>."
+        )
+    for name, (kind, path) in sources.items():
+        if kind in FROM_PATHS and not path:
+            raise UsageError(f"--datasets={name} has no path; write {kind}:<path>.")
+        if kind in FROM_PATHS:
+            files.local(path, f"--datasets: {kind}")
+
+
+def images(dataset: Mapping[str, Any], options: Mapping[str, str]) -> Sources:
+    """Returns the data sets in `--datasets`; see `Evaluator.images`."""
+    # The run's `dataset.path` is TFDS's data directory only if its data are from TFDS.
+    directory = "" if dataset["name"] in SOURCES else dataset["path"]
+    return {
+        name: source if source[0] in FROM_PATHS else (name, directory)
+        for name, source in _parse(options["datasets"]).items()
+    }
+
+
+def _parse(datasets: str) -> dict[str, tuple[str, str]]:
+    """Splits at commas that are not escaped: name -> kind and path, for folders."""
+    sources = {}
+    for part in re.split(r"(?<!\\),", datasets):
+        name = part.strip().replace(r"\,", ",")
+        if name:
+            kind, _, path = name.partition(":")
+            sources[name] = kind, path.strip()
+    return sources
