@@ -15,9 +15,9 @@ import numpy as np
 
 from duet_jax.augmentations import Stack, normalize, to_float
 from duet_jax.evaluation.equivariance import Code
-from duet_jax.figures import KNOBS
 from duet_jax.methods.base import Structured
 from duet_jax.metrics import equivariance as measures
+from duet_jax.metrics.knobs import KNOBS
 from duet_jax.models import representation
 from duet_jax.probes import ridge
 from duet_jax.types import Array

@@ -28,6 +28,7 @@ from duet_jax.evaluation.result import Result, Table
 from duet_jax.figures import Drawing
 from duet_jax.metrics import equivariance as measures
 from duet_jax.metrics.images import compare
+from duet_jax.metrics.knobs import KNOBS
 from duet_jax.training.decoding import Decoders, train_decoders
 
 _log = logging.getLogger(__name__)
@@ -304,7 +305,7 @@ def _draw_knob(evaluation: Evaluation, code: Code, found: control.Control) -> Dr
     shown = _shown(len(images))
     names = evaluation.dataset.class_names
     captions = [names[test.labels[images[k]]] if names else "" for k in shown]
-    turned = (*figures.KNOBS, control.TARGET, control.ORACLE)
+    turned = (*KNOBS, control.TARGET, control.ORACLE)
     knobs = {k: each for k, each in found.outcomes.items() if k in turned}
     structured = equivariance.is_learned(method, code)
     # By image, then by parameter.

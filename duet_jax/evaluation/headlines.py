@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from duet_jax.augmentations import AUGMENTATIONS
 from duet_jax.evaluation.page import Bar, Headline
 from duet_jax.evaluation.result import percent
-from duet_jax.figures import best_knob
+from duet_jax.metrics.knobs import best_knob
 
 # Results by name, as they are stored.
 Results = Mapping[str, Mapping[str, Any]]

@@ -17,9 +17,7 @@ from duet_jax.figures.dots import build_dots
 from duet_jax.figures.drawing import Drawing, draw, restored
 from duet_jax.figures.embedding import build_embedding
 from duet_jax.figures.generated import (
-    KNOBS,
     Control,
-    best_knob,
     build_control,
     build_reconstructions,
 )
@@ -44,7 +42,6 @@ from duet_jax.figures.views import build_views, draw_views
 
 __all__ = [
     "COLUMNS",
-    "KNOBS",
     "Confusion",
     "Control",
     "Drawing",
@@ -53,7 +50,6 @@ __all__ = [
     "Polar",
     "Readout",
     "Shift",
-    "best_knob",
     "build_confusion",
     "build_control",
     "build_curves",

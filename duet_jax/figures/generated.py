@@ -30,9 +30,7 @@ from duet_jax.figures.style import (
     styled,
     titled,
 )
-
-KNOBS = ("steer", "shift", "linear map")
-"""The predictions that see no transformed image of the one that is changed."""
+from duet_jax.metrics.knobs import KNOBS, best_knob
 
 # Each has the same color in every figure.
 _REAL = "real image"
@@ -107,23 +105,6 @@ class Control(NamedTuple):
     def best(self) -> str:
         """See `best_knob`; of the mean over the parameters."""
         return best_knob({name: values[0].mean() for name, values in self.mse.items()})
-
-
-def best_knob(mse: Mapping[str, float | None]) -> str:
-    """Returns which of `KNOBS` has the smallest squared error.
-
-    Args:
-      mse: prediction -> its mean squared error; what is not finite is left out.
-
-    Returns:
-      Its name; "" if there is none.
-    """
-    known = {
-        name: mse[name]
-        for name in KNOBS
-        if isinstance(mse.get(name), int | float) and np.isfinite(mse[name])
-    }
-    return min(known, key=known.__getitem__, default="")
 
 
 class _Line(NamedTuple):

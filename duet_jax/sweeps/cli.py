@@ -20,12 +20,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
-
 from duet_jax import cli as program
 from duet_jax.config import loading
 from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.evaluation import EVALUATORS
+from duet_jax.lazy import jax
 from duet_jax.loggers.progress import duration
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
@@ -388,6 +387,8 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     def write() -> None:
         tables.write(tables.collect(trials), out, scale=options.scale, about=about)
 
+    # This process computes nothing; the runs need the accelerators.
+    jax.config.update("jax_platforms", "cpu")
     with runner.Stop() as stop:
         perform(trials, stop, write)
         write()
@@ -408,8 +409,6 @@ def main(argv: Sequence[str]) -> int:
     """Runs the program and returns its exit status."""
     prepare_streams()
     log_to_terminal(logging.INFO)
-    # This process computes nothing; the runs need the accelerators.
-    jax.config.update("jax_platforms", "cpu")
     try:
         if not argv[1:]:
             print(loading.overview(experiments=True))

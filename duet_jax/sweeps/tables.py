@@ -9,11 +9,15 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from duet_jax.figures import KNOBS, build_dots
-from duet_jax.figures.style import remove, save
+from etils import epy
+
+from duet_jax.metrics.knobs import KNOBS
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
 from duet_jax.sweeps.trial import Trial
+
+with epy.lazy_imports():
+    from duet_jax.figures import dots, style
 
 
 class Measure(NamedTuple):
@@ -238,10 +242,10 @@ def write(
             with files.replacing(directory / name) as partial:
                 partial.write_text(text, encoding="utf-8")
         if panels:
-            figure = build_dots(panels, chance=_chance(rows), title=title)
-            save(directory / "chart.png", figure)
+            figure = dots.build_dots(panels, chance=_chance(rows), title=title)
+            style.save(directory / "chart.png", figure)
         else:
-            remove(directory / "chart.png")
+            style.remove(directory / "chart.png")
 
 
 def _measures(rows: Sequence[Row]) -> list[str]:

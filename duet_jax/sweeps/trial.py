@@ -19,7 +19,7 @@ from duet_jax import data, loggers
 from duet_jax.config import checks
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import EVALUATORS
-from duet_jax.figures import best_knob
+from duet_jax.metrics.knobs import best_knob
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
 from duet_jax.types import Identity, same_images

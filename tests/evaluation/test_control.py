@@ -9,9 +9,9 @@ import pytest
 from duet_jax.augmentations import Options, make_stack, measuring_stack
 from duet_jax.evaluation import control
 from duet_jax.evaluation.equivariance import Code
-from duet_jax.figures import KNOBS
 from duet_jax.losses import TARGETS
 from duet_jax.metrics import equivariance as measures
+from duet_jax.metrics.knobs import KNOBS
 
 SIDE, BINS = 24, 8
 RADII = np.linspace(1.5, 11, 12)

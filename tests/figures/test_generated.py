@@ -9,16 +9,15 @@ from matplotlib.colors import to_hex
 
 from duet_jax.evaluation.store import plain
 from duet_jax.figures import (
-    KNOBS,
     Control,
     Drawing,
-    best_knob,
     build_control,
     build_reconstructions,
     draw,
     restored,
     style,
 )
+from duet_jax.metrics.knobs import KNOBS, best_knob
 
 PREDICTIONS = (*KNOBS, "oracle", "unchanged", "another image", "real image")
 PLAIN = PREDICTIONS[2:]  # of an encoder without bins

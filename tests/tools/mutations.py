@@ -585,8 +585,12 @@ MUTATIONS: list[Mutation] = [
     ),
     *_rows(
         "figures/test_generated.py",
-        "figures/generated.py",
+        "metrics/knobs.py",
         ("the worst knob", "return min(known", "return max(known"),
+    ),
+    *_rows(
+        "figures/test_generated.py",
+        "figures/generated.py",
         (
             "an interval is its mean",
             "between(x, values[1]",
