@@ -403,6 +403,8 @@ def help_text(argv: Sequence[str]) -> str:
 def perform(command: Command) -> None:
     """Runs the modes of a command in order."""
     config, directory, modes, options = command
+    if "jax" not in sys.modules:  # which takes a second, and more where it is cold
+        _log.info("starting     --mode=%s, importing JAX ...", ",".join(modes))
     evaluations = [mode for mode in modes if mode in EVALUATORS]
     if modes[0] in PROGRAMS:
         own = {k: v for k, v in options.items() if modes[0] in FLAGS[k].modes}
