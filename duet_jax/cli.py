@@ -39,6 +39,7 @@ from duet_jax.errors import (
     suggestion,
 )
 from duet_jax.evaluation import EVALUATORS, follow_up
+from duet_jax.evaluation import options as of_evaluators
 from duet_jax.evaluation.evaluator import check_labels
 from duet_jax.runs import workdir
 from duet_jax.runs.history import parse_source
@@ -226,6 +227,8 @@ def read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
             "--mode=compare takes --workdirs and --out alone: the runs have their own "
             "configurations; leave out --config, --workdir and fields."
         )
+    if modes == ("compare",):
+        of_evaluators.directories(options.get("workdirs", ""))
     path = given.get("config", _DEFAULT_CONFIG)
     names = [name for name in map(field_of, overrides) if name is not None]
     evaluators = [EVALUATORS[mode] for mode in modes if mode in EVALUATORS]

@@ -11,7 +11,7 @@ import ml_collections
 from duet_jax import figures, loggers
 from duet_jax.config import checks
 from duet_jax.errors import UsageError
-from duet_jax.evaluation import foot, headlines, html_report, page, store
+from duet_jax.evaluation import foot, headlines, html_report, options, page, store
 from duet_jax.evaluation.result import Table
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
@@ -19,7 +19,6 @@ from duet_jax.types import DatasetFacts, same_images
 
 _log = logging.getLogger(__name__)
 
-_COMMA = re.compile(r"(?<!\\),")
 _MINUS = "\N{MINUS SIGN}"
 _NONE = "-"  # a cell of a run that has no such row
 
@@ -59,7 +58,7 @@ def compare(*, workdirs: str | None = None, out: str | None = None) -> None:
     Raises:
       UsageError: a directory holds no run, or the page cannot be written.
     """
-    runs = _read(_directories(workdirs or ""))
+    runs = _read(options.directories(workdirs or ""))
     path = _place("compare.html" if out is None else out)
     text = page.build(
         _sections(runs),
@@ -87,27 +86,6 @@ def _place(out: str) -> pathlib.Path:
         raise UsageError(f"--out={out} must name a file, such as compare.html.")
     workdir.check_writable(path.absolute().parent, "--out")
     return path
-
-
-def _directories(workdirs: str) -> list[pathlib.Path]:
-    """Returns the directories that --workdirs names."""
-    names = [part.strip().replace(r"\,", ",") for part in _COMMA.split(workdirs)]
-    paths = [files.local(name, "--workdirs") for name in names if name]
-    if len(paths) < 2:
-        raise UsageError(
-            f"--workdirs={workdirs} names {len(paths) or 'no'} run"
-            f"{'' if len(paths) == 1 else 's'}, and --mode=compare takes two or more; "
-            "name them like --workdirs=runs/a,runs/b."
-        )
-    for path in paths:
-        if sum(path.resolve() == other.resolve() for other in paths) > 1:
-            raise UsageError(f"--workdirs={workdirs} names {path} twice; name it once.")
-        if not (path / "config.json").is_file():
-            raise UsageError(
-                f"--workdirs={workdirs}: {path} holds no run (no config.json); name "
-                "directories of trainings, with a comma in a path written \\,."
-            )
-    return paths
 
 
 def _read(paths: Sequence[pathlib.Path]) -> list[_Run]:

@@ -16,6 +16,7 @@ from duet_jax.runtime import files
 
 # Names of --protocol.
 PROTOCOLS = ("lbfgs", "sgd")
+_COMMA = re.compile(r"(?<!\\),")
 
 
 def check_protocol(protocol: str = PROTOCOLS[0]) -> None:
@@ -86,9 +87,34 @@ def images(dataset: Mapping[str, Any], options: Mapping[str, str]) -> Sources:
 def _parse(datasets: str) -> dict[str, tuple[str, str]]:
     """Splits at commas that are not escaped: name -> kind and path, for folders."""
     sources = {}
-    for part in re.split(r"(?<!\\),", datasets):
+    for part in _COMMA.split(datasets):
         name = part.strip().replace(r"\,", ",")
         if name:
             kind, _, path = name.partition(":")
             sources[name] = kind, path.strip()
     return sources
+
+
+def directories(workdirs: str) -> list[pathlib.Path]:
+    """Returns the directories that --workdirs names.
+
+    Raises:
+      UsageError: they are not two or more different runs.
+    """
+    names = [part.strip().replace(r"\,", ",") for part in _COMMA.split(workdirs)]
+    paths = [files.local(name, "--workdirs") for name in names if name]
+    if len(paths) < 2:
+        raise UsageError(
+            f"--workdirs={workdirs} names {len(paths) or 'no'} run"
+            f"{'' if len(paths) == 1 else 's'}, and --mode=compare takes two or more; "
+            "name them like --workdirs=runs/a,runs/b."
+        )
+    for path in paths:
+        if sum(path.resolve() == other.resolve() for other in paths) > 1:
+            raise UsageError(f"--workdirs={workdirs} names {path} twice; name it once.")
+        if not (path / "config.json").is_file():
+            raise UsageError(
+                f"--workdirs={workdirs}: {path} holds no run (no config.json); name "
+                "directories of trainings, with a comma in a path written \\,."
+            )
+    return paths

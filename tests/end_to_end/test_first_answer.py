@@ -1,0 +1,120 @@
+"""How soon the programs answer, and with what little."""
+
+import subprocess
+import sys
+import time
+
+import program
+import pytest
+from forked import ROOT
+from program import PATIENCE, SMOKE, TINY, changed
+
+# Imports that take longer than everything else that is done for such an answer.
+SLOW = ("jax", "flax", "optax", "orbax", "matplotlib", "sklearn", "scipy", "grain")
+# Half a second is meant, on an idle machine; tests run beside others.
+SECONDS = 5.0
+
+ANSWERED = {
+    "help": ["--help"],
+    "list": ["--list"],
+    "version": ["--version"],
+}
+REFUSED = {
+    "an unknown flag": ["--modes=train"],
+    "an unknown mode": ["--mode=trian"],
+    "an unknown file": ["--config=nothing.py"],
+    "an unknown field": [SMOKE, "--config.epoch=3"],
+    "a value out of range": [SMOKE, "--config.epochs=0"],
+    "a value of another type": [SMOKE, "--config.epochs=many"],
+    "an unknown method": [SMOKE, "--config.method=byol"],
+    "an unknown encoder": [SMOKE, "--config.encoder.name=resnet18"],
+    "an unknown augmentation": [SMOKE, "--config.augmentation.stack=sca,rott"],
+    "bins that do not divide": [SMOKE, "--config.duet.num_bins=7"],
+    "a target for circles": [SMOKE, "--config.duet.target=laplace"],
+    "an augmentation that is not made": [
+        SMOKE,
+        "--config.augmentation.blur_probability=0.3",
+    ],
+    "no run": ["--mode=knn", "--workdir=nothing"],
+    "an unknown protocol": ["--mode=linear_probe", "--workdir=run", "--protocol=adam"],
+    "an unknown code": ["--mode=equivariance", "--workdir=run", "--codes=rott"],
+    "no data sets": ["--mode=transfer", "--workdir=run", "--datasets="],
+    "no file": ["--mode=features", "--workdir=run", "--out="],
+    "one run to compare": ["--mode=compare", "--workdirs=run"],
+    "an extension by another name": [SMOKE, "--extend", "--workdir=auto"],
+}
+OF_SWEEPS = {
+    "overview": [],
+    "help": ["--help"],
+    "an unknown experiment": ["--experiment=nothing"],
+    "an unknown row": ["--experiment=figure4", "--rows=nothing"],
+    "commands": ["--experiment=figure4", "--rows=simclr", "--print"],
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with a run in run/, trained for one step."""
+    place = tmp_path_factory.mktemp("place")
+    done = program.run(*TINY, "--workdir=run", cwd=place)
+    assert done.status == 0, done.lines
+    return place
+
+
+def answer(script, arguments, place):
+    """Returns status and lines of a new Python, which imports nothing slow."""
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", ROOT / script, *arguments],
+        cwd=place,
+        env=changed({}),
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert time.monotonic() - start < SECONDS
+    lines = done.stderr.decode().splitlines()
+    told = [line for line in lines if line.startswith("import time:")]
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in told}
+    assert {"duet_jax", "numpy"} <= imported
+    assert not imported & {*SLOW}
+    return done.returncode, [line for line in lines if line not in told]
+
+
+@pytest.mark.parametrize("case", ANSWERED)
+def test_answers_import_little(case, place):
+    assert answer("main.py", ANSWERED[case], place) == (0, [])
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_import_little(case, place):
+    status, (line,) = answer("main.py", REFUSED[case], place)
+    assert status == 2
+    assert line.startswith("error: ")
+
+
+@pytest.mark.parametrize("case", OF_SWEEPS)
+def test_sweeps_import_little(case, place):
+    status, lines = answer("sweep.py", OF_SWEEPS[case], place)
+    assert status == (2 if case.startswith("an ") else 0), lines
+
+
+@pytest.mark.parametrize("arguments", [[*TINY, "--workdir=new"], ["--mode=knn"]])
+def test_the_first_line_comes_before_slow_imports(arguments, place):
+    if arguments == ["--mode=knn"]:
+        arguments = [*arguments, "--workdir=run"]
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", *arguments],
+        cwd=place,
+        env=changed({}),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        line = process.stderr.readline().decode()
+        seconds = time.monotonic() - start
+        process.stderr.read()
+    assert line.startswith("starting     --mode=")
+    assert seconds < SECONDS
+    assert process.returncode == 0
