@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from duet_jax.models.batch_norm import BatchNorm
+from duet_jax.models.convolution import convolve
 from duet_jax.models.steerable_pyramid import NUM_BANDS, steerable_pyramid
 from duet_jax.types import Array
 
@@ -144,6 +145,7 @@ def _conv(
         use_bias=False,
         # Kaiming normal; that of JAX is truncated.
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
+        conv_general_dilated=convolve,
         dtype=dtype,
         rngs=rngs,
     )
