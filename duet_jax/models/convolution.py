@@ -98,19 +98,20 @@ def _by_platform(on_cpu: Callable, elsewhere: Callable, *arguments) -> Array:
     return lax.platform_dependent(*arrays, cpu=choices[0], default=choices[1])
 
 
-def _alone(function: Callable, *arrays: Array, **options):
-    """Calls a function without fusing what is before and after it.
+def _apart(function: Callable) -> Callable:
+    """Makes a function of arrays whose program XLA does not fuse with what is around.
 
-    XLA would compute its inputs once more for each tile or tap, or in the slow order of
-    a transposed copy.
+    XLA would compute the inputs, such as a BN and a ReLU, once more for each tile, or
+    in the slow order of a transposed copy.
     """
-    with set_xla_metadata(inlineable="false"):
-        return _compiled(function, *arrays, **options)
+    compiled = jax.jit(function)
 
+    @functools.wraps(function)
+    def called(*arrays):
+        with set_xla_metadata(inlineable="false"):
+            return compiled(*arrays)
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="axes")
-def _compiled(function: Callable, *arrays: Array, **options):
-    return function(*arrays, **options)
+    return called
 
 
 # What is used on a CPU, by shape of the kernel and stride.
@@ -179,36 +180,41 @@ def _winograd_for_input(gradient: Array, x: Array, kernel: Array, stride: int) -
 
 def _filtered(x: Array, kernels: list[list[Array]], over: int) -> Array:
     """Convolves with transformed kernels [c, o], whose axis `over` is that of `x`."""
-    tiles = _alone(_tiles, x)
     products = [
-        [lax.dot_general(*pair, (((3,), (over,)), ((), ()))) for pair in zip(*rows)]
-        for rows in zip(tiles, kernels, strict=True)
+        [
+            lax.dot_general(tile, matrix, (((3,), (over,)), ((), ())))
+            for tile, matrix in zip(*rows, strict=True)
+        ]
+        for rows in zip(_tiles(x), kernels, strict=True)
     ]
-    return _alone(_output, products)
+    return _output(products)
 
 
+@_apart
 def _output(products: list[list[Array]]) -> Array:
-    columns = [_output_values(column) for column in zip(*products, strict=True)]
-    rows = [_output_values(row) for row in zip(*columns, strict=True)]
+    rows = _both(_output_values, products)
     y = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)
     n, h, _, w, _, c = y.shape
     return y.reshape(n, 2 * h, 2 * w, c)
 
 
+@_apart
 def _tiles(x: Array) -> list[list[Array]]:
     return _twice(_tile_values, x, axes=(1, 2))
 
 
-def _parts(gradient: Array) -> list[list[Array]]:
+@_apart
+def _outputs(gradient: Array) -> list[list[Array]]:
     return _twice(_output_gradients, gradient, axes=(1, 2))
 
 
-def _same(*arrays: Array) -> tuple[Array, ...]:
+@_apart
+def _as_they_are(*arrays: Array) -> tuple[Array, ...]:
     return arrays
 
 
 def _apart_for_kernel(gradient: Array, x: Array, kernel: Array, stride: int) -> Array:
-    gradient, x = _alone(_same, gradient, x)
+    gradient, x = _as_they_are(gradient, x)
     return _plain_for_kernel(gradient, x, kernel, stride)
 
 
@@ -216,20 +222,23 @@ def _winograd_for_kernel(
     gradient: Array, x: Array, kernel: Array, stride: int
 ) -> Array:
     del kernel, stride
-    tiles = _alone(_tiles, x)
-    outputs = _alone(_parts, gradient)
     products = [
         [_over_pixels(tile, output) for tile, output in zip(*rows, strict=True)]
-        for rows in zip(tiles, outputs, strict=True)
+        for rows in zip(_tiles(x), _outputs(gradient), strict=True)
     ]
-    columns = [_kernel_gradients(list(column)) for column in zip(*products, strict=True)]
-    rows = [_kernel_gradients(list(row)) for row in zip(*columns, strict=True)]
+    rows = _both(_kernel_gradients, products)
     return jnp.stack([jnp.stack(row) for row in rows])
 
 
 def _twice(transform: Callable, array: Array, axes: tuple[int, int]) -> list[list]:
     """Transforms along two axes, one after the other; a list for each of the first."""
     return [transform(row, axes[1]) for row in transform(array, axes[0])]
+
+
+def _both(transform: Callable, grid: Sequence[Sequence[Array]]) -> list[list[Array]]:
+    """Transforms the columns of a grid, and then the rows."""
+    columns = [transform(column) for column in zip(*grid, strict=True)]
+    return [transform(row) for row in zip(*columns, strict=True)]
 
 
 def _tile_values(x: Array, axis: int) -> list[Array]:
@@ -280,7 +289,9 @@ def _taps_for_kernel(gradient: Array, x: Array, kernel: Array, stride: int) -> A
     padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
 
     def tap(i: int, j: int) -> Array:
-        seen = padded[:, i:, j:][:, : rows * stride : stride, : columns * stride : stride]
+        seen = padded[:, i:, j:][
+            :, : rows * stride : stride, : columns * stride : stride
+        ]
         return _over_pixels(seen, gradient)
 
     return jnp.stack([jnp.stack([tap(i, j) for j in range(size)]) for i in range(size)])

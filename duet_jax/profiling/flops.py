@@ -32,6 +32,9 @@ def _of_equation(equation) -> int:
         return _product(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
+    if equation.params.get("branches_platforms"):
+        # The last is XLA's own convolution; others may save operations.
+        return _of_jaxpr(equation.params["branches"][-1].jaxpr)
     inner = sum(map(_of_jaxpr, core.jaxprs_in_params(equation.params)))
     return inner * equation.params.get("length", 1) if name == "scan" else inner
 
