@@ -98,7 +98,7 @@ def rows(tiny: bool, data: str | None) -> list[Row]:
     checks = ("benchmarks/device_checks.py", "--out={out}", *size)
     found = [
         Row("checks", "checks", (), checks, 120),
-        _tests("test_golden.py", "-k", "nt_xent" if tiny else "test"),
+        _tests("test_golden.py", "-k", "targets" if tiny else "test"),
         Row("ceiling", "ceiling", (), ("-c", _CEILING, "{out}"), 30),
     ]
     if tiny:

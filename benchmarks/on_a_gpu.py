@@ -15,6 +15,8 @@ only. --data is a directory of class folders, or <dataset.name>[:<dataset.path>]
 
 import argparse
 import collections
+import contextlib
+import fcntl
 import fnmatch
 import importlib.util
 import json
@@ -163,6 +165,26 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+@contextlib.contextmanager
+def claimed(place: pathlib.Path) -> Iterator[None]:
+    """Keeps others out of `place`, also while a row of a killed start still runs.
+
+    Raises:
+      UsageError: it is in use.
+    """
+    (place / "rows").mkdir(parents=True, exist_ok=True)
+    with (place / "rows" / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"--out={place} is in use, by another start or by a row that is left "
+                "of one that was killed; wait for its end, or end it."
+            ) from error
+        os.set_inheritable(lock.fileno(), True)  # a row holds it as well
+        yield
+
+
 def start(
     command: Sequence[str], log: pathlib.Path, environment: Mapping[str, str]
 ) -> subprocess.Popen:
@@ -175,6 +197,7 @@ def start(
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            close_fds=False,
         )
 
 
@@ -267,7 +290,6 @@ def look(place: pathlib.Path, tiny: bool) -> dict:
     Raises:
       UsageError: JAX does not start, or there is no card.
     """
-    (place / "rows").mkdir(parents=True, exist_ok=True)
     out, log = place / "rows" / "about.json", place / "rows" / "about.log"
     out.unlink(missing_ok=True)
     process = start(("-c", _ABOUT, str(out)), log, {})
@@ -305,27 +327,38 @@ def go_through(options: argparse.Namespace) -> int:
         names = ", ".join(each.name for each in everything)
         raise UsageError(f"--rows={options.rows} is none of {names}.")
     place = files.local(options.out, "--out").absolute()
-    state = State(place, look(place, options.tiny), everything)
-    for row in in_order(chosen, state.records):
-        left, needed = deadline - time.monotonic(), state.expected(row)
-        if said := missing(row):
-            record = {"status": "skipped", "said": said, "seconds": 0.0}
-        elif needed > left:
-            _say(row.name, f"not begun: may take {needed:.0f} s, {left:.0f} are left")
-            continue
-        else:
-            most = left if row.kind == "race" else min(left, _LONGEST)
-            print(f"{row.name} ...", flush=True)
-            before = state.records.get(row.name)
-            record = measure(row, place, most, state.about, before)
-        state.keep(row.name, record)
-        _say(row.name, f"{record['seconds']:4.0f} s  {_in_short(row, record)}")
-        if record["said"].endswith("interrupted"):
-            raise KeyboardInterrupt
-    records = [state.records.get(each.name, {}) for each in everything]
-    done = sum(each.get("status") == "done" for each in records)
-    print(f"{done} of {len(everything)} rows are in {place}/benchmarks.md")
-    return 1 if any(each.get("status") == "failed" for each in records) else 0
+    with claimed(place):
+        state = State(place, look(place, options.tiny), everything)
+        for row in in_order(chosen, state.records):
+            try_one(row, place, state, deadline - time.monotonic())
+    status = [state.records.get(each.name, {}).get("status") for each in everything]
+    print(f"{status.count('done')} of {len(status)} rows are in {place}/benchmarks.md")
+    return 1 if "failed" in status else 0
+
+
+def try_one(row: Row, place: pathlib.Path, state: State, left: float) -> None:
+    """Measures a row if that can be done in the `left` seconds, and keeps its record.
+
+    Raises:
+      KeyboardInterrupt: it was interrupted.
+    """
+    needed = state.expected(row)
+    if said := missing(row):
+        record = {"status": "skipped", "said": said, "seconds": 0.0}
+    elif needed > left:
+        _say(
+            row.name, f"not begun: may take {needed:.0f} s, {max(left, 0):.0f} are left"
+        )
+        return
+    else:
+        print(f"{row.name} ...", flush=True)
+        most = left if row.kind == "race" else min(left, _LONGEST)
+        before = state.records.get(row.name)
+        record = measure(row, place, most, state.about, before)
+    state.keep(row.name, record)
+    _say(row.name, f"{record['seconds']:4.0f} s  {_in_short(row, record)}")
+    if record["said"].endswith("interrupted"):
+        raise KeyboardInterrupt
 
 
 def _say(name: str, text: str) -> None:
