@@ -151,6 +151,11 @@ FLAGS = {
         ("benchmark",),
         "For benchmark: noise or real; default noise, which needs no data.",
     ),
+    "brief": Flag(
+        ("benchmark",),
+        "For benchmark: time the step alone, without its parts and the host.",
+        switch=True,
+    ),
     "coordinator_address": Flag(
         _SHARED,
         "For train and benchmark with several processes: host:port at which the first "

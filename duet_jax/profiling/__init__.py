@@ -16,7 +16,7 @@ import platform
 import resource
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from duet_jax.data import decoding
 from duet_jax.errors import UsageError
+from duet_jax.methods import Metrics
 from duet_jax.profiling import ceiling, flops, parts
 from duet_jax.profiling.table import table
 from duet_jax.profiling.timing import Times, calls_in, times_in_turn
@@ -49,8 +50,8 @@ _log = logging.getLogger(__name__)
 IMAGES = ("noise", "real")
 # As many random images as CIFAR-10 has, within a limit of memory.
 _NOISE_IMAGES, _NOISE_BYTES = 50_000, 2**30
-# For timing the step and its parts, and for timing the host.
-_SECONDS, _PIPELINE_SECONDS = 40.0, 10.0
+# For timing the step and its parts, or the step alone, and for timing the host.
+_SECONDS, _BRIEF_SECONDS, _PIPELINE_SECONDS = 40.0, 10.0, 10.0
 
 
 def benchmark(
@@ -58,6 +59,7 @@ def benchmark(
     directory: pathlib.Path,
     images: str = "noise",
     out: str | None = None,
+    brief: bool = False,
     **cluster: str,
 ) -> None:
     """Times the training step that `config` describes; prints and stores the results.
@@ -68,6 +70,7 @@ def benchmark(
       images: "noise" for random RGB images of the configured size, which take the step
         as long as others; "real" for the data set, read as in training.
       out: file for the results.
+      brief: True to time the step alone; see `measure`.
       **cluster: arguments of `processes.start`.
 
     Raises:
@@ -92,7 +95,7 @@ def benchmark(
     with _empty_compilation_cache():
         results = {
             **_circumstances(config, plan, images),
-            **measure(plan, make_feed(plan, dataset)),
+            **measure(plan, make_feed(plan, dataset), brief=brief),
         }
     if processes.is_main_process():
         with workdir.writing(path, flag):
@@ -121,16 +124,24 @@ def noise(config: ml_collections.ConfigDict) -> Dataset:
     return Dataset("noise", split(count), split(config.batch_size), names)
 
 
-def measure(plan: Plan, feed: Feed) -> dict[str, Any]:
-    """Compiles and times the training call and its parts; returns the results."""
-    call, compile_seconds = _compile(plan, feed)
+def measure(plan: Plan, feed: Feed, *, brief: bool = False) -> dict[str, Any]:
+    """Compiles and times the training call and its parts; returns the results.
+
+    Args:
+      plan: of the run.
+      feed: its batches.
+      brief: True to leave out the parts, the host and the second compilation, which
+        together take most of the time: "parts_ms" and "host" are empty then.
+    """
+    call, compile_seconds = _compile(plan, feed, ("cold", "cached")[: 2 - brief])
     compiled = Compiled(call, None, make_keys(plan))
     with contextlib.closing(_endless(feed)) as calls:
-        found = _time_step_and_parts(plan, feed, compiled, calls)
-        _log.info("timing what the host does ...")
-        step = found.pop("step")
-        some = itertools.islice(calls, calls_in(_PIPELINE_SECONDS, step.median))
-        host = _host_times(compiled, initial_state(plan), some, feed)
+        if brief:
+            found, host = {"step": _time_step(plan, compiled, calls)}, {}
+        else:
+            found = _time_step_and_parts(plan, feed, compiled, calls)
+            host = _time_host(plan, compiled, calls, feed, found["step"].median)
+    step = found.pop("step")
     per_step = step.median / plan.steps_per_call
     operations = _operations(plan)
     return {
@@ -145,10 +156,12 @@ def measure(plan: Plan, feed: Feed) -> dict[str, Any]:
     }
 
 
-def _compile(plan: Plan, feed: Feed) -> tuple[Any, dict[str, float]]:
-    """Compiles the training call twice: without and with a cached program."""
+def _compile(
+    plan: Plan, feed: Feed, kinds: Sequence[str]
+) -> tuple[Any, dict[str, float]]:
+    """Compiles the training call: without a cached program, then with one."""
     seconds = {}
-    for kind in ("cold", "cached"):
+    for kind in kinds:
         _log.info("compiling (%s) ...", kind)
         jax.clear_caches()
         clock = time.perf_counter()
@@ -198,17 +211,40 @@ def _time_step_and_parts(
     arguments = (state, key, batch, views)
     _log.info("compiling its parts ...")
     found = {name: parts.compile_part(plan, name, arguments) for name in parts.PARTS}
-    step_state = initial_state(plan)  # donated, call by call
-
-    def step():
-        nonlocal step_state
-        step_state, scores = compiled.train(step_state, key, *next(calls))
-        return scores
-
     _log.info("timing the step and its parts ...")
     timed = [functools.partial(part, *arguments) for part in found.values()]
-    times = times_in_turn([step, *timed], _SECONDS)
+    times = times_in_turn([_step(plan, compiled, calls), *timed], _SECONDS)
     return dict(zip(["step", *found], times, strict=True))
+
+
+def _time_step(plan: Plan, compiled: Compiled, calls: Iterator[tuple]) -> Times:
+    """Times the training call alone."""
+    _log.info("timing the step ...")
+    (times,) = times_in_turn([_step(plan, compiled, calls)], _BRIEF_SECONDS)
+    return times
+
+
+def _step(
+    plan: Plan, compiled: Compiled, calls: Iterator[tuple]
+) -> Callable[[], Metrics]:
+    """Returns a function that makes the next training call of a run."""
+    state = initial_state(plan)  # donated, call by call
+
+    def step():
+        nonlocal state
+        state, scores = compiled.train(state, compiled.keys.training, *next(calls))
+        return scores
+
+    return step
+
+
+def _time_host(
+    plan: Plan, compiled: Compiled, calls: Iterator[tuple], feed: Feed, call: float
+) -> dict[str, float]:
+    """Returns what the host does in calls that take `call` seconds each."""
+    _log.info("timing what the host does ...")
+    some = itertools.islice(calls, calls_in(_PIPELINE_SECONDS, call))
+    return _host_times(compiled, initial_state(plan), some, feed)
 
 
 def _host_times(

@@ -19,15 +19,18 @@ def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"batch {results['batch_size']}, {config['dataset']['image_size']} px",
     )
     seconds = results["compile_seconds"]
-    cached = f"from the cache {seconds['cached']:.1f} s"
-    yield "compiled in", f"{seconds['cold']:.1f} s, {cached}"
+    text = f"{seconds['cold']:.1f} s"
+    if "cached" in seconds:
+        text += f", from the cache {seconds['cached']:.1f} s"
+    yield "compiled in", text
     yield (
         "step",
         f"{step['median_ms']:.2f} ms ({step['fastest_ms']:.2f} to "
         f"{step['slowest_ms']:.2f}, {step['calls']} calls of {step['steps_per_call']})",
     )
     yield "images per second", f"{results['images_per_second']:,.0f}"
-    yield from _shares(results["parts_ms"], step["median_ms"])
+    if results["parts_ms"]:  # --brief leaves them out
+        yield from _shares(results["parts_ms"], step["median_ms"])
     yield from _rates(results["operations"], results["rate"])
     memory, host = results["memory"], results["host"]
     peak = memory["peak"] or memory["peak_of_the_process"]
@@ -37,7 +40,7 @@ def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"{memory['temporaries'] / 2**20:,.0f} MiB besides "
         f"{memory['arguments'] / 2**20:,.0f} MiB of arguments",
     )
-    for what in ("device", "images"):
+    for what in ("device", "images") if host else ():
         share = 100 * host[f"waits_for_{what}"]
         yield f"host waits for the {what}", f"{share:.1f} % of the time"
 

@@ -811,17 +811,20 @@ def test_a_benchmark_takes_a_configuration(monkeypatch, tmp_path):
         "--images=real",
         "--out=x.json",
         "--num_processes=1",
+        "--brief",
     ]
     assert cli.main(["main.py", SMOKE, f"--workdir={tmp_path}", *arguments]) == 0
     ((config, directory, options),) = calls
     assert (config.epochs, directory) == (2, tmp_path)
-    assert options == {"images": "real", "out": "x.json", "num_processes": "1"}
+    others = {"out": "x.json", "num_processes": "1", "brief": True}
+    assert options == {"images": "real", **others}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--images=real"], "--images has no effect with --mode=train"),
+        (["--brief"], "--brief has no effect with --mode=train"),
         (["--out=x"], "it belongs to --mode=benchmark or compare or features"),
         (
             ["--mode=knn", "--workdir=w", "--process_id=0"],

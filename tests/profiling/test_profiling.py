@@ -194,6 +194,28 @@ def test_the_table_says_it_all(results):
         assert word in text
 
 
+def test_a_brief_one_times_the_step_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(profiling, "_BRIEF_SECONDS", 0.1)
+    monkeypatch.setattr(profiling, "_NOISE_IMAGES", 64)
+    monkeypatch.setattr(ceiling.measure, "__defaults__", (0.05,))
+    monkeypatch.setitem(ceiling._SIDES, "cpu", 256)
+    monkeypatch.setattr(parts, "compile_part", None)
+    out = tmp_path / "brief.json"
+    config = tiny.config(compilation_cache="off")
+    profiling.benchmark(config, tmp_path, out=str(out), brief=True)
+    found = json.loads(out.read_text())
+    assert set(found["compile_seconds"]) == {"cold"}
+    assert (found["parts_ms"], found["host"]) == ({}, {})
+    assert found["step"]["calls"] >= 5
+    np.testing.assert_allclose(
+        found["images_per_second"], 32 / (found["step"]["median_ms"] / 1e3), rtol=1e-6
+    )
+    assert found["rate"]["share_of_ceiling"] > 0
+    text = profiling.table(found)
+    assert "share of the ceiling" in text
+    assert not {"alone", "cache", "host"} & set(text.replace(",", " ").split())
+
+
 def test_the_real_images_can_be_streamed(tmp_path):
     config = tiny.config(
         dataset__placement="host", dataset__workers=1, compilation_cache="off"
