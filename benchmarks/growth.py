@@ -40,8 +40,8 @@ from duet_jax.runtime import files
 
 _HERE = pathlib.Path(__file__).parent
 _PATIENCE = 1800.0  # seconds for a single process
-_CONFIG = (f"--config={_HERE.parent}/configs/cifar10_narrow.py",)
-_CONFIG += ("--config.batch_size=256",)  # fills two cores, and takes little time
+# Fills two cores, and takes little time.
+_BASE = ("--config=cifar10_narrow", "--config.batch_size=256")
 TARGETS = ("a100", "a100-16gb", "h100")
 
 # Factor -> field of the configuration, and sizes; devices are not in it.
@@ -169,13 +169,12 @@ def compiler_is_here() -> bool:
     return any(importlib.util.find_spec(name) for name in names)
 
 
-def measure(options: argparse.Namespace, fields: Sequence[str]) -> dict[str, Any]:
+def measure(options: argparse.Namespace, fields: list[str]) -> dict[str, Any]:
     """Fills the rows, and writes all that there are to `options.out` after each."""
-    base = [*_CONFIG, *fields]
-    machine = carry_out("machine", 0, 1, base)
+    machine = carry_out("machine", 0, 1, fields)
     if "failed" in machine:
         raise UsageError(machine["failed"].removeprefix("error: "))
-    results = {"fields": [*fields], "machine": machine, "seconds": options.seconds}
+    results = {"fields": fields, "machine": machine, "seconds": options.seconds}
     results |= {"targets": options.targets, "rows": []}
     tasks = ["here", *(options.targets if compiler_is_here() else [])]
     known = {}  # the base is a row of every factor, and measured once
@@ -184,7 +183,7 @@ def measure(options: argparse.Namespace, fields: Sequence[str]) -> dict[str, Any
             key = (task, row["devices"], *row["fields"])
             if key not in known:
                 print(f"{_name(row)}, {task} ...", file=sys.stderr, flush=True)
-                command = (options.seconds, row["devices"], [*base, *row["fields"]])
+                command = (options.seconds, row["devices"], [*fields, *row["fields"]])
                 known[key] = carry_out(task, *command)
             row[task] = known[key]
         results["rows"].append(row)
@@ -301,16 +300,16 @@ def compare(
 
 
 def _read(fields: Sequence[str]):
-    """Returns the configuration of the base, checked."""
-    return cli.parse(["growth.py", *_CONFIG, *fields, "--mode=benchmark"]).config
+    """Returns the configuration that flags of main.py describe, checked."""
+    return cli.parse(["growth.py", *fields, "--mode=benchmark"]).config
 
 
 def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Returns what the command line asks for, and the flags of main.py in it."""
+    """Returns what the command line asks for, and the base as flags of main.py."""
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n")[0],
-        epilog="All other arguments are those of main.py; they come after --config="
-        "configs/cifar10_narrow.py --config.batch_size=256.",
+        epilog="All other arguments are those of main.py, which come after "
+        f"{' '.join(_BASE)}.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -328,10 +327,10 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         if not getattr(options, name) >= least:
             given = getattr(options, name)
             raise UsageError(f"--{name}={given} must be at least {least}.")
-    return options, fields
+    return options, [*_BASE, *fields]
 
 
-def _load(path: str, fields: Sequence[str]) -> dict[str, Any]:
+def _load(path: str, fields: list[str]) -> dict[str, Any]:
     """Returns the results of an earlier call with the same fields."""
     try:
         found = json.loads(files.local(path, "--against").read_text())
@@ -341,10 +340,10 @@ def _load(path: str, fields: Sequence[str]) -> dict[str, Any]:
             f"--against={path} cannot be read ({error}); name a file that this program "
             "has written."
         ) from error
-    if before != [*fields]:
+    if before != fields:
         raise UsageError(
-            f"--against={path} has other fields ({shlex.join(before) or 'none'}); give "
-            "the same ones in the same order."
+            f"--against={path} is of {shlex.join(before)}; this call is of "
+            f"{shlex.join(fields)}: give the same fields in the same order."
         )
     return found
 
