@@ -102,6 +102,7 @@ def environment(task: str, count: int) -> dict[str, str]:
         visible = found.get("CUDA_VISIBLE_DEVICES", every).split(",")
         found["CUDA_VISIBLE_DEVICES"] = ",".join(visible[:count])
     elif task in TARGETS:
+        found["JAX_PLATFORMS"] = "cpu"  # compiles for GPUs, but does not look for one
         flags.append("--xla_gpu_autotune_level=0")
     return {**found, "XLA_FLAGS": " ".join(flags)}
 

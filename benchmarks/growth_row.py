@@ -73,7 +73,7 @@ def analyze_target(config, target: str, count: int) -> dict[str, float]:
     Returns:
       Bytes of memory at most, operations launched, and bytes read and written by them.
     """
-    from benchmarks import compiled_step  # keeps JAX from every GPU
+    from benchmarks import compiled_step  # changes the environment
 
     found = compiled_step.figures(compiled_step.compile_step(config, target, count))
     return {

@@ -153,6 +153,7 @@ def test_the_environment_of_a_row(monkeypatch):
     assert (found["XLA_FLAGS"], found["CUDA_VISIBLE_DEVICES"]) == (flags, "4,5")
     found = growth.environment("a100", 2)
     assert found["XLA_FLAGS"] == "--xla_own=1 --xla_gpu_autotune_level=0"
+    assert found["JAX_PLATFORMS"] == "cpu"
 
 
 @pytest.mark.parametrize(
