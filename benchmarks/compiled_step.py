@@ -68,12 +68,22 @@ _TRAIN, _TEST, _CLASSES = 50_000, 10_000, 10
 
 
 def compile_step(config, target: str, count: int):
-    """Returns one compiled update for some devices of the target."""
-    topology = topologies.get_topology_desc(
-        platform="cuda",
-        target_config=_DESCRIPTION.format(*TARGETS[target]),
-        topology=f"1x1x{count}",
-    )
+    """Returns one compiled update for some devices of the target.
+
+    Raises:
+      UsageError: the compiler for CUDA is not installed.
+    """
+    try:
+        topology = topologies.get_topology_desc(
+            platform="cuda",
+            target_config=_DESCRIPTION.format(*TARGETS[target]),
+            topology=f"1x1x{count}",
+        )
+    except NotImplementedError as error:
+        raise UsageError(
+            f"--target={target} needs the compiler for CUDA, which JAX does not find; "
+            "install requirements.txt, which has its wheels (no GPU is needed)."
+        ) from error
     side = decoding.preprocessed_side(
         config.dataset.image_size, config.dataset.center_crop
     )
@@ -226,31 +236,61 @@ def exchanges(computations) -> Iterator[str]:
         )
 
 
+class Figures(NamedTuple):
+    """What a compiled program plans, does and moves.
+
+    Attributes:
+      peak_bytes: memory at most.
+      operations: launched on the device.
+      traffic_bytes: read and written by them.
+      kinds: category -> operations launched, bytes read, bytes written.
+    """
+
+    peak_bytes: int
+    operations: int
+    traffic_bytes: int
+    kinds: dict[str, tuple[int, int, int]]
+
+
+def figures(compiled) -> Figures:
+    """Returns the compiler's figures of a program."""
+    computations, entry = parse(compiled.as_text())
+    found = collections.defaultdict(lambda: (0, 0, 0))
+    for scope, operation in launched(computations, entry):
+        name = category(computations, operation)
+        count, reads, writes = found[name]
+        reads += read(computations, scope, operation)
+        found[name] = (count + 1, reads, writes + operation.size)
+    return Figures(
+        compiled.memory_analysis().peak_memory_in_bytes,
+        sum(row[0] for row in found.values()),
+        sum(row[1] + row[2] for row in found.values()),
+        dict(found),
+    )
+
+
+def _moved_activations(computations, entry: str, batch_size: int) -> int:
+    """Returns the number of transposes and copies of activations."""
+    return sum(
+        part.kind in ("transpose", "copy") and _is_activation(part, batch_size)
+        for _, operation in launched(computations, entry)
+        for part in [operation, *inside(computations, operation).values()]
+    )
+
+
 def report(compiled, batch_size: int) -> Iterator[str]:
     """Yields the lines of the report."""
-    memory = compiled.memory_analysis()
+    memory, found = compiled.memory_analysis(), figures(compiled)
     text = compiled.as_text()
     computations, entry = parse(text)
-    found = collections.defaultdict(lambda: [0, 0, 0])
-    large = 0
-    for scope, operation in launched(computations, entry):
-        row = found[category(computations, operation)]
-        row[0] += 1
-        row[1] += read(computations, scope, operation)
-        row[2] += operation.size
-        parts = [operation, *inside(computations, operation).values()]
-        large += sum(
-            part.kind in ("transpose", "copy") and _is_activation(part, batch_size)
-            for part in parts
-        )
-    total = sum(row[1] + row[2] for row in found.values())
     yield (
         f"memory: {memory.temp_size_in_bytes / 1e9:.2f} GB of temporaries besides "
         f"{memory.argument_size_in_bytes / 1e9:.2f} GB of arguments; at most "
-        f"{memory.peak_memory_in_bytes / 1e9:.2f} GB"
+        f"{found.peak_bytes / 1e9:.2f} GB"
     )
-    yield f"launched: {sum(row[0] for row in found.values())} operations"
-    yield f"read and written: {total / 1e9:.1f} GB"
+    yield f"launched: {found.operations} operations"
+    yield f"read and written: {found.traffic_bytes / 1e9:.1f} GB"
+    large = _moved_activations(computations, entry, batch_size)
     yield f"transposes and copies of activations: {large}"
     layouts = collections.Counter(re.findall(r"dim_labels=(\S+?),", text))
     yield from exchanges(computations)
@@ -258,9 +298,9 @@ def report(compiled, batch_size: int) -> Iterator[str]:
     yield "\n| operations | number | read, GB | written, GB | share |"
     yield "|---|---:|---:|---:|---:|"
     for name, (count, reads, writes) in sorted(
-        found.items(), key=lambda item: -item[1][1] - item[1][2]
+        found.kinds.items(), key=lambda item: -item[1][1] - item[1][2]
     ):
-        share = 100 * (reads + writes) / total
+        share = 100 * (reads + writes) / found.traffic_bytes
         yield (
             f"| {name} | {count} | {reads / 1e9:.2f} | {writes / 1e9:.2f} | "
             f"{share:.1f} % |"
