@@ -49,6 +49,7 @@ from duet_jax.runtime.terminal import (
     log_to_terminal,
     prepare_streams,
     printable,
+    signs_of_life,
 )
 
 with epy.lazy_imports():  # what is done, when it is
@@ -460,7 +461,8 @@ def main(argv: Sequence[str]) -> int:
             print(f"duet_jax {duet_jax.__version__}")
         else:
             command = parse(argv)
-            perform(command)
+            with signs_of_life():
+                perform(command)
         flush_output()
     except (Exception, KeyboardInterrupt) as error:
         known = _message(error, command)

@@ -156,9 +156,9 @@ class Evaluation:
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Adds the seconds spent inside to those of `part`, which a terminal shows."""
+        """Adds the seconds spent inside to those of `part`."""
         start = time.perf_counter()
-        with terminal.status(f"{self._name}: {part} ..."):
+        with terminal.doing(f"{self._name:<12} {part}"):
             yield
         spent = time.perf_counter() - start
         self._seconds[part] = self._seconds.get(part, 0.0) + spent

@@ -247,12 +247,13 @@ def _measure_marginal(
     evaluation: Evaluation, code: Code, views: Views
 ) -> tuple[dict[str, Any], dict[str, Figure | Drawing]]:
     method, marginals = evaluation.run.method, views.representations["structure"]
-    targets = method.targets(jnp.asarray(views.values))
+    targets_of = jax.jit(method.targets)
+    targets = targets_of(jnp.asarray(views.values))
     divergence = _divergence(marginals, targets)
     targets = np.asarray(targets)
     read = measures.read_structure(marginals, circular=method.circular)
     calibrated = measures.calibrated(
-        read, method.targets, num_bins=method.num_bins, circular=method.circular
+        read, targets_of, num_bins=method.num_bins, circular=method.circular
     )
     certainty = np.ones(len(read))
     if code.circular and method.circular:
@@ -276,7 +277,7 @@ def _measure_marginal(
 
 def _divergence(marginals: np.ndarray, targets: Array) -> dict[str, Any]:
     logits = jnp.log(jnp.maximum(marginals, np.finfo(np.float32).tiny))
-    each = np.asarray(losses.jensen_shannon(logits, targets))
+    each = np.asarray(jax.jit(losses.jensen_shannon)(logits, targets))
     return {
         "mean": float(each.mean()),
         "interval": measures.bootstrap(np.mean, each),
@@ -460,7 +461,7 @@ def _draw_turned(evaluation: Evaluation, code: Code) -> Figure:
     levels = np.sort(np.asarray(levels, np.float32))
     images = np.repeat(evaluation.split("test").images[:1], len(levels), axis=0)
     draws = code.draws_at(levels)
-    views = normalize(code.stack.apply(to_float(images), draws))
+    views = normalize(jax.jit(code.stack.apply)(to_float(images), draws))
     found = evaluation.run.encoder(images, code.stack, draws)
     unit = code.record.scale.unit
     return figures.build_turned(

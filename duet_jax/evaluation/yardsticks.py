@@ -4,6 +4,7 @@ Neither depends on the checkpoint. Their scores are computed once for a data set
 configuration, and kept in the cache directory of the data.
 """
 
+import copy
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -68,18 +69,19 @@ def _measure(
     return measure(encoder(run))
 
 
+@functools.lru_cache(maxsize=1)
 def _untrained(run: Run) -> FrozenEncoder:
-    """Returns the encoder with the weights of step 0."""
+    """Returns the encoder with the weights of step 0, in the programs of the run's."""
 
     @jax.jit
     def begin(seed: jax.Array) -> tuple[dict, dict]:
         networks = run.method.init(nnx.Rngs(initial_key(seed)))
         return split(networks.encoder)[1:]
 
-    encoder = FrozenEncoder(run.method, batch_size=run.config.batch_size)
-    return encoder.use(*begin(np.uint32(run.config.seed)))
+    return copy.copy(run.encoder).use(*begin(np.uint32(run.config.seed)))
 
 
+@functools.lru_cache(maxsize=1)
 def _pixels(run: Run) -> FrozenEncoder:
     return PixelEncoder(run.method, batch_size=run.config.batch_size)
 

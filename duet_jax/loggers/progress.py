@@ -163,6 +163,7 @@ class Progress:
 
     def _write_latest(self) -> None:
         print(self._unwritten, file=self._stream, flush=True)
+        terminal.said(self._unwritten)
         self._unwritten = None
 
     def _epoch(self, step: int) -> int:

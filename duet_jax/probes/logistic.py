@@ -51,6 +51,9 @@ _STATE_ARRAYS = 2 * _MEMORY + 10
 _BLOCK_LOGITS = 2**19
 # Fewest and most examples in a block, which also reads the weights once.
 _BLOCK_ROWS = (512, 8192)
+# Fewer columns are filled up with zeros, and rows to a multiple, as long as the filled
+# matrix is no larger than the last: to compile for another shape takes longer.
+_COLUMNS, _ROWS, _SMALL = 128, 512, 2**20
 
 
 class Linear(NamedTuple):
@@ -292,14 +295,20 @@ def _solve(
     max_evaluations: Array,
 ) -> tuple[Linear, Array, Array, Array]:
     """Returns weights, objectives, gradient norms and iterations of all strengths."""
-    point = coordinates.point(start)
 
-    def first(point, value, gradient, norm):
-        zero, memory = jnp.zeros_like(value), _LBFGS.init(point)
-        # `_aimed` counts an iteration, and no step has been made yet.
-        before = jnp.int32(-1)
-        return _aimed(
-            _Search(point, value, gradient, norm, gradient, zero, zero, memory, before)
+    def first(point):
+        """A search whose first trial is its start, and is accepted."""
+        nowhere = jax.tree.map(jnp.zeros_like, point)
+        return _Search(
+            point=point,
+            value=jnp.float32(jnp.inf),
+            gradient=nowhere,
+            norm=jnp.float32(jnp.inf),
+            direction=nowhere,
+            slope=jnp.float32(0),
+            step=jnp.float32(1),
+            memory=_LBFGS.init(point),
+            iterations=jnp.int32(-1),  # no step is made then
         )
 
     def unfinished(carry):
@@ -312,10 +321,17 @@ def _solve(
         step = functools.partial(_advance, tolerance=tolerance)
         return jax.vmap(step)(searches, *outcome), trials + 1
 
-    searches = jax.vmap(first)(point, *_objective(point, coordinates, l2, blocks))
-    searches, _ = jax.lax.while_loop(unfinished, advance, (searches, jnp.int32(0)))
+    searches = jax.vmap(first)(coordinates.point(start))
+    searches, _ = jax.lax.while_loop(unfinished, advance, (searches, jnp.int32(-1)))
     linear = coordinates.linear(searches.point)
     return linear, searches.value, searches.norm, searches.iterations
+
+
+def _filled(features: np.ndarray) -> np.ndarray:
+    """Adds constant columns to a few examples with fewer, which changes no fit."""
+    n, d = features.shape
+    missing = max(0, _COLUMNS - d) if n * _COLUMNS <= _SMALL else 0
+    return np.pad(features, ((0, 0), (0, missing)))
 
 
 def _blocks(
@@ -326,7 +342,8 @@ def _blocks(
 ) -> _Blocks:
     """Returns standardized examples in blocks; `logits` is the number per example."""
     n, d = features.shape
-    rows = min(n, int(np.clip(_BLOCK_LOGITS // logits, *_BLOCK_ROWS)))
+    few = n if n * d > _SMALL else -(-n // _ROWS) * _ROWS
+    rows = min(few, int(np.clip(_BLOCK_LOGITS // logits, *_BLOCK_ROWS)))
     count = -(-n // rows)
     padding = (0, count * rows - n)
     padded = np.zeros((count * rows, d), np.float32)
@@ -479,6 +496,8 @@ def fit_with_selection(
       UsageError: as `fit`, or no class has two examples.
     """
     features, labels = inputs.examples(features, labels, num_classes)
+    d = features.shape[1]
+    features = _filled(features)
     held_out = inputs.held_out_tenth(labels)
     search = functools.partial(
         fit, num_classes=num_classes, max_evaluations=max_evaluations
@@ -492,4 +511,10 @@ def fit_with_selection(
     best = max(candidates, key=lambda each: (accuracies[each.l2], each.l2))
     (chosen,) = search(features, labels, l2=[best.l2], start=best)
     converged = all(each.converged for each in (chosen, *candidates))
-    return chosen._replace(converged=converged, held_out=accuracies)
+    mean, scale = chosen.standardization
+    return chosen._replace(
+        standardization=inputs.Standardization(mean[:d], scale[:d]),
+        linear=chosen.linear._replace(kernel=chosen.linear.kernel[:d]),
+        converged=converged,
+        held_out=accuracies,
+    )

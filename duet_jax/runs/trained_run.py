@@ -26,7 +26,7 @@ from duet_jax.runtime import files
 from duet_jax.types import Dataset, DatasetFacts
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """A restored run. Calling it returns the representations of images.
 

@@ -1,13 +1,17 @@
-"""Log lines and standard streams."""
+"""Log lines, signs of life, and standard streams."""
 
 import contextlib
 import functools
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import tqdm
+
+_log = logging.getLogger(__name__)
 
 # A tqdm.tqdm that is also shown on a terminal that does not know its height.
 bar = functools.partial(tqdm.tqdm, nrows=20)
@@ -31,6 +35,8 @@ class _Handler(logging.Handler):
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname.lower()}: {text}"
         tqdm.tqdm.write(text, file=sys.stderr)
+        if record.name != __name__:
+            _pulse.said(text)
 
 
 def log_to_terminal(level: int) -> None:
@@ -43,11 +49,90 @@ def log_to_terminal(level: int) -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
+class _Pulse:
+    """Knows what is being done, and when something was last said of it."""
+
+    def __init__(self):
+        self._doing: list[tuple[str, float]] = []
+        self._said = ("", time.monotonic())
+
+    def said(self, line: str) -> None:
+        """Takes note of a line. One that ends with "..." tells what is being done."""
+        self._said = (line, time.monotonic())
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Tells what is being done, until it is done."""
+        entry = (what, time.monotonic())
+        self._doing.append(entry)
+        try:
+            yield
+        finally:
+            self._doing.remove(entry)
+
+    def now(self) -> tuple[str, float, float] | None:
+        """Returns what is being done, for how many seconds, and when it was last said.
+
+        None if that is not known.
+        """
+        line, since = said = self._said
+        what = line.removesuffix("...").strip() if line.endswith("...") else ""
+        if self._doing and (not what or self._doing[-1][1] >= since):
+            what, since = self._doing[-1]
+        return (what, time.monotonic() - since, said[1]) if what else None
+
+
+# A sign of life comes after so many seconds without a line, and later after a share of
+# the time that something takes: the log of a long run stays short.
+QUIET = 2.5
+_SHARE = 0.1
+_pulse = _Pulse()
+doing, said = _pulse.doing, _pulse.said
+
+
 @contextlib.contextmanager
-def status(text: str) -> Iterator[None]:
-    """Shows what is going on, on a terminal only, until it is done."""
-    with bar(bar_format="{desc}", desc=text, disable=None, leave=False):
+def signs_of_life() -> Iterator[None]:
+    """Says what is being done whenever nothing else is said for some seconds."""
+    over = threading.Event()
+    watcher = threading.Thread(
+        target=_watch, args=(over,), name="signs of life", daemon=True
+    )
+    watcher.start()
+    try:
         yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _watch(over: threading.Event) -> None:
+    """Gives the signs: lines, or on a terminal one line that is replaced."""
+    in_place, sign, last = sys.stderr.isatty(), None, 0.0
+    while not over.wait(QUIET / 5):
+        text = None
+        if (now := _pulse.now()) and not _bar_is_shown(besides=sign):
+            what, seconds, said = now
+            wanted = QUIET if in_place else max(QUIET, _SHARE * seconds)
+            if time.monotonic() - max(said, last) >= wanted:
+                text = f"{what} ... {seconds:.0f} s"
+        if text and not in_place:
+            _log.info("%s", text)
+            last = time.monotonic()
+        elif text and sign is None:
+            sign = bar(bar_format="{desc}", desc=text, leave=False)
+        elif text:
+            sign.set_description_str(text)
+        elif sign is not None:
+            sign.close()
+            sign = None
+    if sign is not None:
+        sign.close()
+
+
+def _bar_is_shown(besides: tqdm.tqdm | None) -> bool:
+    """Returns whether there is another bar, which tells more."""
+    shown = [*getattr(tqdm.tqdm, "_instances", ())]
+    return any(not each.disable for each in shown if each is not besides)
 
 
 def prepare_streams() -> None:

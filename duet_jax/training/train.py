@@ -26,7 +26,7 @@ from duet_jax.runs import workdir
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runs.frozen_encoder import FrozenEncoder
 from duet_jax.runs.history import Extension, History, parse_source
-from duet_jax.runtime import devices, mesh, processes
+from duet_jax.runtime import devices, mesh, processes, terminal
 from duet_jax.runtime.signals import Interruption
 from duet_jax.training import health, initial, summary, train_step
 from duet_jax.training.batches import Feed, make_feed, open_dataset
@@ -208,7 +208,8 @@ def _run(
         state = initial_state(plan)
         if weights:
             state = weights.put_into(state)
-        _show_views(plan, directory, feed, writers)
+        with terminal.doing("drawing some views"):
+            _show_views(plan, directory, feed, writers)
     _log.info("compiling ...")
     clock = time.monotonic()
     compiled = compile_functions(plan, feed)
@@ -227,7 +228,8 @@ def _run(
             interruption=interruption,
             neighbors=_make_neighbors(plan, dataset),
         )
-        loop.run(state, start)
+        with terminal.doing("training"):
+            loop.run(state, start)
 
 
 def _progress(plan: Plan, start: int) -> loggers.Progress | loggers.NoProgress:

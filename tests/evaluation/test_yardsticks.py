@@ -11,13 +11,14 @@ from duet_jax.evaluation import yardsticks
 from duet_jax.evaluation.yardsticks import CHANCE, PIXELS, UNTRAINED
 from duet_jax.metrics.classification import classification
 from duet_jax.probes import knn
+from duet_jax.runs.frozen_encoder import FrozenEncoder
 from duet_jax.runs.trained_run import Run
 from duet_jax.training.compiled import initial_state
 from duet_jax.training.plan import make_plan
 
 
 def make_run(tmp_path, *, side=16, **changes) -> Run:
-    """A run of the smoke configuration, of which no weights are needed."""
+    """A run of the smoke configuration, whose encoder has no weights."""
     config = smoke.get_config()
     config.dataset.cache_dir = str(tmp_path / "cache")
     config.dataset.image_size = side
@@ -25,7 +26,9 @@ def make_run(tmp_path, *, side=16, **changes) -> Run:
         config.update_from_flattened_dict({name.replace("__", "."): value})
     config = checks.check(config, smoke.get_config())
     facts = load_dataset("digits", image_size=16).facts._replace(side=side)
-    return Run(tmp_path, config, facts, 0, build.make_method(config, facts), None)
+    method = build.make_method(config, facts)
+    encoder = FrozenEncoder(method, batch_size=config.batch_size)
+    return Run(tmp_path, config, facts, 0, method, encoder)
 
 
 def summed(encoder) -> dict[str, float]:
