@@ -45,6 +45,7 @@ from duet_jax.runs import workdir
 from duet_jax.runs.history import parse_source
 from duet_jax.runtime import files, processes
 from duet_jax.runtime.terminal import (
+    doing,
     flush_output,
     log_to_terminal,
     prepare_streams,
@@ -461,7 +462,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"duet_jax {duet_jax.__version__}")
         else:
             command = parse(argv)
-            with signs_of_life():
+            with signs_of_life(), doing(f"--mode={','.join(command.modes)}"):
                 perform(command)
         flush_output()
     except (Exception, KeyboardInterrupt) as error:

@@ -72,7 +72,8 @@ class Evaluation:
         outer = self._seconds, self._name
         self._seconds, self._name = {}, name
         start = time.perf_counter()
-        result = evaluator.measure(self, **options)
+        with terminal.doing(f"{name:<12} measuring"):
+            result = evaluator.measure(self, **options)
         seconds = self._seconds | {"total": time.perf_counter() - start}
         self._seconds, self._name = outer
         origin = self._origin(name, options)

@@ -13,6 +13,11 @@ import tqdm
 
 _log = logging.getLogger(__name__)
 
+# A sign of life comes after so many seconds without a line, and later after a share of
+# the time that something takes: the log of a long run stays short.
+QUIET = 2.5
+_SHARE = 0.1
+
 # A tqdm.tqdm that is also shown on a terminal that does not know its height.
 bar = functools.partial(tqdm.tqdm, nrows=20)
 
@@ -82,10 +87,6 @@ class _Pulse:
         return (what, time.monotonic() - since, said[1]) if what else None
 
 
-# A sign of life comes after so many seconds without a line, and later after a share of
-# the time that something takes: the log of a long run stays short.
-QUIET = 2.5
-_SHARE = 0.1
 _pulse = _Pulse()
 doing, said = _pulse.doing, _pulse.said
 
@@ -94,9 +95,7 @@ doing, said = _pulse.doing, _pulse.said
 def signs_of_life() -> Iterator[None]:
     """Says what is being done whenever nothing else is said for some seconds."""
     over = threading.Event()
-    watcher = threading.Thread(
-        target=_watch, args=(over,), name="signs of life", daemon=True
-    )
+    watcher = threading.Thread(target=_watch, args=(over,), daemon=True)
     watcher.start()
     try:
         yield
@@ -107,26 +106,38 @@ def signs_of_life() -> Iterator[None]:
 
 def _watch(over: threading.Event) -> None:
     """Gives the signs: lines, or on a terminal one line that is replaced."""
-    in_place, sign, last = sys.stderr.isatty(), None, 0.0
-    while not over.wait(QUIET / 5):
-        text = None
-        if (now := _pulse.now()) and not _bar_is_shown(besides=sign):
-            what, seconds, said = now
-            wanted = QUIET if in_place else max(QUIET, _SHARE * seconds)
-            if time.monotonic() - max(said, last) >= wanted:
-                text = f"{what} ... {seconds:.0f} s"
-        if text and not in_place:
-            _log.info("%s", text)
-            last = time.monotonic()
-        elif text and sign is None:
-            sign = bar(bar_format="{desc}", desc=text, leave=False)
-        elif text:
-            sign.set_description_str(text)
-        elif sign is not None:
-            sign.close()
-            sign = None
-    if sign is not None:
-        sign.close()
+    in_place, last = sys.stderr.isatty(), 0.0
+    # Where nobody reads any more, the program itself finds out.
+    with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as stack:
+        sign = None
+        while not over.wait(QUIET / 5):
+            text = _sign(last, 0 if in_place else _SHARE, besides=sign)
+            if text and not in_place:
+                _log.info("%s", text)
+                last = time.monotonic()
+            elif text and sign is None:
+                sign = bar(bar_format="{desc}", desc=text, leave=False)
+                stack.callback(sign.close)
+            elif text:
+                sign.set_description_str(text)
+            elif sign is not None:
+                stack.close()
+                sign = None
+
+
+def _sign(last: float, share: float, besides: tqdm.tqdm | None) -> str | None:
+    """Returns what to say, if it is time.
+
+    Args:
+      last: when the last sign was given.
+      share: of the time spent so far, to be silent for.
+      besides: the bar that shows the signs.
+    """
+    what, seconds, said = _pulse.now() or ("", 0.0, 0.0)
+    silence = time.monotonic() - max(said, last)
+    if not what or silence < max(QUIET, share * seconds) or _bar_is_shown(besides):
+        return None
+    return f"{what} ... {seconds:.0f} s"
 
 
 def _bar_is_shown(besides: tqdm.tqdm | None) -> bool:
