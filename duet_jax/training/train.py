@@ -144,7 +144,8 @@ def proceed(
             return
         with contextlib.closing(_open_writers(plan, directory, newest)) as writers:
             _run(plan, directory, dataset, saved, writers, start, interruption, weights)
-            draw_curves(directory, plan, writers, plan.total_steps)
+            with terminal.doing("drawing the curves"):
+                draw_curves(directory, plan, writers, plan.total_steps)
 
 
 def _newest(saved: Checkpoints) -> int | None:
@@ -201,13 +202,15 @@ def _run(
     weights: Weights | None,
 ) -> None:
     """Compiles, then trains from step `start` to the end."""
-    feed = make_feed(plan, dataset)
-    if start:
-        state = checkpoints.restore(initial_shapes(plan), start)
-    else:
-        state = initial_state(plan)
-        if weights:
+    with terminal.doing("preparing images and weights"):
+        feed = make_feed(plan, dataset)
+        if start:
+            state = checkpoints.restore(initial_shapes(plan), start)
+        else:
+            state = initial_state(plan)
+        if weights and not start:
             state = weights.put_into(state)
+    if not start:
         with terminal.doing("drawing some views"):
             _show_views(plan, directory, feed, writers)
     _log.info("compiling ...")
