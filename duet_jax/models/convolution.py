@@ -1,7 +1,8 @@
 """Convolutions that are quicker on a CPU than those of XLA.
 
 On a GPU, and for every shape that nothing here improves, they are XLA's. Both agree to
-rounding, values and gradients. `_FORWARD` and its neighbours say which is used where.
+rounding, values and gradients. `_forward`, `_for_input` and `_for_kernel` say which is
+used where.
 
 XLA's own convolutions are good at small channels and lose up to a factor of three to
 others at what follows (jax 0.10.2, 2 cores; docs/benchmarks.md has the times):
@@ -24,8 +25,11 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from duet_jax.types import Array
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_WIDE = 64  # channels in and out from which Winograd's filtering is the quickest
-_NARROW = 32  # channels from which a product for each tap is
+# Channels in and out from which Winograd's filtering is the quickest.
+_WIDE = 64
+# Channels in from which a strided kernel's gradient is quicker tap by tap, and XLA's
+# gradient of its input is as quick as any.
+_NARROW = 32
 
 
 def convolve(
@@ -192,10 +196,7 @@ def _filtered(x: Array, kernels: list[list[Array]], over: int) -> Array:
 
 @_apart
 def _output(products: list[list[Array]]) -> Array:
-    rows = _both(_output_values, products)
-    y = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)
-    n, h, _, w, _, c = y.shape
-    return y.reshape(n, 2 * h, 2 * w, c)
+    return _woven(_both(_output_values, products))
 
 
 @_apart
@@ -273,6 +274,13 @@ def _output_gradients(gradient: Array, axis: int) -> list[Array]:
     return [a, a + b, a - b, -b]
 
 
+def _woven(grid: Sequence[Sequence[Array]]) -> Array:
+    """Returns the image of which a 2x2 grid has the pixels of even and odd places."""
+    n, h, w, c = grid[0][0].shape
+    rows = [jnp.stack(row, axis=3).reshape(n, h, 2 * w, c) for row in grid]
+    return jnp.stack(rows, axis=2).reshape(n, 2 * h, 2 * w, c)
+
+
 def _over_pixels(left: Array, right: Array) -> Array:
     """Returns the product of [n, h, w, c] and [n, h, w, o] as [c, o]."""
     axes = (0, 1, 2)
@@ -313,8 +321,5 @@ def _phases_for_input(gradient: Array, x: Array, kernel: Array, stride: int) -> 
             gradient, seen, (1, 1), padding, dimension_numbers=_LAYOUT
         )
 
-    rows = [
-        jnp.stack([phase(row, column) for column in (even, odd)], axis=3)
-        for row in (even, odd)
-    ]
-    return jnp.stack(rows, axis=2).reshape(x.shape)
+    grid = [[phase(row, column) for column in (even, odd)] for row in (even, odd)]
+    return _woven(grid)

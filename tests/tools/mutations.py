@@ -228,6 +228,27 @@ MUTATIONS: list[Mutation] = [
         ("momentum of torch", "MOMENTUM = 0.9", "MOMENTUM = 0.1"),
     ),
     *_rows(
+        "models/test_convolution.py",
+        "models/convolution.py",
+        ("a GPU gets what is for a CPU", "default=choices[1]", "default=choices[0]"),
+        ("a kernel that is not turned", "over=1)", "over=0)"),
+        ("phases of an odd row in turn", "(1,), (2, 0)", "(1,), (0, 2)"),
+        (
+            "outputs woven by columns",
+            "return _woven(grid)",
+            "return _woven([*zip(*grid)])",
+        ),
+        ("a tap too far", "half, half), (half, half)", "half, half), (half + 1, half)"),
+        ("16 bits are taken for 32", "x.dtype == kernel.dtype == jnp.float32", "True"),
+    ),
+    *_rows(
+        "runtime/test_terminal.py",
+        "runtime/terminal.py",
+        ("signs of what is over", "self._doing.remove(entry)", "pass"),
+        ("signs beside a bar", " or _bar_is_shown(besides)", ""),
+        ("signs as often as ever", "max(QUIET, share * seconds)", "QUIET"),
+    ),
+    *_rows(
         "models/test_representation.py",
         "models/representation.py",
         (
