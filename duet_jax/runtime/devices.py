@@ -1,6 +1,5 @@
 """Selects the device and the cache for compiled programs."""
 
-import ctypes
 import ctypes.util
 import importlib.util
 import logging
@@ -12,8 +11,6 @@ from duet_jax.lazy import jax
 
 _log = logging.getLogger(__name__)
 
-# Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 # Programs that compile faster are not cached.
 LEAST_SECONDS = 1.0
 
@@ -33,25 +30,11 @@ def select(device: str) -> None:
 
     `check` tests whether it exists, after `processes.start`.
     """
-    # JAX would fall back to the CPU as well, but print a traceback first.
-    if device == "cpu" or (device == "auto" and _cuda_wheels_without_driver()):
+    if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    if jax.config.jax_platforms == "cpu" or not _has_cuda_wheels():
-        _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Makes glibc, if this is one, give the memory of an update to the next.
-
-    XLA takes the memory of every call from malloc, which would take it from the system
-    and give it back each time: a seventh of a step's time, for pages that are filled
-    with zeros. It costs memory, up to two fifths of the process, measured.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
-        mallopt(option, value)
+    elif device == "auto" and _cuda_wheels_without_driver():
+        # JAX would fall back to the CPU as well, but print a traceback first.
+        jax.config.update("jax_platforms", "cpu")
 
 
 def check(device: str) -> None:
@@ -73,13 +56,9 @@ def check(device: str) -> None:
 
 
 def _cuda_wheels_without_driver() -> bool:
+    wheels = importlib.util.find_spec("jax_cuda12_plugin") is not None
     driver = ctypes.util.find_library("cuda") or os.path.exists("/dev/nvidiactl")
-    return _has_cuda_wheels() and not driver and "JAX_PLATFORMS" not in os.environ
-
-
-def _has_cuda_wheels() -> bool:
-    names = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-    return any(importlib.util.find_spec(name) is not None for name in names)
+    return wheels and not driver and "JAX_PLATFORMS" not in os.environ
 
 
 def enable_compilation_cache(directory: str) -> None:
