@@ -13,8 +13,11 @@ import jax
 import pytest
 from absl import logging as absl_logging
 
+from duet_jax.runtime import terminal
+
 caches.keep()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+terminal.QUIET = 1e6  # signs of life depend on how slow a machine is
 
 
 @pytest.fixture(autouse=True)

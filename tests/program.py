@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import os
 import pathlib
+import re
 import stat
 import tempfile
 from collections.abc import Callable, Mapping
@@ -32,10 +33,13 @@ TINY = (
     "--noconfig.tensorboard",
 )
 
+# A sign of life, which comes only where a machine is slow.
+SIGN = re.compile(r".* \.\.\. \d+ s")
+
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What a process that has ended has said."""
+    """What a process that has ended has said, but for signs of life."""
 
     status: int
     out: str
@@ -84,7 +88,8 @@ def run(
         for file in (out, err):
             file.seek(0)
             texts.append(file.read().decode(errors="replace"))
-    return Done(process.returncode, texts[0], texts[1].splitlines())
+    lines = [line for line in texts[1].splitlines() if not SIGN.fullmatch(line)]
+    return Done(process.returncode, texts[0], lines)
 
 
 def snapshot(directory: pathlib.Path) -> dict:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import json
 import re
 import shutil
@@ -20,7 +21,7 @@ from readme import README, block
 from configs import digits_duet_rot
 from duet_jax import augmentations, cli, data, figures, profiling
 from duet_jax.augmentations import AUGMENTATIONS, Options, geometric, make_stack, stack
-from duet_jax.evaluation import EVALUATORS, Evaluator, equivariance
+from duet_jax.evaluation import EVALUATORS, Evaluator
 from duet_jax.loggers import read_rows
 from duet_jax.losses import targets
 from duet_jax.methods import METHODS, Method, base
@@ -131,6 +132,8 @@ def shift(monkeypatch):
     monkeypatch.setitem(AUGMENTATIONS, record.code, record)
     # Made of AUGMENTATIONS when the program starts.
     learnable = (*augmentations.LEARNABLE, record.code)
+    # `evaluation.equivariance` may stand for a module that is not imported yet.
+    equivariance = importlib.import_module("duet_jax.evaluation.equivariance")
     for module in (augmentations, stack, equivariance):
         monkeypatch.setattr(module, "LEARNABLE", learnable)
     return record

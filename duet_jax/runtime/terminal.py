@@ -94,6 +94,7 @@ doing, said = _pulse.doing, _pulse.said
 @contextlib.contextmanager
 def signs_of_life() -> Iterator[None]:
     """Says what is being done whenever nothing else is said for some seconds."""
+    said("")
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=(over,), daemon=True)
     watcher.start()

@@ -157,7 +157,8 @@ def check_control(found: dict, *, learned: bool) -> None:
         assert {*each} == {"mse", "mse_interval", "mse_by_parameter", *readings}
         for mean, prefix in [(each, "mse"), *((each[r], "error") for r in readings)]:
             low, high = mean[f"{prefix}_interval"]
-            assert low <= mean[prefix] <= high
+            # The mean of equal numbers may be another one by rounding.
+            assert low * (1 - 1e-9) <= mean[prefix] <= high * (1 + 1e-9)
             assert np.shape(mean[f"{prefix}_by_parameter"]) == (3, size)
             mid = np.mean(mean[f"{prefix}_by_parameter"][0])
             assert mean[prefix] == pytest.approx(mid)
@@ -1557,7 +1558,7 @@ def test_an_interrupted_evaluation(trained, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "evaluate", interrupt)
+    monkeypatch.setattr("duet_jax.evaluation.evaluate.evaluate", interrupt)
     command = ["main.py", "--mode=knn", f"--workdir={trained['duet']}"]
     assert cli.main(command) == 130
     assert capsys.readouterr().err == "stopped; the same command starts again\n"
