@@ -1,9 +1,4 @@
-"""The `Evaluation` that evaluators receive; see `evaluator.py` for what they are.
-
-An evaluator measures a restored encoder. It sees images only through the encoder and
-does not depend on the training method: what a method adds, such as a structure, is
-available through `methods.base`.
-"""
+"""The `Evaluation` that evaluators receive; see `evaluator.py` for what they are."""
 
 import contextlib
 import functools
