@@ -82,8 +82,9 @@ class _Pulse:
         """
         line, since = said = self._said
         what = line.removesuffix("...").strip() if line.endswith("...") else ""
-        if self._doing and (not what or self._doing[-1][1] >= since):
-            what, since = self._doing[-1]
+        doing = [*self._doing]  # another thread ends what is done
+        if doing and (not what or doing[-1][1] >= since):
+            what, since = doing[-1]
         return (what, time.monotonic() - since, said[1]) if what else None
 
 
@@ -143,7 +144,8 @@ def _sign(last: float, share: float, besides: tqdm.tqdm | None) -> str | None:
 
 def _bar_is_shown(besides: tqdm.tqdm | None) -> bool:
     """Returns whether there is another bar, which tells more."""
-    shown = [*getattr(tqdm.tqdm, "_instances", ())]
+    with tqdm.tqdm.get_lock():  # another thread may open one
+        shown = [*getattr(tqdm.tqdm, "_instances", ())]
     return any(not each.disable for each in shown if each is not besides)
 
 
