@@ -13,15 +13,20 @@ commas: `--config.augmentation.stack=sca,rot`.
 import ml_collections
 
 
+def _one_or_several(default):
+    """Returns a field that takes a number, or a tuple of one for each learned code."""
+    return ml_collections.FieldReference(default, field_type=object)
+
+
 def get_config() -> ml_collections.ConfigDict:
     """Returns DUET with rotation on CIFAR-10, at the reference's default settings."""
     config = ml_collections.ConfigDict()
 
     # duet, simclr or essl. [--model]
     config.method = "duet"
-    # The augmentation whose parameter becomes structure. DUET learns it and needs it in
-    # the stack; ESSL predicts it and removes it from the stack of its two main views;
-    # SimCLR ignores it. [--equi-tx]
+    # The augmentation whose parameter becomes structure, or several, such as rot,hue.
+    # DUET learns them and needs them in the stack; ESSL predicts them and removes them
+    # from the stack of its two main views; SimCLR ignores them. [--equi-tx]
     config.learned = "rot"
     # Seed of everything random.
     config.seed = 0
@@ -127,7 +132,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.temperature = 0.1  # of NT-Xent
 
     config.duet = duet = ml_collections.ConfigDict()
-    duet.num_bins = 8  # G; must divide the encoder's features. [--duet-bins]
+    # With several codes in config.learned, the features have a group for each, and
+    # num_bins, target, sigma and concentration may name one value for each: 8,4.
+    # G; must divide the encoder's features, or those of a group. [--duet-bins]
+    duet.num_bins = _one_or_several(8)
     duet.structure_weight = 10.0  # lambda. [--duet-lambda]
     # Logits of the structure: the mean over the channels, as in the reference's code,
     # or their sum, as in the paper's Figure 1, many times as sharp.
@@ -135,8 +143,10 @@ def get_config() -> ml_collections.ConfigDict:
     # gaussian, von_mises, or auto: von_mises on a circle, gaussian on a line.
     # [--duet-target]
     duet.target = "auto"
-    duet.sigma = 0.2  # gaussian: standard deviation; the whole range is 1
-    duet.concentration = 3.0  # von_mises: kappa, about 1/sigma^2 in radians
+    # gaussian: standard deviation; the whole range is 1
+    duet.sigma = _one_or_several(0.2)
+    # von_mises: kappa, about 1/sigma^2 in radians
+    duet.concentration = _one_or_several(3.0)
 
     config.essl = essl = ml_collections.ConfigDict()
     essl.prediction_weight = 0.4  # lambda. [--essl-lambda]

@@ -360,7 +360,7 @@ def _override(
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict(
         "config",
-        defaults.copy_and_resolve_references(),
+        checks.open_fields(defaults),
         flag_values=values,
         sys_argv=argv,
     )

@@ -16,6 +16,7 @@ from duet_jax.augmentations.stack import (
     measuring_stack,
     normalize,
     options_read,
+    split_codes,
     to_float,
     without,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "measuring_stack",
     "normalize",
     "options_read",
+    "split_codes",
     "to_float",
     "without",
 ]

@@ -6,7 +6,8 @@ it to AUGMENTATIONS.
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from duet_jax import errors
 from duet_jax.augmentations import geometric, photometric
@@ -56,6 +57,13 @@ _JITTER_PARTS = tuple(
     for code, a in AUGMENTATIONS.items()
     if a.stage == photometric.JITTER.stage and code != "jit"
 )
+
+# Codes that one image cannot tell apart if it has them all -> why.
+_ALIKE = {
+    ("rot", "ron"): "both turn the image",
+    ("fli", "flv", "rot"): "two mirrors are half a turn",
+    ("fli", "flv", "ron"): "two mirrors are half a turn",
+}
 
 _STACK = "config.augmentation.stack"
 _LEARNED = "config.learned"
@@ -140,6 +148,41 @@ class Stack:
             record.stage: record.identity(n, frame) for record, frame in self.stages
         }
 
+    def params_at(self, values: Mapping[str, Array]) -> dict[str, Params]:
+        """Returns params by stage with given structure values.
+
+        What else an augmentation draws has its neutral or middle value; see `Scale`.
+
+        Args:
+          values: code of the stack -> its structure values, [n], at least one. Other
+            codes leave the images unchanged.
+        """
+        n = len(next(iter(values.values())))
+        return {
+            record.stage: _stage_at(values, n, record, frame)
+            for record, frame in self.stages
+        }
+
+    def only(self, params: dict[str, Params], codes: Iterable[str]) -> dict[str, Params]:
+        """Returns params by stage that do of `params` what some of the codes do.
+
+        Args:
+          params: of the n images, from `draw`.
+          codes: the codes of the stack that are left to act.
+        """
+        kept, found = {*codes}, {}
+        n = next(x.shape[0] for x in jax.tree.leaves(params) if x.ndim)
+        for record, frame in self.stages:
+            none, drawn = record.identity(n, frame), params[record.stage]
+            left_out = {*frame.codes} - kept
+            # Those that share a stage have a param of their own name each.
+            found[record.stage] = (
+                {name: (none if name in left_out else drawn)[name] for name in drawn}
+                if kept & {*frame.codes}
+                else none
+            )
+        return found
+
     def apply(self, images: Array, params: dict[str, Params] | None) -> Array:
         """Makes the views.
 
@@ -187,6 +230,18 @@ def _draw_stage(key: Array, n: int, record: Augmentation, frame: Frame) -> Param
         return jnp.where(chosen, drawn, identity) if drawn.ndim else drawn
 
     return jax.tree.map(choose, drawn, record.identity(n, frame))
+
+
+def _stage_at(
+    values: Mapping[str, Array], n: int, record: Augmentation, frame: Frame
+) -> Params:
+    """Returns one stage's params with given structure values of its codes."""
+    found = None
+    for code in frame.codes:
+        if code in values:
+            made = AUGMENTATIONS[code].scale.params(values[code], frame)
+            found = made if found is None else {**found, code: made[code]}
+    return record.identity(n, frame) if found is None else found
 
 
 def make_stack(
@@ -251,27 +306,33 @@ def _check_channels(
     )
 
 
-def measuring_stack(code: str, like: Stack) -> Stack:
-    """Returns the stack that applies one augmentation alone, to measure it.
+def measuring_stack(codes: Sequence[str], like: Stack) -> Stack:
+    """Returns the stack that applies the given augmentations only, to measure them.
 
     All structure values occur: an augmentation with a probability is applied to half of
     the images if it has levels, otherwise to all of them.
 
     Args:
-      code: one of LEARNABLE; `like` need not contain it.
+      codes: of LEARNABLE; `like` need not contain them. Those that it contains come
+        first, in its order.
       like: gives the sides, the channels and the other options.
 
     Raises:
-      UsageError: the code is not in LEARNABLE, or does not support this number of
+      UsageError: a code is not in LEARNABLE, or does not support this number of
         channels.
     """
-    errors.lookup(dict.fromkeys(LEARNABLE), code, "--codes")
-    _check_channels(code, like.channels, "", f"--codes={code!r}", LEARNABLE)
-    record, options = AUGMENTATIONS[code], like.options
-    if record.probability is not None:
-        share = 1.0 if record.scale.levels is None else 0.5
-        options = dataclasses.replace(options, **{record.probability: share})
-    return dataclasses.replace(like, codes=(code,), options=options)
+    options = like.options
+    for code in codes:
+        errors.lookup(dict.fromkeys(LEARNABLE), code, "--codes")
+        _check_channels(code, like.channels, "", f"--codes={code!r}", LEARNABLE)
+        record = AUGMENTATIONS[code]
+        if record.probability is not None:
+            share = 1.0 if record.scale.levels is None else 0.5
+            options = dataclasses.replace(options, **{record.probability: share})
+    ordered = [*like.codes, *codes]
+    return dataclasses.replace(
+        like, codes=tuple(sorted({*codes}, key=ordered.index)), options=options
+    )
 
 
 def to_float(images: Array) -> Array:
@@ -284,66 +345,109 @@ def normalize(images: Array) -> Array:
     return images - 0.5
 
 
-def check_learned(code: str, stack_codes: tuple[str, ...]) -> None:
-    """Checks that the structure of `code` can be learned from the views of a stack.
+def split_codes(text: str) -> tuple[str, ...]:
+    """Returns the codes that a text names, separated by commas or spaces."""
+    return tuple(code for code in re.split(r"[,\s]+", text) if code)
+
+
+def check_learned(learned: str, stack_codes: tuple[str, ...]) -> tuple[str, ...]:
+    """Checks that structures can be learned from the views of a stack.
 
     Args:
-      code: the value of `config.learned`.
+      learned: the value of `config.learned`: one code, or several separated by commas.
       stack_codes: codes of the stack that makes the views.
 
+    Returns:
+      The codes that are learned.
+
     Raises:
-      UsageError: the code is unknown, has no structure, or is not in the stack.
+      UsageError: a code is unknown, has no structure, or is not in the stack; or the
+        codes do not go together.
     """
-    record = errors.lookup(AUGMENTATIONS, code, _LEARNED)
-    shown = f"{_LEARNED}={code!r}"
-    if not record.structure:
-        remedy = f"choose one of {' '.join(LEARNABLE)}"
-        if code == "jit":
-            remedy = f"{_PARTS_FOR_JIT} in {_STACK} and learn one of these, or {remedy}"
-        raise UsageError(
-            f"{shown} ({record.summary}) has no structure of its own; {remedy}."
-        )
-    if code not in stack_codes:
-        there = " ".join(c for c in stack_codes if c in LEARNABLE) or "none so far"
-        remedy = f"add it, or learn a code that is there ({there})"
-        if code in _JITTER_PARTS and "jit" in stack_codes:
-            remedy = _PARTS_FOR_JIT
-        raise UsageError(
-            f"{shown} is not in {_STACK}={' '.join(stack_codes)!r}; {remedy}."
-        )
+    codes = split_codes(learned) or (learned,)
+    for code in codes:
+        record = errors.lookup(AUGMENTATIONS, code, _LEARNED)
+        shown = f"{_LEARNED}={learned!r}"
+        about = shown if len(codes) == 1 else f"{shown}: {code}"
+        if not record.structure:
+            remedy = f"choose one of {' '.join(LEARNABLE)}"
+            if code == "jit":
+                remedy = (
+                    f"{_PARTS_FOR_JIT} in {_STACK} and learn one of these, or {remedy}"
+                )
+            raise UsageError(
+                f"{about} ({record.summary}) has no structure of its own; {remedy}."
+            )
+        if code not in stack_codes:
+            there = " ".join(c for c in stack_codes if c in LEARNABLE) or "none so far"
+            remedy = f"add it, or learn a code that is there ({there})"
+            if code in _JITTER_PARTS and "jit" in stack_codes:
+                remedy = _PARTS_FOR_JIT
+            raise UsageError(
+                f"{about} is not in {_STACK}={' '.join(stack_codes)!r}; {remedy}."
+            )
+    return _check_together(codes)
 
 
-def check_predicted(code: str, *, channels: int, dataset_name: str) -> None:
-    """Checks that ESSL can predict `code`; it need not be in the stack.
+def _check_together(codes: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the codes; a UsageError if they cannot be learned at once."""
+    shown = f"{_LEARNED}={','.join(codes)!r}"
+    for code in codes:
+        if codes.count(code) > 1:
+            raise UsageError(
+                f"{shown} names {code} {codes.count(code)} times; name it once."
+            )
+    for alike, why in _ALIKE.items():
+        if {*alike} <= {*codes}:
+            names = f"{', '.join(alike[:-1])} and {alike[-1]}"
+            raise UsageError(
+                f"{shown}: an image does not show how much {names} did each, as {why}; "
+                "leave out one of them."
+            )
+    return codes
+
+
+def check_predicted(
+    learned: str, *, channels: int, dataset_name: str
+) -> tuple[str, ...]:
+    """Checks that ESSL can predict augmentations; they need not be in the stack.
 
     Args:
-      code: the value of `config.learned`.
+      learned: the value of `config.learned`: one code, or several separated by commas.
       channels: 1 for gray images, 3 for RGB.
       dataset_name: name of the data set, for messages.
 
-    Raises:
-      UsageError: the code is unknown, cannot be predicted, or does not support this
-        number of channels.
-    """
-    record = errors.lookup(AUGMENTATIONS, code, _LEARNED)
-    shown = f"{_LEARNED}={code!r}"
-    if record.prediction is None:
-        raise UsageError(
-            f"{shown} ({record.summary}) cannot be predicted by ESSL; choose one of "
-            f"{' '.join(PREDICTABLE)}."
-        )
-    _check_channels(code, channels, dataset_name, shown, PREDICTABLE)
-
-
-def without(codes: tuple[str, ...], code: str) -> tuple[str, ...]:
-    """Returns `codes` without `code`, in their order.
+    Returns:
+      The codes that are predicted.
 
     Raises:
-      UsageError: the code is a component of `jit`, which would still draw it.
+      UsageError: a code is unknown, cannot be predicted, or does not support this
+        number of channels; or the codes do not go together.
     """
-    if code in _JITTER_PARTS and "jit" in codes:
-        raise UsageError(
-            f"{_LEARNED}={code!r} is a part of jit in {_STACK}={' '.join(codes)!r} "
-            f"and cannot be taken out; {_PARTS_FOR_JIT}."
-        )
-    return tuple(other for other in codes if other != code)
+    codes = split_codes(learned) or (learned,)
+    for code in codes:
+        record = errors.lookup(AUGMENTATIONS, code, _LEARNED)
+        shown = f"{_LEARNED}={learned!r}"
+        if record.prediction is None:
+            about = shown if len(codes) == 1 else f"{shown}: {code}"
+            raise UsageError(
+                f"{about} ({record.summary}) cannot be predicted by ESSL; choose one "
+                f"of {' '.join(PREDICTABLE)}."
+            )
+        _check_channels(code, channels, dataset_name, shown, PREDICTABLE)
+    return _check_together(codes)
+
+
+def without(codes: tuple[str, ...], others: Sequence[str]) -> tuple[str, ...]:
+    """Returns `codes` without `others`, in their order.
+
+    Raises:
+      UsageError: one of the others is a component of `jit`, which would still draw it.
+    """
+    for code in others:
+        if code in _JITTER_PARTS and "jit" in codes:
+            raise UsageError(
+                f"{_LEARNED}={code!r} is a part of jit in {_STACK}={' '.join(codes)!r} "
+                f"and cannot be taken out; {_PARTS_FOR_JIT}."
+            )
+    return tuple(code for code in codes if code not in others)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import ml_collections
 
@@ -11,11 +12,13 @@ from duet_jax.augmentations import (
     check_learned,
     check_predicted,
     make_stack,
+    split_codes,
     without,
 )
 from duet_jax.errors import UsageError, lookup
 from duet_jax.losses import TARGETS
 from duet_jax.methods import DUET, ESSL, METHODS, EncoderSettings, Method, TwoViews
+from duet_jax.methods.groups import Group
 from duet_jax.models.encoders import num_features
 from duet_jax.types import DatasetFacts
 
@@ -24,13 +27,18 @@ def make_method(config: ml_collections.ConfigDict, images: DatasetFacts) -> Meth
     """Returns the method that `config` describes for a set of images.
 
     The attributes of a method's class are the fields of the section with the method's
-    name, and `config.learned`; `_BUILDERS` has the exceptions.
+    name, and `learned`, the codes in `config.learned`; `_BUILDERS` has the exceptions.
 
     Raises:
       UsageError: the method is unknown, or cannot be trained like that.
     """
     cls = lookup(METHODS, config.method, "config.method")
     return _BUILDERS.get(config.method, _build)(cls, config, images)
+
+
+def reads_learned(method: str) -> bool:
+    """Returns True if a method has a use for `config.learned`."""
+    return method in _BUILDERS or "learned" in own_fields(METHODS[method])
 
 
 def own_fields(cls: type[Method]) -> set[str]:
@@ -41,8 +49,10 @@ def own_fields(cls: type[Method]) -> set[str]:
 def _build(
     cls: type[Method], config: ml_collections.ConfigDict, images: DatasetFacts
 ) -> Method:
-    own = {
-        name: config.learned if name == "learned" else config[config.method][name]
+    own: dict[str, Any] = {
+        name: split_codes(config.learned)
+        if name == "learned"
+        else config[config.method][name]
         for name in own_fields(cls)
     }
     return cls(two_views(config, images), **own)
@@ -52,28 +62,39 @@ def _build_duet(
     cls: type[DUET], config: ml_collections.ConfigDict, images: DatasetFacts
 ) -> DUET:
     views = two_views(config, images)
-    check_learned(config.learned, views.stack.codes)
-    _check_bins(config)
-    target = choose_target(config.duet.target, config.learned)
-    return cls(
-        two_views=views,
-        learned=config.learned,
-        num_bins=config.duet.num_bins,
-        structure_weight=config.duet.structure_weight,
-        target=target,
-        target_width=config.duet[TARGETS[target].width],
-        marginal=config.duet.marginal,
-    )
+    codes = check_learned(config.learned, views.stack.codes)
+    targets = choose_targets(config.duet.target, codes)
+    bins = _per_code(config, "num_bins", codes)
+    _check_bins(config, bins)
+    widths = {
+        name: _per_code(config, name, codes)
+        for name in {TARGETS[target].width for target in targets}
+    }
+    groups = [
+        Group(
+            code=code,
+            num_bins=bins[place],
+            target=target,
+            target_width=widths[TARGETS[target].width][place],
+            marginal=config.duet.marginal,
+            place=place,
+            of=len(codes),
+        )
+        for place, (code, target) in enumerate(zip(codes, targets, strict=True))
+    ]
+    return cls(views, tuple(groups), config.duet.structure_weight)
 
 
 def _build_essl(
     cls: type[ESSL], config: ml_collections.ConfigDict, images: DatasetFacts
 ) -> ESSL:
-    check_predicted(config.learned, channels=images.channels, dataset_name=images.name)
-    codes = without(tuple(config.augmentation.stack), config.learned)
+    learned = check_predicted(
+        config.learned, channels=images.channels, dataset_name=images.name
+    )
+    codes = without(tuple(config.augmentation.stack), learned)
     return cls(
         two_views=two_views(config, images, codes),
-        learned=config.learned,
+        learned=learned,
         prediction_weight=config.essl.prediction_weight,
         predictor_hidden=config.essl.hidden,
     )
@@ -128,17 +149,25 @@ def two_views(
     )
 
 
-def choose_target(target: str, learned: str) -> str:
-    """Returns the name of the target distribution for the structure of `learned`.
+def choose_targets(target: str, codes: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the names of the target distributions for the structures of `codes`.
 
     Args:
-      target: "auto" or a name in TARGETS.
-      learned: code of the augmentation.
+      target: "auto" or a name in TARGETS; or one for each code, separated by commas.
+      codes: of the augmentations.
 
     Raises:
-      UsageError: the name is unknown, or the target is circular and the structure takes
-        only the two ends of a line, which are the same point on a circle.
+      UsageError: a name is unknown, or their number is another; or a target is circular
+        and the structure takes only the two ends of a line, which are the same point
+        on a circle.
     """
+    names = split_codes(target) or (target,)
+    names = _one_each("target", target, names, codes)
+    return tuple(map(_choose_target, names, codes))
+
+
+def _choose_target(target: str, learned: str) -> str:
+    """Returns the name of the target distribution for the structure of one code."""
     record = AUGMENTATIONS[learned]
     if target == "auto":
         return "von_mises" if record.topology == "circle" else "gaussian"
@@ -151,15 +180,59 @@ def choose_target(target: str, learned: str) -> str:
     return target
 
 
-def _check_bins(config: ml_collections.ConfigDict) -> None:
-    """Raises a UsageError unless the bins divide the encoder's features."""
-    bins, encoder = config.duet.num_bins, config.encoder
+def _per_code(
+    config: ml_collections.ConfigDict, name: str, codes: tuple[str, ...]
+) -> tuple:
+    """Returns the values of a field of `config.duet`, one for each code."""
+    given = config.duet[name]
+    values = given if isinstance(given, tuple) else (given,)
+    return _one_each(name, given, values, codes)
+
+
+def _one_each(name: str, given: Any, values: tuple, codes: tuple[str, ...]) -> tuple:
+    """Returns one value for each code; a single one is that of all."""
+    if len(values) == 1:
+        return values * len(codes)
+    if len(values) != len(codes):
+        text = given if isinstance(given, str) else ",".join(map(str, given))
+        raise UsageError(
+            f"config.duet.{name}={text} has {len(values)} values for the {len(codes)} "
+            f"of config.learned={','.join(codes)!r}; give one for all, or one for each."
+        )
+    return values
+
+
+def _check_bins(config: ml_collections.ConfigDict, bins: tuple[int, ...]) -> None:
+    """Raises a UsageError unless the groups and bins divide the encoder's features."""
+    encoder, groups = config.encoder, len(bins)
     features = num_features(
         encoder.name, encoder.width_multiplier, encoder.get("widths")
     )
-    if bins < 2 or features % bins:
-        choices = [str(n) for n in range(2, features + 1) if features % n == 0]
+    share = features // groups
+    fitting = [n for n in range(2, share + 1) if features % (groups * n) == 0]
+    if not fitting:
+        # Widths are multiples of 8 unless they are given one by one.
+        near = 8 * groups * max(1, round(features / (8 * groups)))
         raise UsageError(
-            f"config.duet.num_bins={bins} must divide the encoder's {features} "
-            f"features; use {', '.join(choices)}."
+            f"config.learned={config.learned!r} makes {groups} groups, which do not "
+            f"divide the encoder's {features} features; learn another number of "
+            f"augmentations, or set the widths of the encoder for {near} features, say."
         )
+    for each in bins:
+        if each not in fitting:
+            _refuse_bins(each, groups, features, fitting)
+
+
+def _refuse_bins(bins: int, groups: int, features: int, fitting: list[int]) -> None:
+    """Raises the UsageError for a number of bins that does not fit."""
+    shown = f"config.duet.num_bins={bins}"
+    if groups == 1:
+        raise UsageError(
+            f"{shown} must divide the encoder's {features} features; use "
+            f"{', '.join(map(str, fitting))}."
+        )
+    nearest = sorted(sorted(fitting, key=lambda n: abs(n - bins))[:2])
+    raise UsageError(
+        f"{shown} must divide each of the {groups} groups of {features // groups} of "
+        f"the encoder's {features} features; use {' or '.join(map(str, nearest))}."
+    )

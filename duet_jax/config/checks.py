@@ -7,13 +7,12 @@ checked by that component when it is built.
 import difflib
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
 
-from duet_jax.augmentations import options_read
+from duet_jax.augmentations import options_read, split_codes
 from duet_jax.config import build
 from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.losses import TARGETS
@@ -121,6 +120,9 @@ RULES: dict[str, Rule] = {
     "wandb.mode": _one_of("", "online", "offline", "disabled"),
 }
 
+# Fields that take one value, or a tuple of one for each code in config.learned.
+PER_CODE = {"duet.num_bins": int, "duet.sigma": float, "duet.concentration": float}
+
 # Fields that may change when a run is resumed: where data and records are, how often
 # something is written, and what to do where the run would have ended. They do not alter
 # what is computed.
@@ -227,8 +229,23 @@ def check_schema(
                 f"config.{name} is missing; start from base.get_config(), which sets "
                 f"it to {default!r}."
             )
-        if type(given[name]) is not type(default):
+        if name in PER_CODE:
+            _coerced(name, given[name], default)
+        elif type(given[name]) is not type(default):
             raise bad_value(name, given[name], default)
+
+
+def open_fields(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a copy in which the fields in PER_CODE take a value or a tuple."""
+    config = config.copy_and_resolve_references()
+    for name in PER_CODE:
+        section, _, leaf = name.rpartition(".")
+        if leaf in config.get(section, {}):
+            value = config[section][leaf]
+            config[section][leaf] = ml_collections.FieldReference(
+                value, field_type=object
+            )
+    return config
 
 
 _KINDS = {
@@ -249,25 +266,37 @@ def bad_value(name: str, value: Any, default: Any) -> UsageError:
         kind = (type(default[0]),)
         default = ",".join(map(str, default))
         value = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    several = ", or one for each of config.learned" if name in PER_CODE else ""
     return UsageError(
-        f"config.{name}={value!r} must be {_KINDS[kind]}, such as {default!r}."
+        f"config.{name}={value!r} must be {_KINDS[kind]}{several}, such as {default!r}."
     )
 
 
 def _coerced(name: str, value: Any, default: Any) -> Any:
     """Returns a tuple with its default's element type, other values as they are."""
+    if name in PER_CODE:
+        parts = tuple(value) if isinstance(value, tuple | list) else (value,)
+        parts = _numbers(name, parts or (value,), PER_CODE[name], default)
+        return parts if len(parts) > 1 else parts[0]
+    if name == "learned" and isinstance(value, str):
+        return ",".join(split_codes(value))
     if not isinstance(default, tuple):
         return value
     # The stack is the only tuple that may be empty.
     kind = type(default[0]) if default else str
     if kind is str:  # "sca,rot" arrives as a single element
-        parts = [part for item in value for part in re.split(r"[,\s]+", str(item))]
-        return tuple(part for part in parts if part)
-    if any(isinstance(x, bool) or not isinstance(x, int | float) for x in value) or (
-        kind is int and any(x % 1 for x in value)
+        return tuple(part for item in value for part in split_codes(str(item)))
+    return _numbers(name, value, kind, default)
+
+
+def _numbers(name: str, values: tuple, kind: type, default: Any) -> tuple:
+    """Returns numbers of one type; a UsageError for anything else."""
+    if any(isinstance(x, bool) or not isinstance(x, int | float) for x in values) or (
+        kind is int and any(x % 1 for x in values)
     ):
-        raise bad_value(name, value, default)
-    return tuple(kind(x) for x in value)
+        given = values[0] if len(values) == 1 and name in PER_CODE else values
+        raise bad_value(name, given, default)
+    return tuple(kind(x) for x in values)
 
 
 def check(
@@ -285,7 +314,7 @@ def check(
     Raises:
       UsageError: the first mistake.
     """
-    config = config.copy_and_resolve_references()
+    config = open_fields(config)
     known = dict(fields(defaults))
     for name, value in fields(config):
         value = _coerced(name, value, known[name])
@@ -312,7 +341,8 @@ def _check_value(name: str, value: Any) -> None:
     if any(isinstance(x, str) and "\0" in x for x in parts):
         raise UsageError(f"config.{name}={value!r} holds a zero byte; take it out.")
     rule = RULES.get(name)
-    if rule is not None and not rule.holds(value):
+    each = parts if name in PER_CODE else (value,)
+    if rule is not None and not all(map(rule.holds, each)):
         raise UsageError(f"config.{name}={value!r} {rule.says}.")
 
 
@@ -336,13 +366,15 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     method, encoder = config.method, config.encoder.name
     others = [m for m in METHODS if m != method and m in config]
     unread = dict.fromkeys(others, f"config.method={method!r}")
-    if "learned" not in build.own_fields(METHODS[method]):
+    if not build.reads_learned(method):
         unread["learned"] = f"config.method={method!r}"
     if method == "duet":
-        target = build.choose_target(config.duet.target, config.learned)
+        codes = split_codes(config.learned)
+        targets = build.choose_targets(config.duet.target, codes)
         widths = {each.width for each in TARGETS.values()}
-        for width in widths - {TARGETS[target].width}:
-            unread[f"duet.{width}"] = f"config.duet.target={target!r}"
+        shown = ",".join(dict.fromkeys(targets))
+        for width in widths - {TARGETS[target].width for target in targets}:
+            unread[f"duet.{width}"] = f"config.duet.target={shown!r}"
     if lookup(ENCODERS, encoder, "config.encoder.name").widths is not None:
         for name in ("encoder.blocks", "encoder.widths"):
             unread[name] = f"config.encoder.name={encoder!r}"
@@ -355,7 +387,8 @@ def _idle_options(config: ml_collections.ConfigDict) -> dict[str, str]:
     They stay in the configuration: an evaluation may measure such an augmentation.
     """
     stack = _coerced("augmentation.stack", config.augmentation.stack, ("sca",))
-    codes = {*stack, *([config.learned] if config.method == "essl" else [])}
+    predicted = split_codes(config.learned) if config.method == "essl" else ()
+    codes = {*stack, *predicted}
     read = {name for code in codes for name in options_read(code)}
     reason = f"config.augmentation.stack={','.join(stack)!r}"
     return {
@@ -394,7 +427,7 @@ def completed(
     Raises:
       UsageError: a field is unknown, or its value is of another type or out of range.
     """
-    config = schema.copy_and_resolve_references()
+    config = open_fields(schema)
     known = dict(fields(schema))
     for name, value in fields(saved):
         if name not in known:
@@ -402,7 +435,8 @@ def completed(
                 f"config.json: {name} is not a field.{suggestion(name, known)} "
                 "Restore the file the run was trained with."
             )
-        if not _is_like(value, known[name]):
+        value = _coerced(name, value, known[name]) if name in PER_CODE else value
+        if not (name in PER_CODE or _is_like(value, known[name])):
             raise bad_value(name, value, known[name])
         _check_value(name, value)
         config.update_from_flattened_dict({name: value})

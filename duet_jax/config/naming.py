@@ -63,5 +63,5 @@ def _part(name: str, value: Any) -> str:
     elif isinstance(value, bool):
         text = str(value).lower()
     else:
-        text = str(value)
+        text = str(value).replace(",", "_")  # several codes
     return f"{name}{text}" if text[:1].isdecimal() else f"{name}_{text}"

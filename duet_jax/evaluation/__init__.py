@@ -7,7 +7,7 @@ writes the results.
 from etils import epy
 from ml_collections import ConfigDict
 
-from duet_jax.augmentations import LEARNABLE
+from duet_jax.augmentations import LEARNABLE, split_codes
 from duet_jax.evaluation import options
 from duet_jax.evaluation.evaluator import Evaluator
 from duet_jax.types import DatasetFacts
@@ -33,7 +33,8 @@ def follow_up(config: ConfigDict, facts: DatasetFacts) -> list[str]:
       config: of the run, resolved.
       facts: of its images.
     """
-    codes = [config.learned] if "learned" in config else config.augmentation.stack
+    learned = split_codes(config.get("learned", ""))
+    codes = learned or config.augmentation.stack
     modes = ["linear_probe", "knn"] if facts.num_classes else []
     modes += ["equivariance"] if {*codes} & {*LEARNABLE} else []
     return [*modes, *([] if facts.num_classes else ["features"]), "report"]

@@ -80,6 +80,8 @@ _PANELS = (
     ),
     _Panel("images per second", {("train", "images_per_second"): "-"}, from_zero=True),
 )
+# Losses that are a mean over the learned codes, and then reported by code as well.
+_BY_CODE = ("structure_loss", "prediction_loss")
 _NOTE = (
     "Test curves are of augmented views, as those of training are, and use the running "
     "statistics of batch normalization."
@@ -110,6 +112,24 @@ def _has_values(rows: Sequence[Mapping], panel: _Panel) -> bool:
     return any(np.isfinite(_series(rows, *curve)[1]).any() for curve in panel.curves)
 
 
+def _panels(rows: Sequence[Mapping]) -> list[_Panel]:
+    """Returns the panels that have values; losses by code follow their mean."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    panels = []
+    for panel in _PANELS:
+        panels.append(panel)
+        loss = next(name for _, name in panel.curves)
+        codes = [n.removeprefix(f"{loss}_") for n in names if n.startswith(f"{loss}_")]
+        if loss in _BY_CODE:
+            panels += [_of_code(panel, loss, code) for code in codes]
+    return [panel for panel in panels if _has_values(rows, panel)]
+
+
+def _of_code(panel: _Panel, loss: str, code: str) -> _Panel:
+    curves = {(split, f"{loss}_{code}"): style for (split, _), style in panel.curves.items()}
+    return panel._replace(title=f"{panel.title}, {code}", curves=curves)
+
+
 @styled
 def build_curves(
     rows: Sequence[Mapping], *, title: str = "", num_classes: int | None = None
@@ -128,7 +148,7 @@ def build_curves(
     Returns:
       The figure; its axes are the panels, titled on the left.
     """
-    panels = [panel for panel in _PANELS if _has_values(rows, panel)]
+    panels = _panels(rows)
     lines = max(1, -(-len(panels) // _COLUMNS_OF_PANELS))
     figure = titled(12, 0.7 + 3.1 * lines, title)
     if not panels:
@@ -235,7 +255,7 @@ def build_overlay(
       The figure; its axes are the panels, titled on the left.
     """
     every = [row for rows in runs.values() for row in rows]
-    panels = [panel for panel in _PANELS if _has_values(every, panel)]
+    panels = _panels(every)
     lines = max(1, -(-len(panels) // _COLUMNS_OF_PANELS))
     figure = titled(12, 0.9 + 3.1 * lines, title)
     colors = dict(zip(runs, itertools.cycle(SERIES), strict=False))

@@ -2,7 +2,7 @@
 
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,28 +36,30 @@ class _Row(NamedTuple):
       images: normalized to [-0.5, 0.5], [n, side, side, channels].
       side: of an image in the figure, in pixels.
       texts: code -> the value of every image as text, [n].
-      gauge: the code shown on a gauge, and its structure values; None without.
+      gauges: the codes that are shown on a gauge, with their structure values.
     """
 
     name: str
     images: np.ndarray
     side: int
     texts: Mapping[str, list[str]]
-    gauge: tuple[str, np.ndarray] | None = None
+    gauges: Mapping[str, np.ndarray] = {}
 
     @property
     def codes(self) -> list[str]:
         """Those written as text alone."""
-        return [code for code in self.texts if not self.gauge or code != self.gauge[0]]
+        return [code for code in self.texts if code not in self.gauges]
 
     @property
     def height(self) -> int:
-        gauge = _GAUGE_HEIGHT if self.gauge else 0
         lines = -(-len(self.codes) // _CODES_PER_LINE)
-        return self.side + gauge + _LINE_HEIGHT * lines + 20
+        gauges = _GAUGE_HEIGHT * len(self.gauges)
+        return self.side + gauges + _LINE_HEIGHT * lines + 20
 
 
-def _rows(views: Mapping[str, View], learned: str | None, scales: Scales) -> list[_Row]:
+def _rows(
+    views: Mapping[str, View], learned: Collection[str], scales: Scales
+) -> list[_Row]:
     """Returns the rows of views; all images are enlarged by the same factor."""
     scale = enlargement(next(iter(views.values())).images.shape[1])
     rows = []
@@ -65,13 +67,16 @@ def _rows(views: Mapping[str, View], learned: str | None, scales: Scales) -> lis
         side = min(CELL, scale * view.images.shape[1])
         # Prediction targets are no structure values: without a gauge and a scale.
         predicted = name == "half size"
-        texts, gauge = {}, None
+        texts = {}
         for code, values in view.structure.items():
             own = None if predicted else scales.get(code)
             texts[code] = [_text(value, own) for value in np.asarray(values)]
-        if not predicted and learned in view.structure:
-            gauge = learned, np.asarray(view.structure[learned])
-        rows.append(_Row(name, view.images, side, texts, gauge))
+        gauges = {
+            code: np.asarray(view.structure[code])
+            for code in learned
+            if code in view.structure and not predicted
+        }
+        rows.append(_Row(name, view.images, side, texts, gauges))
     return rows
 
 
@@ -92,7 +97,7 @@ def build_views(
     view1: View,
     view2: View,
     *,
-    learned: str | None = None,
+    learned: Collection[str] = (),
     title: str = "",
     half_size: View | None = None,
     original: np.ndarray | None = None,
@@ -104,8 +109,8 @@ def build_views(
       view1: the first views, normalized to [-0.5, 0.5], [n, side, side, channels].
         The parameters of their augmentations are written below the images.
       view2: the second views of the same images.
-      learned: the code that the method learns; its structure value in [0, 1] is shown
-        on a gauge.
+      learned: the codes that the method learns; their structure values in [0, 1] are
+        shown on gauges.
       title: of the figure.
       half_size: the views for the ESSL predictor, drawn at the same scale as the
         others; `structure` holds the prediction targets, integers if they are classes.
@@ -154,9 +159,8 @@ def _about(texts: list[Mapping[str, Any]], scales: Scales, width: int) -> list[s
 
 
 def _draw_values(canvas: Canvas, left: int, top: int, row: _Row, column: int) -> None:
-    """Writes the parameters of one image, the learned one with a gauge."""
-    if row.gauge:
-        code, values = row.gauge
+    """Writes the parameters of one image, the learned ones with gauges."""
+    for code, values in row.gauges.items():
         value = float(values[column])
         text = f"{code} {row.texts[code][column]}"
         canvas.text(left, top, text, size=10, weight="bold", color=ACCENT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from etils import epy
@@ -18,6 +18,7 @@ from duet_jax import losses
 from duet_jax.augmentations import Stack, normalize, to_float
 from duet_jax.lazy import jax, jnp, nnx
 from duet_jax.losses.precision import at_least_float32
+from duet_jax.methods.groups import Group
 from duet_jax.models.encoders import make_encoder
 from duet_jax.types import Array, View
 
@@ -36,16 +37,16 @@ Draws = Mapping[str, Mapping[str, Array]]
 
 
 class PredictionView(NamedTuple):
-    """The view from which ESSL predicts the transformation.
+    """The view from which ESSL predicts how it was transformed.
 
     Attributes:
       images: half-size and normalized, [rows, side / 2, side / 2, channels]; the rows
-        are the batch times the number of transformations of each image.
-      targets: int32 class or float32 value, [rows].
+        are the batch times the number of copies of each image.
+      targets: code of each transformation -> int32 class or float32 value, [rows].
     """
 
     images: Array
-    targets: Array
+    targets: Mapping[str, Array]
 
 
 class Views(NamedTuple):
@@ -138,30 +139,24 @@ class Method(abc.ABC):
 
 @runtime_checkable
 class Structured(Protocol):
-    """A method whose features represent the structure of a transformation.
+    """A method whose features represent the structure of transformations.
 
-    Its `representations` include "structure": distributions, [batch, num_bins].
+    Its `representations` include the `structure` of every group, under its `name`.
 
     Attributes:
-      learned: code of the augmentation whose parameter is the structure.
-      num_bins: number of bins G.
-      marginal: one of `representation.MARGINALS`.
+      groups: one for each transformation.
     """
 
-    learned: str
-    num_bins: int
-    marginal: str
+    groups: tuple[Group, ...]
 
-    @property
-    def circular(self) -> bool:
-        """True if the bins wrap around."""
 
-    def targets(self, values: Array) -> Array:
-        """Returns the target distributions, [batch, num_bins].
+def group_of(method: Method, code: str) -> Group | None:
+    """Returns the group of a method's features that represents an augmentation.
 
-        Args:
-          values: structure values of the drawn parameters, [batch].
-        """
+    None if there is none: the method has no structure, or that of others.
+    """
+    groups = method.groups if isinstance(method, Structured) else ()
+    return next((group for group in groups if group.code == code), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,17 +195,18 @@ class TwoViews:
     num_classes: int
     temperature: float
 
-    def networks(self, rngs: nnx.Rngs, *, share: int = 1) -> Networks:
+    def networks(self, rngs: nnx.Rngs, bins: Sequence[int] = (1,)) -> Networks:
         """Returns newly initialized networks.
 
         Args:
           rngs: source of the initial weights.
-          share: the projector's input has features / `share` dimensions (DUET: the
-            number of bins).
+          bins: of each group of the features; the projector reads their sums over the
+            bins.
         """
         encoder = make_encoder(**vars(self.encoder), rngs=rngs)
+        share = encoder.num_features // len(bins)
         projector = heads.Projector(
-            encoder.num_features // share,
+            sum(share // each for each in bins),
             hidden=self.projector_hidden,
             out_features=self.projector_output,
             dtype=jnp.dtype(self.encoder.dtype),

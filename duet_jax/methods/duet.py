@@ -1,11 +1,13 @@
 """DUET: features that represent both content and how an image was transformed.
 
-The features form a matrix, bins x channels. Its sum over the bins is the content, which
-is contrasted; its mean over the channels (or their sum) gives the logits of the
-structure, which is trained to match a target distribution around the drawn parameter.
+The features form a matrix, bins x channels, or several side by side, one for each
+transformation. The sum over the bins is the content, which is contrasted; the mean over
+the channels (or their sum) gives the logits of a structure, which is trained to match a
+target distribution around the drawn parameter.
 
 Source: Suau et al. 2023, "DUET: 2D Structured and Approximately Equivariant
-Representations".
+Representations". The reference's layer is written for several groups, and its loss
+refuses all but one; the mean of their divergences is the formula that it has there.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import dataclasses
 from duet_jax import losses
 from duet_jax.lazy import nnx
 from duet_jax.methods import base
-from duet_jax.models import representation
+from duet_jax.methods.groups import Group, content
 from duet_jax.types import Array, View
 
 
@@ -24,66 +26,49 @@ class DUET(base.Method):
     """NT-Xent on the content plus the structure loss.
 
     Attributes:
-      learned: code of the augmentation whose parameter is the structure.
-      num_bins: number of bins G.
+      groups: one for each transformation, in the order of the features.
       structure_weight: lambda.
-      target: key of `losses.TARGETS`.
-      target_width: sigma of the Gaussian or concentration of the von Mises density.
-      marginal: one of `representation.MARGINALS`.
     """
 
-    learned: str
-    num_bins: int
+    groups: tuple[Group, ...]
     structure_weight: float
-    target: str
-    target_width: float
-    marginal: str = "mean"
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The codes of the augmentations whose parameters are structure."""
+        return tuple(group.code for group in self.groups)
 
     def init(self, rngs: nnx.Rngs) -> base.Networks:
         """Returns newly initialized networks; the projector reads the content."""
-        return self.two_views.networks(rngs, share=self.num_bins)
+        return self.two_views.networks(rngs, [group.num_bins for group in self.groups])
 
     def representations(self, features: Array) -> dict[str, Array]:
-        """Returns the features, the content and the structure.
+        """Returns the features, the content and the structures.
 
         Args:
-          features: [batch, bins * channels].
+          features: [batch, features].
 
         Returns:
-          "full", as given; "content", [batch, channels]; "structure", the predicted
-          distributions, [batch, bins], rows summing to 1.
+          "full", as given; "content", the sums over the bins, [batch, channels of all
+          groups]; and the predicted distributions, [batch, bins], rows summing to 1:
+          "structure", with several groups "structure_<code>".
         """
-        matrix = representation.as_matrix(features, self.num_bins)
         return {
             "full": features,
-            "content": representation.content(matrix),
-            "structure": representation.structure(matrix, self.marginal),
+            "content": content(features, self.groups),
+            **{group.name: group.structure(features) for group in self.groups},
         }
 
-    @property
-    def circular(self) -> bool:
-        """True if the bins wrap around."""
-        return losses.TARGETS[self.target].circular
-
-    def targets(self, values: Array) -> Array:
-        """Returns the target distributions, [batch, bins].
+    def structure_loss(self, group: Group, features: Array, view: View) -> Array:
+        """Returns each example's divergence from a group's target, [batch].
 
         Args:
-          values: structure values of the drawn parameters, [batch].
-        """
-        target = losses.TARGETS[self.target].distribution
-        return target(values, self.num_bins, self.target_width)
-
-    def structure_loss(self, matrix: Array, view: View) -> Array:
-        """Returns each example's divergence from its target, [batch].
-
-        Args:
-          matrix: the view's features, [batch, bins, channels].
+          group: one of `groups`.
+          features: of the view, [batch, features].
           view: holds the structure values.
         """
-        targets = self.targets(view.structure[self.learned])
-        logits = representation.structure_logits(matrix, self.marginal)
-        return losses.jensen_shannon(logits, targets)
+        targets = group.targets(view.structure[group.code])
+        return losses.jensen_shannon(group.logits(features), targets)
 
     def loss(
         self,
@@ -96,24 +81,30 @@ class DUET(base.Method):
     ) -> tuple[Array, base.Metrics]:
         """Returns the total loss and the metrics.
 
-        `structure_loss` is reported without its weight. As in the reference, it is the
-        mean of both views in training, and that of the augmented view in evaluation.
+        `structure_loss`, the mean of the groups, is reported without its weight, with
+        several groups also by code: `structure_loss_<code>`. As in the reference, it is
+        the mean of both views in training, and that of the augmented view in
+        evaluation.
         """
-        features = base.encode_views(networks, views, train=train)
-        matrix1, matrix2 = (
-            representation.as_matrix(x, self.num_bins) for x in features
-        )
+        features1, features2 = base.encode_views(networks, views, train=train)
         loss, metrics = self.two_views.loss(
             networks,
-            features[0],
-            (representation.content(matrix1), representation.content(matrix2)),
+            features1,
+            (content(features1, self.groups), content(features2, self.groups)),
             labels,
             mask,
             train=train,
         )
-        divergence = self.structure_loss(matrix2, views.second)
-        if train:
-            divergence = (divergence + self.structure_loss(matrix1, views.first)) / 2
-        structure = losses.masked_mean(divergence, mask)
+        by_group = {}
+        for group in self.groups:
+            divergence = self.structure_loss(group, features2, views.second)
+            if train:
+                first = self.structure_loss(group, features1, views.first)
+                divergence = (divergence + first) / 2
+            by_group[f"structure_loss{group.suffix}"] = losses.masked_mean(
+                divergence, mask
+            )
+        structure = sum(by_group.values()) / len(by_group)
         loss = loss + self.structure_weight * structure
-        return loss, {"loss": loss, "structure_loss": structure, **metrics}
+        total = {"loss": loss, "structure_loss": structure}
+        return loss, {**total, **by_group, **metrics}

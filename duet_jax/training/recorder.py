@@ -199,7 +199,12 @@ class Record:
         self.newest_test = means
         row = self._row(step, "test", means)
         self._writers.write(row)
-        told = [loggers.shown(name, means[name]) for name in _TOLD if name in means]
+        told = [
+            loggers.shown(name, means[name])
+            for about in _TOLD
+            for name in means
+            if name == about or name.startswith(f"{about}_")  # by code
+        ]
         _log.info("test         epoch %.4g  %s", row["epoch"], "  ".join(told))
         self._symptoms.test(step, means)
 

@@ -96,14 +96,15 @@ def _describe_method(plan: Plan) -> str:
         return f"decoders of the features of {config.method}, of views with {codes}"
     if config.method == "essl":
         return (
-            f"essl on {codes}; predicts {config.learned}, weight "
+            f"essl on {codes}; predicts {' and '.join(method.learned)}, weight "
             f"{method.prediction_weight:g}"
         )
     if config.method == "duet":
-        return (
-            f"duet on {codes}; {config.learned} is structure, {method.num_bins} bins, "
-            f"target {method.target}, weight {method.structure_weight:g}"
+        structures = "; ".join(
+            f"{group.code} is structure, {group.num_bins} bins, target {group.target}"
+            for group in method.groups
         )
+        return f"duet on {codes}; {structures}, weight {method.structure_weight:g}"
     return f"{config.method} on {codes}"
 
 

@@ -290,14 +290,14 @@ def _show_views(
     views = make_views(key, images)
     path = directory / "figures" / "views.png"
     # Asked of the method: SimCLR has no learned augmentation, whatever the field says.
-    learned = getattr(plan.method, "learned", None)
+    learned = getattr(plan.method, "learned", ())
     figures.draw_views(
         path,
         views.first,
         views.second,
         learned=learned,
         title="the first views",
-        half_size=_one_of_each(views.prediction, learned, plan.batch_size),
+        half_size=_one_of_each(views.prediction, plan.batch_size),
         original=np.asarray(images[: figures.COLUMNS], np.float32) / 255 - 0.5,
         scales=plan.method.two_views.stack.scales,
         small_print=small_print(
@@ -305,20 +305,19 @@ def _show_views(
         ),
     )
     writers.picture("views", path, 0)
-    if learned in views.first.structure:
-        health.check_structure(
-            learned,
-            *(view.structure[learned] for view in (views.first, views.second)),
-            fields=AUGMENTATIONS[learned].fields,
-        )
+    for code in learned:
+        if code in views.first.structure:
+            health.check_structure(
+                code,
+                *(view.structure[code] for view in (views.first, views.second)),
+                fields=AUGMENTATIONS[code].fields,
+            )
 
 
-def _one_of_each(
-    view: PredictionView | None, learned: str | None, batch: int
-) -> View | None:
-    """Returns one member of each image's orbit, in turns; None without a prediction."""
+def _one_of_each(view: PredictionView | None, batch: int) -> View | None:
+    """Returns one copy of each image, in turns; None without a prediction."""
     if view is None:
         return None
-    members = len(view.targets) // batch
-    rows = np.arange(batch) * members + np.arange(batch) % members
-    return View(view.images[rows], {learned: view.targets[rows]})
+    copies = len(view.images) // batch
+    rows = np.arange(batch) * copies + np.arange(batch) % copies
+    return View(view.images[rows], {k: each[rows] for k, each in view.targets.items()})

@@ -598,7 +598,7 @@ PARAMETERS = {  # unit, and the parameter from what was drawn and the side
 @USUAL_AND_OTHER
 @pytest.mark.parametrize("code", LEARNABLE)
 def test_scale_is_the_way_back_to_the_parameter(code, options):
-    stack = measuring_stack(code, stack_of("ccr", "jit", side=36, options=options))
+    stack = measuring_stack((code,), stack_of("ccr", "jit", side=36, options=options))
     params = draw(stack, MANY)
     ((record, frame),) = stack.stages
     scale, value = AUGMENTATIONS[code].scale, stack.structure(params)[code]
@@ -612,7 +612,7 @@ def test_scale_is_the_way_back_to_the_parameter(code, options):
 @USUAL_AND_OTHER
 @pytest.mark.parametrize("code", LEARNABLE)
 def test_every_level_and_nothing_else_is_measured(code, options):
-    stack = measuring_stack(code, stack_of("rot", options=options))
+    stack = measuring_stack((code,), stack_of("rot", options=options))
     params = draw(stack, MANY)
     values, counts = np.unique(stack.structure(params)[code], return_counts=True)
     levels = AUGMENTATIONS[code].scale.levels
@@ -628,7 +628,7 @@ def test_every_level_and_nothing_else_is_measured(code, options):
 
 @pytest.mark.parametrize("code", LEARNABLE)
 def test_structure_of_params_that_were_asked_for(code):
-    ((record, frame),) = measuring_stack(code, stack_of()).stages
+    ((record, frame),) = measuring_stack((code,), stack_of()).stages
     asked = np.float32(record.scale.levels or np.linspace(0, 1, frame.side))
     params = record.scale.params(asked, frame)
     assert jax.tree.structure(params) == jax.tree.structure(record.identity(1, frame))
@@ -648,7 +648,7 @@ def test_params_that_were_asked_for_change_one_thing():
     image = np.float32(np.random.default_rng(0).random((1, 32, 32, 3)))
 
     def made(code, *values):
-        stack = measuring_stack(code, stack_of())
+        stack = measuring_stack((code,), stack_of())
         ((record, frame),) = stack.stages
         params = record.scale.params(np.float32(values), frame)
         rows = np.repeat(image, len(values), axis=0)
@@ -715,10 +715,10 @@ def test_which_options_an_augmentation_reads():
 
 def test_measuring_stack_is_otherwise_the_same():
     like = stack_of("ccr", "jit", side=36, options=tiny.OTHER_OPTIONS).half_size()
-    stack = measuring_stack("hue", like)
+    stack = measuring_stack(("hue",), like)
     options = dataclasses.replace(tiny.OTHER_OPTIONS, jitter_probability=1.0)
     assert stack == dataclasses.replace(like, codes=("hue",), options=options)
-    assert measuring_stack("rot", like).options == tiny.OTHER_OPTIONS
+    assert measuring_stack(("rot",), like).options == tiny.OTHER_OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -734,7 +734,7 @@ def test_measuring_stack_is_otherwise_the_same():
     ],
 )
 def test_measuring_errors(code, channels, parts):
-    line = message(measuring_stack, code, stack_of(channels=channels))
+    line = message(measuring_stack, (code,), stack_of(channels=channels))
     assert line.startswith(f"--codes={code!r}")
     for part in parts:
         assert part in line
@@ -812,8 +812,8 @@ def test_predicted_images_are_transformed_by_their_targets():
 
 def test_without_keeps_the_order():
     codes = ("sca", "rot", "fli")
-    assert augmentations.without(codes, "rot") == ("sca", "fli")
-    assert augmentations.without(codes, "hue") == codes
+    assert augmentations.without(codes, ("rot",)) == ("sca", "fli")
+    assert augmentations.without(codes, ("hue",)) == codes
 
 
 # Messages.

@@ -106,7 +106,7 @@ def code(name: str, **options) -> Code:
     stack = make_stack(
         (), input_side=SIDE, image_size=SIDE, channels=1, options=Options(**options)
     )
-    stack = measuring_stack(name, stack)
+    stack = measuring_stack((name,), stack)
     return Code(name, stack, *stack.stages[0])
 
 

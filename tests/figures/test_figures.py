@@ -111,7 +111,7 @@ def test_parameters_are_in_their_own_units():
         "gra": jnp.array([0.0, 1.0]),
     }
     view = View(make_view([], n=2).images, values)
-    figure = build_views(view, view, learned="rot", scales=stack.scales)
+    figure = build_views(view, view, learned=("rot",), scales=stack.scales)
     written = texts(figure)
     assert {"rot -90°", "rot 0°"} <= set(written)  # not minus zero
     assert {"sca 1.00  fli 0", "sca 0.52  fli 1", "gra 0", "gra 1"} <= set(written)
@@ -125,7 +125,7 @@ def test_parameters_are_in_their_own_units():
 def test_every_value_is_written_and_the_learned_one_stands_out():
     codes = ["sca", "rot", "fli", "gra"]
     view1, view2 = make_view(codes, seed=1), make_view(codes, seed=2)
-    figure = build_views(view1, view2, learned="rot", title="a title")
+    figure = build_views(view1, view2, learned=("rot",), title="a title")
     written = texts(figure)
     assert written[0] == "a title"
     bold = [t.get_text() for t in figure.texts[1:] if t.get_weight() == "bold"]
@@ -144,7 +144,7 @@ def test_every_value_is_written_and_the_learned_one_stands_out():
 
 def test_a_view_without_the_learned_value_has_no_gauge():
     view = make_view(["sca"], n=2)
-    figure = build_views(view, view, learned="rot")
+    figure = build_views(view, view, learned=("rot",))
     assert len(figure.axes) == 4
     assert not any("rot" in text for text in texts(figure))
 
@@ -158,7 +158,7 @@ def test_the_half_size_view_is_half_the_size():
     ):
         targets = jnp.asarray(targets)
         half = View(half.images, {"ron": targets})
-        figure = build_views(view, view, half_size=half, learned="ron")
+        figure = build_views(view, view, half_size=half, learned=("ron",))
         widths = [image.axes.get_position().width for image in shown_images(figure)]
         np.testing.assert_allclose(widths, [widths[0]] * 8 + [widths[0] / 2] * 4)
         assert set(written) <= set(texts(figure))
@@ -200,7 +200,7 @@ def test_nothing_written_overlaps_or_leaves_the_picture(n):
     figure = build_views(
         view,
         view,
-        learned="rot",
+        learned=("rot",),
         half_size=half,
         title="the first views",
         original=np.asarray(view.images),
