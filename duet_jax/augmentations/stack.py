@@ -163,7 +163,9 @@ class Stack:
             for record, frame in self.stages
         }
 
-    def only(self, params: dict[str, Params], codes: Iterable[str]) -> dict[str, Params]:
+    def only(
+        self, params: dict[str, Params], codes: Iterable[str]
+    ) -> dict[str, Params]:
         """Returns params by stage that do of `params` what some of the codes do.
 
         Args:

@@ -1,12 +1,15 @@
 """Control: features are changed to be those of a transformed image, and decoded.
 
-What is measured is given as functions, so that it can be checked with an encoder whose
-answers are known. How the numbers are made into a result: see `generation.py`.
+One augmentation is controlled, or several together: then every combination of their
+parameters is asked for. What is measured is given as functions, so that it can be
+checked with an encoder whose answers are known. How the numbers are made into a result:
+see `generation.py`.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from duet_jax.augmentations import Stack, normalize, to_float
-from duet_jax.evaluation.equivariance import Code
-from duet_jax.methods.base import Structured
+from duet_jax.evaluation.codes import Code
+from duet_jax.methods.groups import Group
 from duet_jax.metrics import equivariance as measures
 from duet_jax.metrics.knobs import KNOBS
 from duet_jax.models import representation
@@ -41,65 +44,72 @@ class Subject(NamedTuple):
 
     Attributes:
       encode: normalized views [n, side, side, channels] -> representations by name,
-        "full" and perhaps "structure".
+        "full" and perhaps structures.
       decode: full features, [n, features] -> views, not clipped.
-      method: says how the bins are to be read, if they hold the structure of what is
-        controlled; else None.
+      groups: code -> the group of the features that represents it, if there is one.
     """
 
     encode: Callable[[np.ndarray], dict[str, np.ndarray]]
     decode: Callable[[np.ndarray], np.ndarray]
-    method: Structured | None
+    groups: Mapping[str, Group]
 
 
 class Outcome(NamedTuple):
-    """What a prediction leads to, for K parameters and n images.
+    """What a prediction leads to, for F combinations of parameters and n images.
 
     Attributes:
-      mse: squared error of the decoded images, [K, n].
-      read: structure value that is read off the decoded image when it is encoded again,
-        [K, n], by the name of the reading: "regression" and perhaps "structure".
-      shown: some decoded images, [K, shown, side, side, channels].
-      marginals: their structure when encoded again, [K, shown, bins]; without one
-        [K, shown, 0].
+      mse: squared error of the decoded images, [F, n].
+      read: code -> structure value that is read off the decoded image when it is
+        encoded again, [F, n], by the name of the reading: "regression" and perhaps
+        "structure".
+      shown: some decoded images, [F, shown, side, side, channels].
+      marginals: code with a structure -> that of these when they are encoded again,
+        [F, shown, bins].
     """
 
     mse: np.ndarray
-    read: dict[str, np.ndarray]
+    read: dict[str, dict[str, np.ndarray]]
     shown: np.ndarray
-    marginals: np.ndarray
+    marginals: dict[str, np.ndarray]
 
 
 class Control(NamedTuple):
     """The outcomes of all predictions.
 
     Attributes:
-      values: structure values that were asked for, [K].
+      steps: code -> the structure values that it takes, [S].
+      values: code -> the structure value that was asked for in each of the F
+        combinations of steps, [F]; that of the last code changes first.
       outcomes: by name of the prediction.
-      shown: the transformed images themselves, [K, shown, side, side, channels].
+      shown: the transformed images themselves, [F, shown, side, side, channels].
       steerable: share of the change of the features, f(transformed) - f(image), that is
         of the kind that `representation.steer` makes, its squares summed over all
-        images and parameters; nan without bins.
+        images and combinations; nan without bins.
     """
 
-    values: np.ndarray
+    steps: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
     outcomes: dict[str, Outcome]
     shown: np.ndarray
     steerable: float
 
 
-def parameters(code: Code) -> np.ndarray:
-    """Returns the structure values to ask for: those that are drawn, [K].
+def parameters(code: Code, steps: int = STEPS) -> np.ndarray:
+    """Returns the structure values to ask for: those that are drawn, [S].
 
     On a circle they begin with the image as it is; on a line they go from end to end.
+
+    Args:
+      code: the augmentation.
+      steps: their number on a line or on a whole circle, if they are not few.
     """
     drawn = np.asarray(code.values(code.stack.draw(jax.random.key(0), _DRAWS)))
     if code.levels is not None:
         values = np.asarray(code.levels)
     elif code.circular:
-        values = (code.identity() + np.arange(STEPS) / STEPS) % 1
+        values = (code.identity() + np.arange(steps) / steps) % 1
     else:
-        return np.linspace(drawn.min(), drawn.max(), STEPS)
+        return np.linspace(drawn.min(), drawn.max(), steps)
     apart = measures.errors(values[:, None], drawn[None, :], circular=code.circular)
     values = values[np.abs(apart).min(axis=1) <= _REACHED]
     first = np.argmin(
@@ -108,16 +118,21 @@ def parameters(code: Code) -> np.ndarray:
     return np.roll(values, -first) if code.circular else values
 
 
-def views_at(code: Code, images: np.ndarray, value: float | None) -> np.ndarray:
-    """Returns normalized views of images at a structure value, or as they are.
+def views_at(
+    stack: Stack, images: np.ndarray, values: Mapping[str, float]
+) -> np.ndarray:
+    """Returns normalized views of images at structure values, or as they are.
 
     Args:
-      code: the augmentation.
+      stack: of the augmentations.
       images: uint8, [n, side, side, channels].
-      value: the structure value; None for the plain views.
+      values: code -> its structure value; other codes of the stack do nothing. Empty
+        for the plain views.
     """
-    draws = None if value is None else code.draws_at(np.full(len(images), value))
-    return np.asarray(_apply(images, draws, code.stack))
+    count = len(images)
+    given = {name: jnp.full((count,), v, jnp.float32) for name, v in values.items()}
+    draws = stack.params_at(given) if given else None
+    return np.asarray(_apply(images, draws, stack))
 
 
 @functools.partial(jax.jit, static_argnames="stack")
@@ -126,55 +141,89 @@ def _apply(images: np.ndarray, draws: dict | None, stack: Stack) -> Array:
 
 
 def measure(
-    code: Code,
+    codes: Sequence[Code],
+    stack: Stack,
     subject: Subject,
     train: np.ndarray,
     test: np.ndarray,
     *,
     shown: Sequence[int] = (),
+    steps: int = STEPS,
 ) -> Control:
-    """Asks for every parameter, and measures what comes.
+    """Asks for every parameter, or every combination, and measures what comes.
 
     Args:
-      code: the augmentation that is controlled.
+      codes: the augmentations that are controlled together.
+      stack: applies them.
       subject: encoder and decoder.
-      train: training images, uint8 [m, side, side, channels], for the linear map, for
-        the structure that is steered to, and for the regression.
+      train: training images, uint8 [m, side, side, channels], for the linear maps, for
+        the structures that are steered to, and for the regressions. Each code is
+        applied to them alone.
       test: test images, two or more, likewise.
       shown: numbers of test images whose decoded images are returned.
+      steps: see `parameters`.
     """
-    values = parameters(code)
-    plain = _full(subject, views_at(code, train, None))
-    moved = [_full(subject, views_at(code, train, value)) for value in values]
-    readers = _readers(code, subject, moved, values)
-    start = _full(subject, views_at(code, test, None))
-    outcome = functools.partial(_outcome, code, subject, readers, [*shown])
-    mapped = _mapped(plain, moved, start)
+    by_code = {code.name: parameters(code, steps) for code in codes}
+    known = {
+        name: _learned(stack, subject, name, values, train)
+        for name, values in by_code.items()
+    }
+    readers = {
+        code.name: _readers(code, subject, known[code.name].moved, by_code[code.name])
+        for code in codes
+    }
+    plain = _full(subject, views_at(stack, train, {}))
+    start = _full(subject, views_at(stack, test, {}))
+    mapped = _mapped(plain, [each.moved for each in known.values()], start)
+    asker = _Asker(codes, subject, readers, start, [*shown])
     found: dict[str, list[Outcome]] = {}
-    true, changes = [], []
-    for value, there, linear in zip(values, moved, mapped, strict=True):
-        views = views_at(code, test, value)
-        real = subject.encode(views)["full"]
-        predicted = {
-            MAPPED: linear,
-            ORACLE: real,
-            UNCHANGED: start,
-            ANOTHER: real[measures.derangement(len(real))],
-            **_shifted(code, subject, value, start),
-            **_steered(subject, value, start, there, real),
-        }
-        for name, features in predicted.items():
-            made = outcome(views, subject.decode(features))
-            found.setdefault(name, []).append(made)
-        found.setdefault(REAL, []).append(outcome(views, views))
+    asked, true, changes = [], [], []
+    places = itertools.product(*(range(len(values)) for values in by_code.values()))
+    for place, linear in zip(places, mapped, strict=True):
+        at = dict(zip(by_code, place, strict=True))
+        wanted = {name: float(by_code[name][step]) for name, step in at.items()}
+        steered = {k: each.logits[at[k]] for k, each in known.items() if each.logits}
+        views = views_at(stack, test, wanted)
+        real = _full(subject, views)
+        for name, features in asker.predict(wanted, linear, steered, real).items():
+            outcome = asker.outcome(views, subject.decode(features))
+            found.setdefault(name, []).append(outcome)
+        found.setdefault(REAL, []).append(asker.outcome(views, views))
+        asked.append(list(wanted.values()))
         true.append(views[[*shown]])
         changes.append(real - start)
     return Control(
-        values,
+        by_code,
+        dict(zip(by_code, np.transpose(asked), strict=True)),
         {name: _stacked(found[name]) for name in _ORDER if name in found},
         np.stack(true),
-        _steerable(subject, np.concatenate(changes)),
+        _steerable(codes, subject, np.concatenate(changes)),
     )
+
+
+class _Known(NamedTuple):
+    """What training images tell of one code.
+
+    Attributes:
+      moved: their features at each of its S parameters, each [m, features].
+      logits: their mean structure logits likewise, each [1, bins]; empty without a
+        group.
+    """
+
+    moved: list[np.ndarray]
+    logits: list[np.ndarray]
+
+
+def _learned(
+    stack: Stack, subject: Subject, name: str, values: np.ndarray, train: np.ndarray
+) -> _Known:
+    moved = [_full(subject, views_at(stack, train, {name: v})) for v in values]
+    group, logits = subject.groups.get(name), []
+    if group is not None:
+        logits = [
+            np.asarray(group.logits(x)).mean(axis=0, keepdims=True) for x in moved
+        ]
+    return _Known(moved, logits)
 
 
 def _full(subject: Subject, views: np.ndarray) -> np.ndarray:
@@ -182,93 +231,154 @@ def _full(subject: Subject, views: np.ndarray) -> np.ndarray:
 
 
 def _mapped(
-    plain: np.ndarray, moved: Sequence[np.ndarray], start: np.ndarray
-) -> Sequence[np.ndarray]:
+    plain: np.ndarray, moved: Sequence[Sequence[np.ndarray]], start: np.ndarray
+) -> list[np.ndarray]:
     """Returns what linear maps, one for each parameter, make of test features.
+
+    Those of several codes are applied one after the other: one array for each
+    combination, of which the parameter of the last code changes first.
 
     Args:
       plain: features of training images as they are, [m, features].
-      moved: of the same images at each of the K parameters.
+      moved: by code, of the same images at each of its parameters.
       start: of the test images as they are, [n, features].
     """
-    # Side by side: they share the decomposition, and the strength of the penalty.
-    fit = ridge.fit_with_selection(plain, np.concatenate(moved, axis=1))
-    return np.split(np.float32(fit.predict(start)), len(moved), axis=1)
-
-
-def _shifted(
-    code: Code, subject: Subject, value: float, start: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Returns test features with shifted bins; nothing on a line."""
-    bins = math.gcd(start.shape[1], _CONTROL_BINS)
-    if subject.method is not None:
-        bins = subject.method.num_bins
-    if not code.circular or bins == 1:
-        return {}
-    by = bins * (value - code.identity())
-    return {SHIFTED: _flat(representation.shift(_matrix(start, bins), by))}
-
-
-def _steered(
-    subject: Subject,
-    value: float,
-    start: np.ndarray,
-    moved: np.ndarray,
-    real: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Returns test features whose structure is steered; nothing without a structure.
-
-    Args:
-      subject: encoder and decoder.
-      value: structure value that is asked for.
-      start: features of the test images as they are, [n, features].
-      moved: of training images with this structure value, [m, features].
-      real: of the test images with this structure value, [n, features].
-    """
-    method = subject.method
-    if method is None:
-        return {}
-
-    def logits(features: np.ndarray) -> Array:
-        matrix = _matrix(features, method.num_bins)
-        return representation.structure_logits(matrix, method.marginal)
-
-    target = method.targets(jnp.asarray([value], jnp.float32))
-    found = {}
-    for name, wanted in (
-        (STEERED, logits(moved).mean(axis=0, keepdims=True)),
-        (TARGET, jnp.log(jnp.maximum(target, np.finfo(np.float32).tiny))),
-        (TRUE, logits(real)),
-    ):
-        wanted = jnp.broadcast_to(wanted, (len(start), method.num_bins))
-        matrix = _matrix(start, method.num_bins)
-        found[name] = _flat(representation.steer(matrix, wanted, method.marginal))
+    found = [start]
+    for each in moved:
+        # Side by side: they share the decomposition, and the strength of the penalty.
+        fit = ridge.fit_with_selection(plain, np.concatenate(each, axis=1))
+        found = [
+            made
+            for features in found
+            for made in np.split(np.float32(fit.predict(features)), len(each), axis=1)
+        ]
     return found
 
 
-def _matrix(features: np.ndarray, bins: int) -> Array:
-    return representation.as_matrix(jnp.asarray(features), bins)
+class _Asker(NamedTuple):
+    """Predicts the features of transformed test images, and sees what comes of it.
+
+    Attributes:
+      codes: that are controlled.
+      subject: encoder and decoder.
+      readers: code -> what reads its parameter, by name.
+      start: features of the test images as they are, [n, features].
+      shown: numbers of the test images whose decoded images are kept.
+    """
+
+    codes: Sequence[Code]
+    subject: Subject
+    readers: Mapping[str, Mapping[str, "_Reader"]]
+    start: np.ndarray
+    shown: list[int]
+
+    def predict(
+        self,
+        wanted: Mapping[str, float],
+        linear: np.ndarray,
+        steered: Mapping[str, np.ndarray],
+        real: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """Returns predicted features, [n, features], by name of the prediction.
+
+        Args:
+          wanted: code -> structure value that is asked for.
+          linear: what linear maps make of the features, [n, features].
+          steered: code -> mean structure logits of training images with its structure
+            value, [1, bins].
+          real: features of the test images with these structure values.
+        """
+        return {
+            MAPPED: linear,
+            ORACLE: real,
+            UNCHANGED: self.start,
+            ANOTHER: real[measures.derangement(len(real))],
+            **self._shifted(wanted),
+            **self._steered(wanted, steered, real),
+        }
+
+    def _shifted(self, wanted: Mapping[str, float]) -> dict[str, np.ndarray]:
+        """Returns test features with shifted bins; nothing unless all have circles."""
+        features = self.start
+        for code in self.codes:
+            group = self.subject.groups.get(code.name)
+            if group is None and len(self.codes) == 1:
+                bins = math.gcd(features.shape[1], _CONTROL_BINS)
+                group = Group(code.name, bins, "von_mises", 1.0)
+            if group is None or group.num_bins < 2 or not code.circular:
+                return {}
+            by = group.num_bins * (wanted[code.name] - code.identity())
+            shifted = representation.shift(_matrix(group, features), by)
+            features = np.asarray(group.replace(features, shifted))
+        return {SHIFTED: features}
+
+    def _steered(
+        self,
+        wanted: Mapping[str, float],
+        steered: Mapping[str, np.ndarray],
+        real: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """Returns test features whose structures are steered; nothing without one."""
+        if len(steered) < len(self.codes):
+            return {}
+        found = dict.fromkeys((STEERED, TARGET, TRUE), self.start)
+        for code in self.codes:
+            group = self.subject.groups[code.name]
+            target = group.targets(jnp.asarray([wanted[code.name]], jnp.float32))
+            logits = {
+                STEERED: steered[code.name],
+                TARGET: jnp.log(jnp.maximum(target, np.finfo(np.float32).tiny)),
+                TRUE: group.logits(real),
+            }
+            for name, features in found.items():
+                changed = representation.steer(
+                    _matrix(group, features),
+                    jnp.broadcast_to(logits[name], (len(features), group.num_bins)),
+                    group.marginal,
+                )
+                found[name] = np.asarray(group.replace(features, changed))
+        return found
+
+    def outcome(self, views: np.ndarray, decoded: np.ndarray) -> Outcome:
+        """Returns the outcome of one combination, its arrays without the axis F."""
+        decoded = np.clip(decoded, -0.5, 0.5)
+        square = np.square(decoded - views).mean(axis=3)
+        again = self.subject.encode(decoded)
+        groups = {code.name: self.subject.groups.get(code.name) for code in self.codes}
+        return Outcome(
+            square[:, _mask(self.codes, views.shape[1])].mean(axis=1),
+            {
+                code: {name: read(again) for name, read in by_name.items()}
+                for code, by_name in self.readers.items()
+            },
+            decoded[self.shown],
+            {
+                code: again[group.name][self.shown]
+                for code, group in groups.items()
+                if group is not None
+            },
+        )
 
 
-def _flat(matrix: Array) -> np.ndarray:
-    return np.asarray(matrix).reshape(len(matrix), -1)
+def _matrix(group: Group, features: np.ndarray) -> Array:
+    return group.matrix(jnp.asarray(features))
 
 
-def _steerable(subject: Subject, changes: np.ndarray) -> float:
-    if subject.method is None:
-        return float("nan")
-    bins = subject.method.num_bins
-    matrix = np.asarray(changes, float).reshape(len(changes), bins, -1)
-    by_bin = matrix.mean(axis=2, keepdims=True)
-    steered = by_bin - by_bin.mean(axis=1, keepdims=True)
-    kept = np.broadcast_to(steered, matrix.shape)
-    total = np.square(matrix).sum()
-    return float(np.square(kept).sum() / total) if total else float("nan")
+def _steerable(codes: Sequence[Code], subject: Subject, changes: np.ndarray) -> float:
+    groups = [subject.groups[c.name] for c in codes if c.name in subject.groups]
+    kept, changes = 0.0, np.asarray(changes, float)
+    for group in groups:
+        matrix = group.matrix(changes)
+        by_bin = matrix.mean(axis=2, keepdims=True)
+        steered = by_bin - by_bin.mean(axis=1, keepdims=True)
+        kept += np.square(steered).sum() * matrix.shape[2]
+    total = np.square(changes).sum()
+    return float(kept / total) if groups and total else float("nan")
 
 
-def _mask(code: Code, side: int) -> np.ndarray:
+def _mask(codes: Sequence[Code], side: int) -> np.ndarray:
     """Returns the pixels that count, [side, side]: those that rotations keep inside."""
-    if code.record.stage not in ("rot", "ron"):
+    if not {code.record.stage for code in codes} & {"rot", "ron"}:
         return np.ones((side, side), bool)
     place = np.arange(side) - (side - 1) / 2
     return place[:, None] ** 2 + place[None, :] ** 2 <= (side / 2) ** 2
@@ -291,40 +401,17 @@ def _readers(
     def regression(found: dict[str, np.ndarray]) -> np.ndarray:
         return measures.values_at(fit.predict(found["full"]), circular=code.circular)
 
-    method = subject.method
-    if method is None:
+    group = subject.groups.get(code.name)
+    if group is None:
         return {"regression": regression}
 
     def structure(found: dict[str, np.ndarray]) -> np.ndarray:
-        read = measures.read_structure(found["structure"], circular=method.circular)
+        read = measures.read_structure(found[group.name], circular=group.circular)
         return measures.calibrated(
-            read, method.targets, num_bins=method.num_bins, circular=method.circular
+            read, group.targets, num_bins=group.num_bins, circular=group.circular
         )
 
     return {"regression": regression, "structure": structure}
-
-
-def _outcome(
-    code: Code,
-    subject: Subject,
-    readers: dict[str, _Reader],
-    shown: list[int],
-    views: np.ndarray,
-    decoded: np.ndarray,
-) -> Outcome:
-    """Returns the outcome for one parameter, its arrays without the axis K."""
-    decoded = np.clip(decoded, -0.5, 0.5)
-    square = np.square(decoded - views).mean(axis=3)
-    again = subject.encode(decoded)
-    marginals = again.get("structure", np.zeros((len(views), 0)))
-    if subject.method is None:
-        marginals = marginals[:, :0]
-    return Outcome(
-        square[:, _mask(code, views.shape[1])].mean(axis=1),
-        {name: read(again) for name, read in readers.items()},
-        decoded[shown],
-        marginals[shown],
-    )
 
 
 def _stacked(outcomes: Sequence[Outcome]) -> Outcome:

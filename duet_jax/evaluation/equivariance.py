@@ -7,9 +7,12 @@ One augmentation at a time, alone, on images that are otherwise unchanged.
 (c) The parameter, read off frozen features by a regression: for every method.
 (d) On a circle: whether shifting the bins predicts the transformed representation.
     Features without bins are read as if they had some, as a control.
+(e) Of several augmentations: whether the reading of one is moved by another; see
+    `crosstalk.py`.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,23 +21,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from duet_jax import figures, losses
-from duet_jax.augmentations import (
-    LEARNABLE,
-    Augmentation,
-    Stack,
-    measuring_stack,
-    normalize,
-    to_float,
-)
-from duet_jax.augmentations.record import Frame
-from duet_jax.errors import UsageError
-from duet_jax.evaluation import yardsticks
+from duet_jax.augmentations import normalize, to_float
+from duet_jax.evaluation import crosstalk, yardsticks
 from duet_jax.evaluation.base import Evaluation
-from duet_jax.evaluation.options import split_codes
+from duet_jax.evaluation.codes import Code, make_codes, spaced
 from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.figures import Drawing
 from duet_jax.methods import Method
-from duet_jax.methods.base import Structured
+from duet_jax.methods.base import Structured, group_of
+from duet_jax.methods.groups import Group
 from duet_jax.metrics import equivariance as measures
 from duet_jax.models import representation
 from duet_jax.probes import logistic, ridge
@@ -60,72 +55,6 @@ class Views(NamedTuple):
     representations: Representations
 
 
-class Code(NamedTuple):
-    """The augmentation that is measured.
-
-    Attributes:
-      name: its code.
-      stack: applies it alone.
-      record: its description.
-      frame: the sizes its parameters refer to.
-    """
-
-    name: str
-    stack: Stack
-    record: Augmentation
-    frame: Frame
-
-    @property
-    def circular(self) -> bool:
-        """True if the structure values 0 and 1 are the same."""
-        return self.record.topology == "circle"
-
-    @property
-    def levels(self) -> tuple[float, ...] | None:
-        """The structure values that occur, if they are few."""
-        return self.record.scale.levels
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """The parameters at the structure values 0 and 1, the smaller one first."""
-        return tuple(sorted(self.parameter((0.0, 1.0)).tolist()))
-
-    @property
-    def axis(self) -> dict[str, Any]:
-        """The axis of the parameter, as figures take it."""
-        return {
-            "unit": self.record.scale.unit,
-            "topology": self.record.topology,
-            "limits": self.limits,
-        }
-
-    def parameter(self, values: np.ndarray | tuple[float, ...]) -> np.ndarray:
-        """Returns the parameters for structure values, in the augmentation's unit."""
-        values = jnp.asarray(values, jnp.float32)
-        return np.asarray(self.record.scale.parameter(values, self.frame))
-
-    def values(self, draws: dict) -> Array:
-        """Returns the structure values of drawn parameters, [n]."""
-        return self.stack.structure(draws)[self.name]
-
-    def draws_at(self, values: np.ndarray) -> dict:
-        """Returns the stack's parameters with given structure values."""
-        values = jnp.asarray(values, jnp.float32)
-        return {self.record.stage: self.record.scale.params(values, self.frame)}
-
-    def identity(self) -> float:
-        """Returns the structure value of an image as it is."""
-        return float(self.values(self.stack.identity(1))[0])
-
-    def points(self, values: np.ndarray) -> np.ndarray:
-        """Returns structure values as regression targets; see `measures.points`."""
-        return measures.points(values, circular=self.circular)
-
-    def level(self, values: np.ndarray) -> np.ndarray:
-        """Returns the index of the nearest level of each structure value."""
-        return measures.nearest_level(values, self.levels, circular=self.circular)
-
-
 def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
     """Measures one or several augmentations.
 
@@ -138,44 +67,23 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
       UsageError: no code to measure, or one that these images cannot take.
     """
     chosen = make_codes(evaluation, codes)
-    values, tables, pictures = {}, [], {}
+    values, tables, pictures, readers = {}, [], {}, {}
     for code in chosen:
         train, test = _both_views(evaluation, code, evaluation.run.encoder)
-        values[code.name], drawn = _measure_one(evaluation, code, train, test)
+        fits = _fits(code, train)
+        values[code.name], drawn = _measure_one(evaluation, code, fits, test)
         values[code.name]["yardsticks"] = _compare(evaluation, code, train, test)
+        readers[code.name] = _readers(evaluation.run.method, code, fits)
         tables += _tables(code, values[code.name])
         pictures |= {f"{code.name}_{name}": each for name, each in drawn.items()}
+    if len(chosen) > 1:
+        with evaluation.timed("crosstalk"):
+            found = crosstalk.measure(evaluation, chosen, readers)
+        for code in chosen:
+            values[code.name]["crosstalk"] = found[code.name]
+        tables += crosstalk.tables(chosen, found)
+        pictures["crosstalk"] = crosstalk.draw(chosen, found)
     return Result(values, tuple(tables), pictures)
-
-
-def default_codes(method: Method) -> list[str]:
-    """Returns the codes that are measured by default, the most interesting first."""
-    learned = getattr(method, "learned", None)
-    names = [learned] if learned else method.two_views.stack.codes
-    return [name for name in names if name in LEARNABLE]
-
-
-def make_codes(evaluation: Evaluation, codes: str | None) -> list[Code]:
-    """Returns the augmentations that an evaluation of the run is about; see `measure`.
-
-    Raises:
-      UsageError: there is none, or the images of the run cannot take one of them.
-    """
-    names = (
-        default_codes(evaluation.run.method) if codes is None else split_codes(codes)
-    )
-    if not names:
-        raise UsageError(
-            "--codes is missing: this run has no augmentation with a parameter of its "
-            f"own; name some of {' '.join(LEARNABLE)}."
-        )
-    return [make_code(evaluation, name) for name in dict.fromkeys(names)]
-
-
-def make_code(evaluation: Evaluation, name: str) -> Code:
-    """Returns the augmentation `name` for images of the run; see `measure`."""
-    stack = measuring_stack(name, evaluation.run.method.two_views.stack)
-    return Code(name, stack, *stack.stages[0])
 
 
 def _both_views(
@@ -197,11 +105,20 @@ def _views(
     draws = code.stack.draw(key, len(images))
     values = np.asarray(code.values(draws))
     with evaluation.timed("encoding"):
-        return Views(values, encoder(images, code.stack, draws))
+        found = encoder(images, code.stack, draws)
+    return Views(values, found | _blocks(evaluation.run.method, found["full"]))
+
+
+def _blocks(method: Method, full: np.ndarray) -> Representations:
+    """Returns the features of each group, "block_<code>", if there are several."""
+    groups = method.groups if isinstance(method, Structured) else ()
+    if len(groups) < 2:
+        return {}
+    return {f"block{group.suffix}": np.asarray(group.block(full)) for group in groups}
 
 
 def _measure_one(
-    evaluation: Evaluation, code: Code, train: Views, test: Views
+    evaluation: Evaluation, code: Code, fits: "dict[str, Fit]", test: Views
 ) -> tuple[dict[str, Any], dict[str, Figure | Drawing]]:
     found: dict[str, Any] = {
         "unit": code.record.scale.unit,
@@ -211,20 +128,21 @@ def _measure_one(
     }
     pictures: dict[str, Figure | Drawing] = {}
     method = evaluation.run.method
-    if is_learned(method, code):
-        scores, pictures = _measure_marginal(evaluation, code, test)
+    group = group_of(method, code.name)
+    if group is not None:
+        scores, pictures = _measure_marginal(evaluation, code, group, test)
         found |= scores
-    bins = math.gcd(test.representations["full"].shape[1], _CONTROL_BINS)
-    if isinstance(method, Structured):
-        bins = method.num_bins
-    if code.circular and bins > 1 and len(test.values) > 1:
+    if code.circular and len(test.values) > 1:
         with evaluation.timed("shifts"):
-            found["shift"] = _shifts(evaluation, code, bins)
-        if found["shift"]["mean"]:
-            pictures["shift"] = _draw_shifts(code, found["shift"])
+            shifts = _shifts(evaluation, code, group, test)
+        if shifts:
+            found["shift"] = shifts
+        if shifts and shifts["mean"]:
+            pictures["shift"] = _draw_shifts(code, shifts)
     with evaluation.timed("regression"):
-        found["regression"], read = _regress(code, train, test)
-    if read is not None:
+        found["regression"] = {name: fit.scores(test) for name, fit in fits.items()}
+    if code.levels is None:
+        read = fits["full"].values(test.representations)
         pictures["readout"] = Drawing(
             "readout",
             f"{code.record.summary}, read off the full features",
@@ -235,28 +153,23 @@ def _measure_one(
     return found, pictures
 
 
-def is_learned(method: Method, code: Code) -> bool:
-    """Returns True if the features hold the structure of this very augmentation."""
-    return isinstance(method, Structured) and method.learned == code.name
-
-
 # (a) and (b): the structure marginal.
 
 
 def _measure_marginal(
-    evaluation: Evaluation, code: Code, views: Views
+    evaluation: Evaluation, code: Code, group: Group, views: Views
 ) -> tuple[dict[str, Any], dict[str, Figure | Drawing]]:
-    method, marginals = evaluation.run.method, views.representations["structure"]
-    targets_of = jax.jit(method.targets)
+    marginals = views.representations[group.name]
+    targets_of = jax.jit(group.targets)
     targets = targets_of(jnp.asarray(views.values))
     divergence = _divergence(marginals, targets)
     targets = np.asarray(targets)
-    read = measures.read_structure(marginals, circular=method.circular)
+    read = measures.read_structure(marginals, circular=group.circular)
     calibrated = measures.calibrated(
-        read, targets_of, num_bins=method.num_bins, circular=method.circular
+        read, targets_of, num_bins=group.num_bins, circular=group.circular
     )
     certainty = np.ones(len(read))
-    if code.circular and method.circular:
+    if code.circular and group.circular:
         # For R², a reading counts by how sharp its marginal is; a target's counts as 1.
         certainty = measures.certainty(marginals) / measures.certainty(targets).mean()
     found = {"divergence": divergence, "marginal": {}}
@@ -264,10 +177,10 @@ def _measure_marginal(
         points = certainty[:, None] * code.points(values)
         found["marginal"][name] = _score(code, views.values, values, points)
     pictures: dict[str, Figure | Drawing] = {
-        "marginals": _draw_marginals(code, views, targets)
+        "marginals": _draw_marginals(code, views.values, marginals, targets)
     }
     if code.circular:
-        pictures["turned"] = _draw_turned(evaluation, code)
+        pictures["turned"] = _draw_turned(evaluation, code, group)
     if code.circular and not code.record.two_point:
         angles = (2 * np.pi * (x - code.identity()) for x in (views.values, read))
         title = f"{code.record.summary}, read off the structure"
@@ -298,9 +211,7 @@ def _score(
     """
     if code.levels is not None:
         return _accuracy(code.level(read), code.level(true))
-    low, high = code.limits
-    error = np.abs(measures.errors(true, read, circular=code.circular)) * (high - low)
-    drawn = code.points(true)
+    error, drawn = code.distance(true, read), code.points(true)
     return {
         "error": float(error.mean()),
         "error_interval": measures.bootstrap(np.mean, error),
@@ -320,30 +231,79 @@ def _accuracy(chosen: np.ndarray, levels: np.ndarray) -> dict[str, Any]:
 # (c): regressions.
 
 
-def _regress(
-    code: Code, train: Views, test: Views
-) -> tuple[dict[str, Any], np.ndarray | None]:
-    """Fits on the training split; returns scores by representation.
+class Fit(NamedTuple):
+    """A regression of the parameter on one representation.
 
-    Also returns the structure values predicted from "full"; None if the parameter has
-    few levels, which are classified.
+    Attributes:
+      code: whose parameter it predicts.
+      name: of the representation.
+      solution: its weights.
     """
-    found, reads = {}, {}
-    for name, features in train.representations.items():
-        queries = test.representations[name]
+
+    code: Code
+    name: str
+    solution: logistic.LogisticFit | ridge.RidgeFit
+
+    def values(self, found: Representations) -> np.ndarray:
+        """Returns the structure values that are predicted, [n]."""
+        outputs = self._outputs(found)
+        if self.code.levels is not None:
+            return np.asarray(self.code.levels)[np.argmax(outputs, axis=1)]
+        return measures.values_at(outputs, circular=self.code.circular)
+
+    def scores(self, test: Views) -> dict[str, Any]:
+        """Returns the scores on other images."""
+        outputs = self._outputs(test.representations)
+        read = self.values(test.representations)
+        scores = _score(self.code, test.values, read, outputs)
+        return (
+            scores
+            if self.code.levels is not None
+            else scores | {"l2": self.solution.l2}
+        )
+
+    def _outputs(self, found: Representations) -> np.ndarray:
+        """Returns logits of the levels, or points; see `Code.points`."""
+        features = found[self.name]
+        if self.code.levels is not None:
+            return self.solution.logits(features)
+        return self.solution.predict(features)
+
+
+def _fits(code: Code, train: Views, names: Iterable[str] = ()) -> dict[str, Fit]:
+    """Fits a regression to each representation of the training split, or to some."""
+    fits = {}
+    for name in names or train.representations:
+        features = train.representations[name]
         if code.levels is not None:
-            fit = logistic.fit_with_selection(
+            solution = logistic.fit_with_selection(
                 features, code.level(train.values), num_classes=len(code.levels)
             )
-            chosen = np.argmax(fit.logits(queries), axis=1)
-            found[name] = _accuracy(chosen, code.level(test.values))
         else:
-            fit = ridge.fit_with_selection(features, code.points(train.values))
-            outputs = fit.predict(queries)
-            reads[name] = measures.values_at(outputs, circular=code.circular)
-            scores = _score(code, test.values, reads[name], outputs)
-            found[name] = scores | {"l2": fit.l2}
-    return found, reads.get("full")
+            solution = ridge.fit_with_selection(features, code.points(train.values))
+        fits[name] = Fit(code, name, solution)
+    return fits
+
+
+def _readers(method: Method, code: Code, fits: dict[str, Fit]) -> crosstalk.Readers:
+    """Returns what reads the parameter: the structure, and a regression.
+
+    The regression is that on the features of the code's own group, if there are
+    several; else on all features.
+    """
+    group = group_of(method, code.name)
+    own = fits.get(f"block{group.suffix}", fits["full"]) if group else fits["full"]
+
+    def regression(found: Representations) -> np.ndarray:
+        return own.values(found | _blocks(method, found["full"]))
+
+    if group is None:
+        return {"regression": regression}
+
+    def structure(found: Representations) -> np.ndarray:
+        return measures.read_structure(found[group.name], circular=group.circular)
+
+    return {"structure": structure, "regression": regression}
 
 
 def _compare(
@@ -352,7 +312,8 @@ def _compare(
     """Returns the scores of the yardsticks' regressions, and of a constant answer."""
 
     def measure(encoder: FrozenEncoder) -> dict[str, Any]:
-        return _regress(code, *_both_views(evaluation, code, encoder))[0]["full"]
+        train, test = _both_views(evaluation, code, encoder)
+        return _fits(code, train, ["full"])["full"].scores(test)
 
     run = evaluation.run
     options = {k: v for k, v in run.config.augmentation.items() if k != "stack"}
@@ -374,24 +335,31 @@ def _compare(
 # (d): shifts of the bins.
 
 
-def _shifts(evaluation: Evaluation, code: Code, bins: int) -> dict[str, Any]:
+def _shifts(
+    evaluation: Evaluation, code: Code, group: Group | None, views: Views
+) -> dict[str, Any]:
     """Compares shifted representations with those of the transformed images.
 
     A shift by s bins goes with s/G of the circle. Shifts to parameters that are never
     drawn are left out: the parameter may have few levels, or cover a part of the circle
-    only. "mean" is over all shifts but 0.
+    only. "mean" is over all shifts but 0. Empty if there are no bins.
     """
+    features = views.representations["full"].shape[1]
+    bins = group.num_bins if group else math.gcd(features, _CONTROL_BINS)
+    if bins < 2:
+        return {}
     drawn = code.values(code.stack.draw(jax.random.key(0), _DRAWS))
     images = spaced(evaluation.split("test").images, _SHIFTED_IMAGES)
     start = code.identity()
-    original = _matrices(evaluation, code, bins, images, start)
+    read = _Matrices(evaluation, code, group, bins)
+    original = read(images, start)
     by_shift: dict[str, Any] = {}
     for shift in range(bins):
         value = (start + shift / bins) % 1
         distance = np.abs(measures.errors(value, drawn, circular=True)).min()
         if distance > _REACHED:
             continue
-        moved = _matrices(evaluation, code, bins, images, value)
+        moved = read(images, value)
         by_shift[str(shift)] = {
             name: _means(measures.shift_errors(original[name], moved[name], shift))
             for name in original
@@ -403,7 +371,7 @@ def _shifts(evaluation: Evaluation, code: Code, bins: int) -> dict[str, Any]:
     return {
         "images": len(images),
         "bins": bins,
-        "learned": is_learned(evaluation.run.method, code),
+        "learned": group is not None,
         "by_shift": by_shift,
         "mean": mean,
     }
@@ -416,35 +384,46 @@ def _means(errors: measures.ShiftErrors) -> dict[str, dict[str, float]]:
     }
 
 
-def _matrices(
-    evaluation: Evaluation, code: Code, bins: int, images: np.ndarray, value: float
-) -> dict[str, np.ndarray]:
-    """Returns representations at one structure value, [n, bins, channels].
+class _Matrices(NamedTuple):
+    """Reads representations as matrices, [n, bins, channels].
 
-    The structure marginal has one channel.
+    Attributes:
+      evaluation: of the run.
+      code: the augmentation that is applied.
+      group: of the features that represent it; None to read all of them as a matrix.
+      bins: of the matrix.
     """
-    draws = code.draws_at(np.full(len(images), value))
-    found = evaluation.run.encoder(images, code.stack, draws)
-    matrices = {"full": np.asarray(representation.as_matrix(found["full"], bins))}
-    if "structure" in found:
-        matrices["structure"] = found["structure"][:, :, None]
-    return matrices
 
+    evaluation: Evaluation
+    code: Code
+    group: Group | None
+    bins: int
 
-def spaced(rows: np.ndarray, most: int) -> np.ndarray:
-    """Returns up to `most` rows, evenly spaced, as a split may be sorted by class."""
-    if len(rows) <= most:
-        return rows
-    return rows[np.linspace(0, len(rows) - 1, most).astype(int)]
+    def __call__(self, images: np.ndarray, value: float) -> dict[str, np.ndarray]:
+        """Returns them at one structure value; a marginal has one channel.
+
+        The features are "full", of one of several groups too: then they are its own.
+        """
+        draws = self.code.draws_at(np.full(len(images), value))
+        found = self.evaluation.run.encoder(images, self.code.stack, draws)
+        full = found["full"]
+        if self.group is None:
+            return {"full": np.asarray(representation.as_matrix(full, self.bins))}
+        return {
+            "full": np.asarray(self.group.matrix(full)),
+            "structure": found[self.group.name][:, :, None],
+        }
 
 
 # Figures.
 
 
-def _draw_marginals(code: Code, views: Views, targets: np.ndarray) -> Drawing:
+def _draw_marginals(
+    code: Code, values: np.ndarray, marginals: np.ndarray, targets: np.ndarray
+) -> Drawing:
     summary = figures.summarize_marginals(
-        code.parameter(views.values),
-        views.representations["structure"],
+        code.parameter(values),
+        marginals,
         targets,
         levels=None if code.levels is None else code.parameter(code.levels),
         **code.axis,
@@ -453,7 +432,7 @@ def _draw_marginals(code: Code, views: Views, targets: np.ndarray) -> Drawing:
     return Drawing("marginals", title, summary)
 
 
-def _draw_turned(evaluation: Evaluation, code: Code) -> Figure:
+def _draw_turned(evaluation: Evaluation, code: Code, group: Group) -> Figure:
     """Draws one test image along the circle, with its marginals."""
     levels = code.levels
     if levels is None:
@@ -466,8 +445,8 @@ def _draw_turned(evaluation: Evaluation, code: Code) -> Figure:
     unit = code.record.scale.unit
     return figures.build_turned(
         np.asarray(views),
-        found["structure"],
-        np.asarray(evaluation.run.method.targets(jnp.asarray(levels))),
+        found[group.name],
+        np.asarray(group.targets(jnp.asarray(levels))),
         [f"{value:g}" for value in np.round(code.parameter(levels), 2)],
         title=f"one test image by {unit}: structure (bars) and target (outline)",
     )
@@ -513,7 +492,7 @@ def _tables(code: Code, found: dict[str, Any]) -> list[Table]:
             f"(95 %: {_range(divergence['interval'], '.4f')}); "
             f"of the best constant {divergence['of_a_constant']:.4f}."
         )
-    tables = [Table(title, header, rows, note)]
+    tables = [Table(title, header, rows, note, code.name)]
     if "shift" in found:
         tables += _shift_tables(code, found["shift"])
     return tables
@@ -561,6 +540,7 @@ def _shift_tables(code: Code, shifts: dict[str, Any]) -> list[Table]:
             for shift, errors in by_shift.items()
         ]
         title = f"{code.name}: transformed from original representation, {title}"
-        tables.append(Table(title, ("shift of bins", *_COMPARED), tuple(rows)))
+        header = ("shift of bins", *_COMPARED)
+        tables.append(Table(title, header, tuple(rows), about=code.name))
     tables[-1] = tables[-1]._replace(note=note)
     return tables

@@ -6,12 +6,14 @@ Decoders of the frozen encoder are trained first; see `training.decoding`. Then
 (b) Control: an image is encoded, its full features are changed so that they should be
     those of the transformed image, and decoded. The result is compared with the
     transformed image, and encoded again: is the parameter the one that was asked for?
-    See `control.py`.
+    See `control.py`. The learned augmentations are also controlled together, if there
+    are several.
 
 The paper's decoder and protocol are not public; these are ours.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,11 +23,12 @@ import numpy as np
 from duet_jax import figures
 from duet_jax.augmentations import Stack, normalize, to_float
 from duet_jax.config import build
-from duet_jax.evaluation import control, equivariance, yardsticks
+from duet_jax.evaluation import control, yardsticks
 from duet_jax.evaluation.base import Evaluation
-from duet_jax.evaluation.equivariance import Code, spaced
+from duet_jax.evaluation.codes import Code, joint_stack, make_codes, spaced
 from duet_jax.evaluation.result import Result, Table
 from duet_jax.figures import Drawing
+from duet_jax.methods.base import group_of
 from duet_jax.metrics import equivariance as measures
 from duet_jax.metrics.images import compare
 from duet_jax.metrics.knobs import KNOBS
@@ -35,6 +38,10 @@ _log = logging.getLogger(__name__)
 
 _TRAINING_IMAGES, _TEST_IMAGES = 2000, 300
 _SHOWN = 12  # images that can be turned on the page
+# Of several codes together: number of codes -> steps of each, of which every
+# combination is a frame; and with so many of them, fewer images.
+_STEPS_TOGETHER, _FEWEST_STEPS = {2: 12, 3: 6}, 4
+_TEST_TOGETHER, _SHOWN_TOGETHER = 60, 6
 _MEAN = "mean image"
 
 
@@ -49,20 +56,31 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
     Raises:
       UsageError: a code that these images cannot take, or the directory cannot be used.
     """
-    chosen = equivariance.make_codes(evaluation, codes)
+    chosen = make_codes(evaluation, codes)
     run = evaluation.run
     with evaluation.timed("decoders"):
         decoders = train_decoders(run, run.config, evaluation.dataset)
     reconstruction, table, picture = _reconstruct(evaluation, decoders)
     values: dict[str, Any] = {"reconstruction": reconstruction}
     tables, pictures = [table], {"reconstructions": picture}
+    learned = getattr(run.method, "learned", ())
+    together = [code for code in chosen if code.name in learned]
+    together = together if len(together) > 1 else []
     for code in chosen:
         with evaluation.timed("control"):
-            found = _control(evaluation, code, decoders)
+            found = _control(evaluation, [code], decoders)
         values[code.name] = scores = _scores(code, found)
         tables += _tables_of(code, scores)
         pictures[f"{code.name}_control"] = _draw_control(code, scores)
-        pictures[f"{code.name}_knob"] = _draw_knob(evaluation, code, found)
+        if code not in together:
+            pictures[f"{code.name}_knob"] = _draw_knob(evaluation, [code], found)
+    if together:
+        with evaluation.timed("control"):
+            found = _control(evaluation, together, decoders)
+        scores = _scores_together(together, found)
+        values["+".join(code.name for code in together)] = scores
+        tables.append(_table_together(together, scores))
+        pictures["knob"] = _draw_knob(evaluation, together, found)
     return Result(values, tuple(tables), pictures)
 
 
@@ -125,70 +143,121 @@ def _augmented(stack: Stack, images: np.ndarray, number: int) -> np.ndarray:
 # (b)
 
 
-def _control(evaluation: Evaluation, code: Code, decoders: Decoders) -> control.Control:
-    method = evaluation.run.method
+def _control(
+    evaluation: Evaluation, codes: Sequence[Code], decoders: Decoders
+) -> control.Control:
+    groups = {code.name: group_of(evaluation.run.method, code.name) for code in codes}
     subject = control.Subject(
         evaluation.run.encoder.of_views,
         lambda features: decoders("full", features),
-        method if equivariance.is_learned(method, code) else None,
+        {name: group for name, group in groups.items() if group is not None},
     )
     train = spaced(evaluation.split("train").images, _TRAINING_IMAGES)
-    test = spaced(evaluation.split("test").images, _TEST_IMAGES)
-    return control.measure(code, subject, train, test, shown=_shown(len(test)))
+    test = evaluation.split("test").images[_tested(evaluation, codes)]
+    return control.measure(
+        codes,
+        codes[0].stack if len(codes) == 1 else joint_stack(evaluation, codes),
+        subject,
+        train,
+        test,
+        shown=_shown(codes, len(test)),
+        steps=control.STEPS
+        if len(codes) == 1
+        else _STEPS_TOGETHER.get(len(codes), _FEWEST_STEPS),
+    )
 
 
-def _shown(count: int) -> list[int]:
-    return spaced(np.arange(count), _SHOWN).tolist()
+def _tested(evaluation: Evaluation, codes: Sequence[Code]) -> np.ndarray:
+    """Returns the numbers of the test images that are transformed."""
+    most = _TEST_IMAGES if len(codes) == 1 else _TEST_TOGETHER
+    return spaced(np.arange(len(evaluation.split("test").images)), most)
+
+
+def _shown(codes: Sequence[Code], count: int) -> list[int]:
+    """Returns which of them are shown."""
+    most = _SHOWN if len(codes) == 1 else _SHOWN_TOGETHER
+    return spaced(np.arange(count), most).tolist()
 
 
 def _scores(code: Code, found: control.Control) -> dict[str, Any]:
-    parameters = code.parameter(found.values)
-    constant = code.points(found.values).mean(axis=0, keepdims=True)
-    constant = measures.values_at(constant, circular=code.circular)
+    values = found.values[code.name]
     predictions = {
-        name: _scores_of(code, found.values, outcome)
+        name: _scores_of(code, values, outcome)
         for name, outcome in found.outcomes.items()
     }
-    chance = _errors(code, found.values[:, None], constant[None, :]).mean()
     return {
         "unit": code.record.scale.unit,
         "topology": code.record.topology,
         "levels": code.levels,
-        "parameters": parameters.tolist(),
+        "parameters": code.parameter(values).tolist(),
         "images": found.outcomes[control.REAL].mse.shape[1],
         "steerable": found.steerable,
-        yardsticks.CHANCE: {"error": float(chance)},
+        yardsticks.CHANCE: {"error": _chance(code, values)},
         "predictions": predictions,
     }
 
 
-def _errors(code: Code, asked: np.ndarray, read: np.ndarray) -> np.ndarray:
-    """Returns errors of structure values in the unit, or 0 and 1 for levels."""
-    asked, read = np.broadcast_arrays(asked, read)
-    if code.levels is not None:
-        wrong = code.level(asked.ravel()) != code.level(read.ravel())
-        return wrong.reshape(asked.shape).astype(float)
-    low, high = code.limits
-    error = measures.errors(asked, read, circular=code.circular)
-    return np.abs(error) * (high - low)
+def _chance(code: Code, values: np.ndarray) -> float:
+    """Returns the error of a constant answer."""
+    constant = code.points(values).mean(axis=0, keepdims=True)
+    constant = measures.values_at(constant, circular=code.circular)
+    return float(code.distance(values, constant).mean())
 
 
 def _scores_of(
     code: Code, values: np.ndarray, outcome: control.Outcome
 ) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "mse": float(outcome.mse.mean()),
-        "mse_interval": measures.bootstrap(np.mean, outcome.mse.mean(axis=0)),
+        **_squared(outcome),
         "mse_by_parameter": _by_parameter(outcome.mse),
     }
-    for name, read in outcome.read.items():
-        errors = _errors(code, values[:, None], read)
+    for name, read in outcome.read[code.name].items():
+        errors = code.distance(values[:, None], read)
         found[name] = {
-            "error": float(errors.mean()),
-            "error_interval": measures.bootstrap(np.mean, errors.mean(axis=0)),
+            **_error(errors),
             "error_by_parameter": _by_parameter(errors),
         }
     return found
+
+
+def _squared(outcome: control.Outcome) -> dict[str, Any]:
+    return {
+        "mse": float(outcome.mse.mean()),
+        "mse_interval": measures.bootstrap(np.mean, outcome.mse.mean(axis=0)),
+    }
+
+
+def _error(errors: np.ndarray) -> dict[str, Any]:
+    """Returns the mean of errors, [F, n], with its interval over the images."""
+    return {
+        "error": float(errors.mean()),
+        "error_interval": measures.bootstrap(np.mean, errors.mean(axis=0)),
+    }
+
+
+def _scores_together(codes: Sequence[Code], found: control.Control) -> dict[str, Any]:
+    """Returns the scores over all combinations of the parameters of several codes."""
+    predictions = {}
+    for name, outcome in found.outcomes.items():
+        predictions[name] = _squared(outcome)
+        for code in codes:
+            values = found.values[code.name][:, None]
+            predictions[name][code.name] = {
+                how: _error(code.distance(values, read))
+                for how, read in outcome.read[code.name].items()
+            }
+    return {
+        "parameters": {
+            code.name: code.parameter(found.steps[code.name]).tolist() for code in codes
+        },
+        "images": found.outcomes[control.REAL].mse.shape[1],
+        "steerable": found.steerable,
+        yardsticks.CHANCE: {
+            code.name: {"error": _chance(code, found.values[code.name])}
+            for code in codes
+        },
+        "predictions": predictions,
+    }
 
 
 def _by_parameter(each: np.ndarray) -> list[list[float]]:
@@ -240,14 +309,13 @@ def _tables_of(code: Code, scores: dict[str, Any]) -> list[Table]:
             knobs=(_STEER if control.STEERED in predictions else _NO_STEER)
             + (_SHIFT if control.SHIFTED in predictions else ""),
         ),
+        code.name,
     )
     return [errors, _table_of_readings(code, scores, about)]
 
 
 def _table_of_readings(code: Code, scores: dict[str, Any], about: str) -> Table:
-    unit, digits = code.record.scale.unit, 1 if _in_degrees(code) else 3
-    if code.levels is not None:
-        unit = "share of wrong levels"
+    unit, digits = _unit(code), _digits(code)
     predictions = scores["predictions"]
     readings = [
         name
@@ -271,11 +339,50 @@ def _table_of_readings(code: Code, scores: dict[str, Any], about: str) -> Table:
         ("features", *(cell for name in readings for cell in (name, "95 %"))),
         tuple(rows),
         _READ_NOTE.format(structure=_STRUCTURE if len(readings) > 1 else ""),
+        code.name,
     )
 
 
-def _in_degrees(code: Code) -> bool:
-    return code.record.scale.unit == "degrees"
+def _table_together(codes: Sequence[Code], scores: Mapping[str, Any]) -> Table:
+    """Returns squared errors and errors of every parameter, over all combinations."""
+    predictions = scores["predictions"]
+    header, rows = ["features", "MSE", "95 %"], []
+    for code in codes:
+        header.append(f"{code.name} read [{_unit(code)}]")
+        header.append("95 %")
+    for name, each in predictions.items():
+        real = name == control.REAL
+        row = [name, "-" if real else f"{each['mse']:.4f}"]
+        row.append("-" if real else _span(each["mse_interval"], 4))
+        for code in codes:
+            digits, found = _digits(code), each[code.name]["regression"]
+            row.append(f"{found['error']:.{digits}f}")
+            row.append(_span(found["error_interval"], digits))
+        rows.append(tuple(row))
+    constant = [yardsticks.CHANCE, "-", "-"]
+    for code in codes:
+        error = scores[yardsticks.CHANCE][code.name]["error"]
+        constant += [f"{error:.{_digits(code)}f}", "-"]
+    names = " and ".join(code.name for code in codes)
+    return Table(
+        f"control of {names} together, {scores['images']} test images",
+        tuple(header),
+        (*rows, tuple(constant)),
+        "Over all combinations of the parameters. Each code is steered or shifted in "
+        "its own group; linear maps of single codes are applied in turn. The "
+        "parameters are read by the regressions fitted on single codes, so real image "
+        "has their crosstalk.",
+    )
+
+
+def _unit(code: Code) -> str:
+    """Returns the unit of errors."""
+    return code.record.scale.unit if code.levels is None else "share of wrong levels"
+
+
+def _digits(code: Code) -> int:
+    """Returns how many digits of errors are shown after the point."""
+    return 1 if code.record.scale.unit == "degrees" else 3
 
 
 # Pictures.
@@ -299,40 +406,51 @@ def _draw_control(code: Code, scores: dict[str, Any]) -> Drawing:
     return Drawing("control", f"control of {code.record.summary}", summary)
 
 
-def _draw_knob(evaluation: Evaluation, code: Code, found: control.Control) -> Drawing:
-    test, method = evaluation.split("test"), evaluation.run.method
-    images = spaced(np.arange(len(test.images)), _TEST_IMAGES)
-    shown = _shown(len(images))
+def _draw_knob(
+    evaluation: Evaluation, codes: Sequence[Code], found: control.Control
+) -> Drawing:
+    """Returns the knob of one code, or of several that are turned together."""
+    test = evaluation.split("test")
+    images = _tested(evaluation, codes)
+    shown = _shown(codes, len(images))
     names = evaluation.dataset.class_names
-    captions = [names[test.labels[images[k]]] if names else "" for k in shown]
     turned = (*KNOBS, control.TARGET, control.ORACLE)
     knobs = {k: each for k, each in found.outcomes.items() if k in turned}
-    structured = equivariance.is_learned(method, code)
-    # By image, then by parameter.
-    asked = found.values[None, :]
+    # By image, then by frame.
     summary = figures.Knob(
+        dials=[_dial(evaluation, code, found, knobs, shown) for code in codes],
+        captions=[names[test.labels[images[k]]] if names else "" for k in shown],
+        side=found.shown.shape[2],
+        true=figures.make_sheet(found.shown.swapaxes(0, 1)),
+        made={k: figures.make_sheet(o.shown.swapaxes(0, 1)) for k, o in knobs.items()},
+        error={k: o.mse[:, shown].T for k, o in knobs.items()},
+    )
+    about = " and ".join(code.record.summary for code in codes)
+    return Drawing("knob", f"{about}, asked for and decoded", summary)
+
+
+def _dial(
+    evaluation: Evaluation,
+    code: Code,
+    found: control.Control,
+    knobs: Mapping[str, control.Outcome],
+    shown: Sequence[int],
+) -> figures.Dial:
+    """Returns what turns one of the codes, with what is read of it in every frame."""
+    values, group = found.steps[code.name], group_of(evaluation.run.method, code.name)
+    read = {k: o.read[code.name]["regression"][:, shown].T for k, o in knobs.items()}
+    return figures.Dial(
         code=code.name,
         summary=code.record.summary,
         unit=code.record.scale.unit,
         topology=code.record.topology,
-        parameters=code.parameter(found.values),
-        plain=int(np.argmin(np.abs(found.values - code.identity()))),
-        captions=captions,
-        side=found.shown.shape[2],
-        true=figures.make_sheet(found.shown.swapaxes(0, 1)),
-        made={k: figures.make_sheet(o.shown.swapaxes(0, 1)) for k, o in knobs.items()},
-        read={
-            k: code.parameter(o.read["regression"][:, shown].T.ravel()).reshape(
-                len(shown), asked.size
-            )
-            for k, o in knobs.items()
-        },
-        error={k: o.mse[:, shown].T for k, o in knobs.items()},
+        parameters=code.parameter(values),
+        plain=int(np.argmin(np.abs(values - code.identity()))),
+        read={k: code.parameter(x.ravel()).reshape(x.shape) for k, x in read.items()},
         marginals={
-            k: o.marginals.swapaxes(0, 1) for k, o in knobs.items() if structured
+            k: o.marginals[code.name].swapaxes(0, 1) for k, o in knobs.items() if group
         },
-        targets=np.asarray(method.targets(jnp.float32(found.values)))
-        if structured
+        targets=np.asarray(group.targets(jnp.float32(values)))
+        if group
         else np.array([]),
     )
-    return Drawing("knob", f"{code.record.summary}, asked for and decoded", summary)

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from duet_jax import figures
 from duet_jax.config.checks import fields
-from duet_jax.evaluation import equivariance, foot, headlines, page
+from duet_jax.evaluation import foot, headlines, page
 from duet_jax.evaluation.base import Evaluation
+from duet_jax.evaluation.codes import default_codes, joint_stack, make_code, spaced
 from duet_jax.evaluation.result import Result, Table
 from duet_jax.figures.style import remove, save, small_print
 from duet_jax.methods.base import feature_spread
@@ -60,6 +61,8 @@ CAPTIONS = {
     "the parameter that was asked for.",
     "knob": "Test images truly transformed, above what is decoded from features that "
     "were changed instead.",
+    "crosstalk": "What moves the reading of each code (rows): the others, applied "
+    "(columns). Ideally only the diagonal of what moves is dark.",
     "map": "A point is a transformed test image. Colors that lie together are what the "
     "features tell apart.",
     "curves": "What was measured while training.",
@@ -79,10 +82,12 @@ def measure(evaluation: Evaluation) -> Result:
     """
     path = evaluation.run.directory / "report.html"
     workdir.check_writable(path.parent, "--workdir")
-    codes = equivariance.default_codes(evaluation.run.method)
+    codes = default_codes(evaluation.run.method)
     results = _results(evaluation, codes)
     with evaluation.timed("map"):
-        picture, reason = _map(evaluation, codes[0] if codes else None)
+        # A method that learns no code may have many in its stack: the first.
+        learned = getattr(evaluation.run.method, "learned", ())
+        picture, reason = _map(evaluation, codes if learned else codes[:1])
     if picture is None:
         _log.warning("the report has no map: %s", reason)
     with workdir.writing(path, "--workdir"):
@@ -130,29 +135,32 @@ def _results(evaluation: Evaluation, codes: list[str]) -> dict[str, dict[str, An
     return found
 
 
-def _map(evaluation: Evaluation, code: str | None) -> tuple[Figure | None, str]:
-    """Draws the test features in two dimensions, by class and by parameter.
+def _map(evaluation: Evaluation, codes: list[str]) -> tuple[Figure | None, str]:
+    """Draws the test features in two dimensions, by class and by each parameter.
 
     Returns:
       The figure and "", or None and the reason.
     """
-    images, labels = (
-        equivariance.spaced(rows, _MAPPED_IMAGES) for rows in evaluation.split("test")
-    )
-    about: dict[str, Any] = {}
-    if code is None:
+    images, labels = (spaced(rows, _MAPPED_IMAGES) for rows in evaluation.split("test"))
+    parameters: list[figures.Coloring] = []
+    if not codes:
         features = evaluation.run(images)["full"]
     else:
-        measured = equivariance.make_code(evaluation, code)
-        draws = measured.stack.draw(jax.random.key(0), len(images))
-        features = evaluation.run.encoder(images, measured.stack, draws)["full"]
-        about = {
-            "values": measured.parameter(measured.values(draws)),
-            "name": measured.record.summary,
-            "unit": measured.record.scale.unit,
-            "circular": measured.circular,
-            "limits": measured.limits,
-        }
+        measured = [make_code(evaluation, code) for code in codes]
+        stack = joint_stack(evaluation, measured)
+        draws = stack.draw(jax.random.key(0), len(images))
+        features = evaluation.run.encoder(images, stack, draws)["full"]
+        values = stack.structure(draws)
+        parameters = [
+            figures.Coloring(
+                code.record.summary,
+                code.parameter(np.asarray(values[code.name])),
+                code.record.scale.unit,
+                code.circular,
+                code.limits,
+            )
+            for code in measured
+        ]
     reason = why_no_map(features)
     if reason:
         return None, reason
@@ -160,8 +168,8 @@ def _map(evaluation: Evaluation, code: str | None) -> tuple[Figure | None, str]:
         _projections(features),
         classes=labels,
         class_names=evaluation.dataset.class_names,
+        parameters=parameters,
         title="full features of transformed test images",
-        **about,
     )
     return picture, ""
 
@@ -206,19 +214,7 @@ def _page(
     run = evaluation.run
     sections = []
     for name in sorted(results, key=lambda name: [*TITLES, name].index(name)):
-        tables = [Table(**table) for table in results[name]["tables"]]
-        pictures = [
-            picture
-            for file in results[name]["pictures"]
-            for picture in page.read_picture(
-                evaluation.directory / file, CAPTIONS.get(kind_of(file), "")
-            )
-        ]
-        knobs = knobs_of(results[name])
-        section = page.Section(
-            title_of(name), tables, pictures, _settings(run, results[name]), knobs=knobs
-        )
-        sections.append(section)
+        sections += _sections(evaluation, name, results[name])
     training = [
         picture
         for name in ("curves", "views")
@@ -233,8 +229,7 @@ def _page(
         page.Section("Training", (), training),
         page.Section("Configuration", (configuration,), folded=True),
     ]
-    learned = getattr(run.method, "learned", None)
-    about = f"{run.config.method}, {learned}" if learned else run.config.method
+    about = ", ".join([run.config.method, *getattr(run.method, "learned", ())])
     facts = run.facts
     images = f"{facts.num_train:,} training and {facts.num_test:,} test images"
     return page.build(
@@ -244,6 +239,47 @@ def _page(
         headlines=headlines.headlines(results),
         foot=foot.lines(run.directory, results),
     )
+
+
+def _sections(
+    evaluation: Evaluation, name: str, found: Mapping[str, Any]
+) -> list[page.Section]:
+    """Returns the section of a result, or one for each code if it is about several.
+
+    What is about no code, or about all of them together, comes first.
+    """
+    title, note = title_of(name), _settings(evaluation.run, found)
+    tables = [Table(**table) for table in found["tables"]]
+    codes = [*dict.fromkeys(table.about for table in tables if table.about)]
+    codes = codes if len(codes) > 1 else []
+    knobs = knobs_of(found)
+    sections = []
+    for code in ("", *codes):
+        files = [f for f in found["pictures"] if _code_of(f, name, codes) == code]
+        pictures = [
+            picture
+            for file in files
+            for picture in page.read_picture(
+                evaluation.directory / file, CAPTIONS.get(kind_of(file), "")
+            )
+        ]
+        section = page.Section(
+            f"{title}: {code}" if code else title,
+            [table for table in tables if not codes or table.about == code],
+            pictures,
+            "" if code else note,
+            knobs=[k for n, k in knobs.items() if _code_of(n, "", codes) == code],
+        )
+        if section.tables or section.pictures or section.knobs or not codes:
+            sections.append(section)
+    return sections
+
+
+def _code_of(file: str, result: str, codes: list[str]) -> str:
+    """Returns which of the codes a picture of a result is of; "" for none of them."""
+    stem = pathlib.PurePath(file).stem.removeprefix(f"{result}_")
+    code = stem.rpartition("_")[0]
+    return code if code in codes else ""
 
 
 def _settings(run: Run, found: Mapping[str, Any]) -> str:
@@ -260,10 +296,10 @@ def _settings(run: Run, found: Mapping[str, Any]) -> str:
     return f"Measured with {', '.join(others)}." if others else ""
 
 
-def knobs_of(found: Mapping[str, Any]) -> list[figures.Knob]:
-    """Returns the knobs of a stored result; those that are damaged are left out."""
+def knobs_of(found: Mapping[str, Any]) -> dict[str, figures.Knob]:
+    """Returns the knobs of a stored result by name; damaged ones are left out."""
     drawings = found.get("drawings")
-    knobs = []
+    knobs = {}
     for name, stored in drawings.items() if isinstance(drawings, Mapping) else ():
         if kind_of(name) != "knob":
             continue
@@ -271,7 +307,7 @@ def knobs_of(found: Mapping[str, Any]) -> list[figures.Knob]:
             drawing = figures.restored(stored)
             if not isinstance(drawing.summary, figures.Knob):
                 raise ValueError(f"it is of the kind {drawing.kind}")
-            knobs.append(figures.check_knob(drawing.summary))
+            knobs[name] = figures.check_knob(drawing.summary)
         except ValueError as error:
             # A result may have been edited.
             _log.warning("%s cannot be turned: %s", name, error)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from duet_jax.augmentations import LEARNABLE
+from duet_jax.augmentations import LEARNABLE, split_codes
 from duet_jax.data import FROM_PATHS, SOURCES
 from duet_jax.errors import UsageError, lookup
 from duet_jax.evaluation.evaluator import Sources
@@ -36,11 +36,6 @@ def check_codes(codes: str | None = None) -> None:
         )
     for name in names:
         lookup(dict.fromkeys(LEARNABLE), name, "--codes")
-
-
-def split_codes(codes: str) -> list[str]:
-    """Returns the codes that --codes names."""
-    return [name for name in re.split(r"[,\s]+", codes) if name]
 
 
 def check_out(out: str | None = None) -> None:

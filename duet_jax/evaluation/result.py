@@ -19,12 +19,14 @@ class Table(NamedTuple):
       header: one text per column.
       rows: texts, one per column.
       note: below the table; explains the numbers where the header cannot.
+      about: code of the augmentation that it is about; "" for none, or several.
     """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    about: str = ""
 
     def as_text(self, columns: int = 80) -> str:
         """Returns aligned columns: the first to the left, the others to the right.

@@ -112,9 +112,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _is_table(header: list, rows: list, title: str, note: str) -> bool:
+def _is_table(header: list, rows: list, title: str, note: str, about: str = "") -> bool:
     """Returns True if the fields of a stored table make a `Table`."""
-    lines = [header, *rows, [title, note]]
+    lines = [header, *rows, [title, note, about]]
     return all(
         isinstance(line, list) and all(isinstance(cell, str) for cell in line)
         for line in lines

@@ -12,10 +12,11 @@ from duet_jax.figures.circle import (
     summarize_polar,
 )
 from duet_jax.figures.confusion import Confusion, build_confusion
+from duet_jax.figures.crosstalk import Crosstalk, build_crosstalk
 from duet_jax.figures.curves import build_curves, build_overlay, draw_curves
 from duet_jax.figures.dots import build_dots
 from duet_jax.figures.drawing import Drawing, draw, restored
-from duet_jax.figures.embedding import build_embedding
+from duet_jax.figures.embedding import Coloring, build_embedding
 from duet_jax.figures.generated import (
     Control,
     build_control,
@@ -42,8 +43,10 @@ from duet_jax.figures.views import build_views, draw_views
 
 __all__ = [
     "COLUMNS",
+    "Coloring",
     "Confusion",
     "Control",
+    "Crosstalk",
     "Drawing",
     "Knob",
     "Marginals",
@@ -52,6 +55,7 @@ __all__ = [
     "Shift",
     "build_confusion",
     "build_control",
+    "build_crosstalk",
     "build_curves",
     "build_dots",
     "build_embedding",

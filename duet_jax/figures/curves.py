@@ -126,7 +126,9 @@ def _panels(rows: Sequence[Mapping]) -> list[_Panel]:
 
 
 def _of_code(panel: _Panel, loss: str, code: str) -> _Panel:
-    curves = {(split, f"{loss}_{code}"): style for (split, _), style in panel.curves.items()}
+    curves = {
+        (split, f"{loss}_{code}"): style for (split, _), style in panel.curves.items()
+    }
     return panel._replace(title=f"{panel.title}, {code}", curves=curves)
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from duet_jax.figures.circle import Polar, build_polar
 from duet_jax.figures.confusion import Confusion, build_confusion
+from duet_jax.figures.crosstalk import Crosstalk, build_crosstalk
 from duet_jax.figures.generated import Control, build_control
 from duet_jax.figures.knob import Knob, build_knob
 from duet_jax.figures.structure import (
@@ -30,6 +31,7 @@ KINDS: dict[str, tuple[type, Callable[..., Figure]]] = {
     "confusion": (Confusion, build_confusion),
     "knob": (Knob, build_knob),
     "control": (Control, build_control),
+    "crosstalk": (Crosstalk, build_crosstalk),
     "marginals": (Marginals, build_marginals),
     "polar": (Polar, build_polar),
     "readout": (Readout, build_readout),

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -27,34 +28,44 @@ _MARKERS = ("o", "^", "s")
 _LETTERS = 16
 
 
+class Coloring(NamedTuple):
+    """A parameter that colors the points.
+
+    Attributes:
+      name: of the parameter.
+      values: of every image, [n].
+      unit: of the parameter; may be empty.
+      circular: whether the parameter, and with it the color map, is circular.
+      limits: of the colors; one period of a circle. The extremes of `values` if None.
+    """
+
+    name: str
+    values: np.ndarray
+    unit: str = ""
+    circular: bool = False
+    limits: tuple[float, float] | None = None
+
+
 @styled
 def build_embedding(
     points: Mapping[str, np.ndarray],
     *,
     classes: np.ndarray,
     class_names: Sequence[str],
-    values: np.ndarray | None = None,
-    name: str = "",
-    unit: str = "",
-    circular: bool = False,
-    limits: tuple[float, float] | None = None,
+    parameters: Sequence[Coloring] = (),
     title: str = "",
 ) -> Figure:
     """Draws projections of the representations, one per column.
 
-    One row is colored by class, which shows content, one by the parameter of an
-    augmentation, which shows structure. Without either all points have one color.
+    One row is colored by class, which shows content, and one by the parameter of each
+    augmentation, which shows structure. Without any all points have one color.
 
     Args:
       points: name of the projection, such as "PCA" -> coordinates, [n, 2].
       classes: class of every image, [n], from 0.
       class_names: one name per class; up to 20 are listed, each with a color and a
         marker, more are colored by their number. Empty without labels.
-      values: parameter of every image, [n]; None without.
-      name: of the parameter.
-      unit: of the parameter; may be empty.
-      circular: whether the parameter, and with it the color map, is circular.
-      limits: of the colors; one period of a circle. The extremes of `values` if None.
+      parameters: of the images.
       title: of the figure.
 
     Returns:
@@ -66,7 +77,7 @@ def build_embedding(
             _scatter_classes, classes=classes, num_classes=len(class_names)
         )
         rows[", by class"] = paint, "number of the class", ""
-    if values is not None:
+    for name, values, unit, circular, limits in parameters:
         paint = functools.partial(
             _scatter_values, values=values, circular=circular, limits=limits
         )

@@ -58,7 +58,9 @@ class ESSL(base.Method):
         }
         # One alone is where the reference has it.
         alone = len(predictors) == 1
-        networks.predictor = predictors[self.learned[0]] if alone else nnx.Dict(predictors)
+        networks.predictor = (
+            predictors[self.learned[0]] if alone else nnx.Dict(predictors)
+        )
         return networks
 
     def make_views(self, key: Array, images: Array, *, train: bool) -> base.Views:

@@ -1,0 +1,149 @@
+"""The augmentations that an evaluation applies, alone or together."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from duet_jax.augmentations import (
+    LEARNABLE,
+    Augmentation,
+    Stack,
+    measuring_stack,
+    split_codes,
+)
+from duet_jax.augmentations.record import Frame
+from duet_jax.errors import UsageError
+from duet_jax.evaluation.base import Evaluation
+from duet_jax.methods import Method
+from duet_jax.metrics import equivariance as measures
+from duet_jax.types import Array
+
+
+class Code(NamedTuple):
+    """The augmentation that is measured.
+
+    Attributes:
+      name: its code.
+      stack: applies it alone.
+      record: its description.
+      frame: the sizes its parameters refer to.
+    """
+
+    name: str
+    stack: Stack
+    record: Augmentation
+    frame: Frame
+
+    @property
+    def circular(self) -> bool:
+        """True if the structure values 0 and 1 are the same."""
+        return self.record.topology == "circle"
+
+    @property
+    def levels(self) -> tuple[float, ...] | None:
+        """The structure values that occur, if they are few."""
+        return self.record.scale.levels
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The parameters at the structure values 0 and 1, the smaller one first."""
+        return tuple(sorted(self.parameter((0.0, 1.0)).tolist()))
+
+    @property
+    def axis(self) -> dict[str, Any]:
+        """The axis of the parameter, as figures take it."""
+        return {
+            "unit": self.record.scale.unit,
+            "topology": self.record.topology,
+            "limits": self.limits,
+        }
+
+    def parameter(self, values: np.ndarray | tuple[float, ...]) -> np.ndarray:
+        """Returns the parameters for structure values, in the augmentation's unit."""
+        values = jnp.asarray(values, jnp.float32)
+        return np.asarray(self.record.scale.parameter(values, self.frame))
+
+    def values(self, draws: dict) -> Array:
+        """Returns the structure values of drawn parameters, [n]."""
+        return self.stack.structure(draws)[self.name]
+
+    def draws_at(self, values: np.ndarray) -> dict:
+        """Returns the stack's parameters with given structure values."""
+        return self.stack.params_at({self.name: jnp.asarray(values, jnp.float32)})
+
+    def identity(self) -> float:
+        """Returns the structure value of an image as it is."""
+        return float(self.values(self.stack.identity(1))[0])
+
+    def points(self, values: np.ndarray) -> np.ndarray:
+        """Returns structure values as regression targets; see `measures.points`."""
+        return measures.points(values, circular=self.circular)
+
+    def level(self, values: np.ndarray) -> np.ndarray:
+        """Returns the index of the nearest level of each structure value."""
+        return measures.nearest_level(values, self.levels, circular=self.circular)
+
+    def distance(self, true: np.ndarray, read: np.ndarray) -> np.ndarray:
+        """Returns how far structure values are apart, in the unit, without a sign.
+
+        Where the parameter has few levels: 1.0 for two that are different, else 0.0.
+
+        Args:
+          true: structure values, of any shape.
+          read: likewise; broadcast with `true`.
+        """
+        true, read = np.broadcast_arrays(true, read)
+        if self.levels is not None:
+            different = self.level(true.ravel()) != self.level(read.ravel())
+            return different.reshape(true.shape).astype(float)
+        low, high = self.limits
+        apart = measures.errors(true, read, circular=self.circular)
+        return np.abs(apart) * (high - low)
+
+
+def default_codes(method: Method) -> list[str]:
+    """Returns the codes that are measured by default, the most interesting first."""
+    names = getattr(method, "learned", ()) or method.two_views.stack.codes
+    return [name for name in names if name in LEARNABLE]
+
+
+def make_codes(evaluation: Evaluation, codes: str | None) -> list[Code]:
+    """Returns the augmentations that an evaluation of the run is about.
+
+    Args:
+      evaluation: of a run.
+      codes: the value of --codes; None for `default_codes`.
+
+    Raises:
+      UsageError: there is none, or the images of the run cannot take one of them.
+    """
+    names = (
+        default_codes(evaluation.run.method) if codes is None else split_codes(codes)
+    )
+    if not names:
+        raise UsageError(
+            "--codes is missing: this run has no augmentation with a parameter of its "
+            f"own; name some of {' '.join(LEARNABLE)}."
+        )
+    return [make_code(evaluation, name) for name in dict.fromkeys(names)]
+
+
+def make_code(evaluation: Evaluation, name: str) -> Code:
+    """Returns the augmentation `name` for images of the run; see `make_codes`."""
+    stack = measuring_stack((name,), evaluation.run.method.two_views.stack)
+    return Code(name, stack, *stack.stages[0])
+
+
+def joint_stack(evaluation: Evaluation, codes: Sequence[Code]) -> Stack:
+    """Returns the stack that applies several augmentations, in the run's order."""
+    names = [code.name for code in codes]
+    return measuring_stack(names, evaluation.run.method.two_views.stack)
+
+
+def spaced(rows: np.ndarray, most: int) -> np.ndarray:
+    """Returns up to `most` rows, evenly spaced, as a split may be sorted by class."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).astype(int)]
