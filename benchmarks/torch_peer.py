@@ -272,8 +272,9 @@ class Objective(nn.Module):
         self.temperature = method.two_views.temperature
         self.bins = None
         if isinstance(method, Structured):
-            self.bins, self.weight = method.num_bins, method.structure_weight
-            self.target = method.target, method.target_width
+            (group,) = method.groups  # as in the reference
+            self.bins, self.weight = group.num_bins, method.structure_weight
+            self.target = group.target, group.target_width
 
     def forward(
         self, first: tuple, second: tuple, labels: torch.Tensor
@@ -339,7 +340,7 @@ class Peer:
           compile_mode: of torch.compile; None to run eagerly.
         """
         self.device = torch.device(device)
-        learned = method.learned if isinstance(method, Structured) else None
+        learned = method.learned[0] if isinstance(method, Structured) else None
         self.make_view = ViewMaker(method.two_views.stack, learned, self.device)
         networks = build_networks(weights).train()
         self.networks = networks.to(self.device, memory_format=torch.channels_last)

@@ -43,6 +43,7 @@ import numpy as np
 import optax
 
 from duet_jax import cli as program
+from duet_jax.augmentations import split_codes
 from duet_jax.config import build
 from duet_jax.data.decoding import preprocessed_side
 from duet_jax.errors import TrainingError, UsageError
@@ -100,6 +101,10 @@ def check_comparable(config: ml_collections.ConfigDict) -> None:
     if config.method not in ("duet", "simclr"):
         raise UsageError(
             f"config.method={config.method!r} cannot be compared; use duet or simclr."
+        )
+    if len(split_codes(config.get("learned", ""))) > 1:
+        raise UsageError(
+            f"config.learned={config.learned!r} cannot be compared; learn one code."
         )
     if ENCODERS[config.encoder.name].lifted:
         raise UsageError(
@@ -219,7 +224,7 @@ def fixed_views(config: ml_collections.ConfigDict) -> list[View]:
     """Returns two views of noise with structure values, as numpy arrays."""
     rng = np.random.default_rng(config.seed + 1)
     batch, side = config.batch_size, config.dataset.image_size
-    codes = (config.learned,) if config.method == "duet" else ()
+    codes = split_codes(config.learned) if config.method == "duet" else ()
     return [
         View(
             rng.uniform(-0.5, 0.5, (batch, side, side, 3)).astype(np.float32),

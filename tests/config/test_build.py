@@ -34,11 +34,13 @@ def test_a_method_has_the_fields_of_its_section(monkeypatch):
 def test_a_method_may_have_what_is_learned(monkeypatch):
     @dataclasses.dataclass(frozen=True)
     class Learning(Weighted):
-        learned: str
+        learned: tuple[str, ...]
 
     monkeypatch.setitem(METHODS, "weighted", Learning)
     config = tiny.smoke.get_config()
     with config.unlocked():
         config.weighted = ml_collections.ConfigDict({"weight": 2.5})
     config.method = "weighted"
-    assert build.make_method(config, DATA).learned == config.learned
+    config.learned = "rot,hue"
+    assert build.make_method(config, DATA).learned == ("rot", "hue")
+    assert build.reads_learned("weighted")

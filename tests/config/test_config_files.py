@@ -15,6 +15,7 @@ from configs import _scales, standard, table2
 from duet_jax import cli
 from duet_jax.config import build, checks, loading
 from duet_jax.methods import METHODS
+from duet_jax.methods.groups import Group
 from duet_jax.types import DatasetFacts
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -262,8 +263,8 @@ def test_the_readme_example_of_the_reference():
     assert {name: flat(config)[name] for name in expected} == expected
     data = DatasetFacts("cifar10", 36, 3, tuple("0123456789"), 50_000, 10_000)
     method = build.make_method(config, data)
-    assert (method.target, method.target_width) == ("von_mises", 3.0)
-    assert (method.num_bins, method.structure_weight) == (8, 1000.0)
+    assert method.groups == (Group("rot", 8, "von_mises", 3.0),)
+    assert method.structure_weight == 1000.0
 
 
 def standard_row(row):

@@ -1,52 +1,32 @@
 """Every augmentation with every method, and what a method must keep to."""
 
-import dataclasses
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny
 from flax import nnx
+from scored import (
+    BATCH,
+    DATA,
+    NEEDS_COLOUR,
+    SIDE,
+    TABLE,
+    TRAINS,
+    canonical,
+    initial,
+    make_both,
+    score,
+    scores,
+    update,
+)
 
-from duet_jax.augmentations import AUGMENTATIONS, Options, make_stack
+from duet_jax.augmentations import AUGMENTATIONS
 from duet_jax.config import build
 from duet_jax.errors import UsageError
 from duet_jax.methods import METHODS
 from duet_jax.methods.base import Views
-from duet_jax.methods.networks import split
-from duet_jax.training import train_step
-from duet_jax.types import DatasetFacts, View
 
-BATCH = 12
-SIDE = 16
-DATA = {c: DatasetFacts("tiny", SIDE, c, ("0", "1", "2"), 0, 0) for c in (1, 3)}
-
-# What each method does with each code: None where it trains, else what it says.
-TRAINS = None
-NO_STRUCTURE = "has no structure"
-NO_PREDICTION = "cannot be predicted"
-TABLE = {
-    # code: (DUET learns it, ESSL predicts it); SimCLR takes them all
-    "sca": (TRAINS, NO_PREDICTION),
-    "rot": (TRAINS, TRAINS),
-    "ron": (TRAINS, TRAINS),
-    "fli": (TRAINS, TRAINS),
-    "flv": (TRAINS, TRAINS),
-    "gra": (TRAINS, TRAINS),
-    "blu": (TRAINS, NO_PREDICTION),
-    "sol": (TRAINS, NO_PREDICTION),
-    "bri": (TRAINS, TRAINS),
-    "con": (TRAINS, TRAINS),
-    "sat": (TRAINS, TRAINS),
-    "hue": (TRAINS, TRAINS),
-    "jit": (NO_STRUCTURE, NO_PREDICTION),
-    "res": (NO_STRUCTURE, NO_PREDICTION),
-    "ccr": (NO_STRUCTURE, NO_PREDICTION),
-}
-NEEDS_COLOUR = ("gra", "jit", "sat", "hue")
 # Its views are those of DUET: these are what that refuses.
 CASES = [("simclr", code, TRAINS) for code in ("jit", "res", "ccr")] + [
     case
@@ -74,61 +54,6 @@ def test_the_table_holds_every_augmentation():
     assert set(TABLE) == set(AUGMENTATIONS)
 
 
-def canonical(method, views):
-    """The same method for the compiler whatever the code, and its views likewise.
-
-    Scoring does not depend on how the views were made, so one compilation serves all
-    codes that are scored alike.
-    """
-    blank = make_stack(
-        (), input_side=SIDE, image_size=SIDE, channels=3, options=Options()
-    )
-    two_views = dataclasses.replace(method.two_views, stack=blank)
-    changes = {"two_views": two_views}
-    learned = getattr(method, "learned", None)
-    structure = [{}, {}]
-    if hasattr(method, "num_bins"):
-        changes["learned"] = "any"
-        structure = [{"any": view.structure[learned]} for view in views[:2]]
-    elif learned:
-        same = {4: "ron", 2: "fli", 1: "rot"}
-        changes["learned"] = same[method.prediction.num_outputs]
-    views = Views(
-        View(views.first.images, structure[0]),
-        View(views.second.images, structure[1]),
-        views.prediction,
-    )
-    return dataclasses.replace(method, **changes), views
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def update(method, graphdef, params, batch_stats, views, labels):
-    def loss(params):
-        networks = nnx.merge(graphdef, params, batch_stats)
-        value, metrics = method.loss(networks, views, labels, None, train=True)
-        return value, (metrics, split(networks)[2])
-
-    gradients, (metrics, stats) = jax.grad(loss, has_aux=True)(params)
-    updates, _ = optax.adam(3e-3).update(gradients, optax.adam(3e-3).init(params))
-    return optax.apply_updates(params, updates), stats, metrics
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def score(method, graphdef, params, batch_stats, views, labels):
-    networks = nnx.merge(graphdef, params, batch_stats)
-    mask = jnp.arange(len(labels)) < len(labels) - 2
-    return method.loss(networks, views, labels, mask, train=False)[1]
-
-
-@functools.cache
-def initial(method):
-    def begin(key):
-        return split(method.init(nnx.Rngs(key)))[1:]
-
-    key = train_step.initial_key(0)
-    return train_step.graph_definition(method), *jax.jit(begin)(key)
-
-
 # Those that are compiled and trained: one for each way to draw, score and predict.
 TRAINED = [
     ("simclr", "jit"),
@@ -140,13 +65,6 @@ TRAINED = [
     ("essl", "ron"),
     ("essl", "bri"),
 ]
-
-
-def make_both(method):
-    """Makes training and evaluation views; both at once take less to compile."""
-    return lambda key, images: {
-        train: method.make_views(key, images, train=train) for train in (True, False)
-    }
 
 
 @pytest.mark.parametrize(("name", "code", "refusal"), CASES)
@@ -172,16 +90,6 @@ def test_fits_or_refuses(name, code, refusal):
     part = {"duet": "structure_loss", "essl": "prediction_loss"}.get(name, "nt_xent")
     assert part in scored[True]
     assert scored[True] == scored[False]
-
-
-def scores(method, views, train):
-    """The shapes of the metrics of a method on views that are only shapes."""
-
-    def loss(views, labels):
-        networks = method.init(nnx.Rngs(0))
-        return method.loss(networks, views, labels, None, train=train)[1]
-
-    return jax.eval_shape(loss, views, jax.ShapeDtypeStruct((BATCH,), np.int32))
 
 
 @pytest.mark.parametrize(("name", "code"), TRAINED)
@@ -292,10 +200,10 @@ def test_prediction_weight_and_padding():
     np.testing.assert_allclose(metrics["loss"], parts + weighted, rtol=1e-6)
 
     assert method.prediction_weight != 1
-    targets = views.prediction.targets
+    (targets,) = views.prediction.targets.values()
     padding = 2 * len(targets) // BATCH  # `score` masks the last two images
     others = targets.at[-padding:].set((targets[-padding:] + 1) % 4)
-    prediction = views.prediction._replace(targets=others)
+    prediction = views.prediction._replace(targets={"ron": others})
     again = score(shared, *initial(shared), Views(*views[:2], prediction), labels)
     assert again["prediction_loss"] == metrics["prediction_loss"]
 
@@ -360,7 +268,7 @@ def test_von_mises_cannot_tell_the_ends_of_a_line_apart(code):
     ],
 )
 def test_automatic_target(code, target):
-    assert built("duet", code).target == target
+    assert built("duet", code).groups[0].target == target
 
 
 @pytest.mark.parametrize("bins", [1, 3, 64])
