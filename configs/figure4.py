@@ -22,9 +22,9 @@ smaller scales.
 
 from configs import _scales
 
-CODES = ("rot", "ron", "fli", "flv", "gra", "blu", "bri", "con", "sat", "hue")
+ADDED = ("rot", "ron", "fli", "flv", "gra", "blu", "bri", "con", "sat", "hue")
 # What ESSL predicts of them.
-PREDICTED = tuple(code for code in CODES if code != "blu")
+PREDICTED = tuple(code for code in ADDED if code != "blu")
 
 COMMON = {"dataset.center_crop": True, "duet.structure_weight": 1000.0}
 
@@ -36,9 +36,9 @@ def _row(method, code):
 
 ROWS = {
     "simclr": {"method": "simclr", "augmentation.stack": ("sca",)},
-    **{f"simclr-{code}": _row("simclr", code) for code in CODES},
+    **{f"simclr-{code}": _row("simclr", code) for code in ADDED},
     **{f"essl-{code}": _row("essl", code) for code in PREDICTED},
-    **{f"duet-{code}": _row("duet", code) for code in ("sca", *CODES)},
+    **{f"duet-{code}": _row("duet", code) for code in ("sca", *ADDED)},
 }
 
 

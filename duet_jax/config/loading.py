@@ -3,7 +3,9 @@
 A file defines `get_config()`. An experiment defines `ROWS`, a dict by the name of the
 row, and `get_config(row)`. One row is named `configs/figure4.py:duet-rot`, or
 `configs/figure4.py:duet-rot@short` at another scale. An experiment may define
-`MEASURES`: the modes of `main.py` that follow each training, and their flags.
+`MEASURES`: the modes of `main.py` that follow each training, and their flags; and
+`CODES`, a dict from the row to the codes, such as "rot,hue", that are measured of it
+when they are others than its `learned`.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from duet_jax.augmentations import LEARNABLE, split_codes
 from duet_jax.config import checks
 from duet_jax.errors import UsageError, lookup, suggestion
 
@@ -36,11 +39,14 @@ class Experiment(NamedTuple):
       path: of the file.
       rows: name of the row -> dotted field -> value.
       measures: mode -> flag -> value.
+      codes: name of the row -> the augmentations that are measured, where they are
+        others than the row learns.
     """
 
     path: str
     rows: Mapping[str, Mapping[str, Any]]
     measures: Mapping[str, Mapping[str, str]]
+    codes: Mapping[str, tuple[str, ...]] = {}
 
 
 def schema() -> ml_collections.ConfigDict:
@@ -83,7 +89,8 @@ def load_experiment(path: str) -> Experiment:
     """Returns the rows of an experiment and what is measured of them.
 
     Raises:
-      UsageError: there is no such file, it fails, or it has no rows.
+      UsageError: there is no such file, it fails, it has no rows, or it measures rows
+        or codes that there are not.
     """
     given, path = path, _located(path)
     _check_file(path, "--experiment", given)
@@ -106,7 +113,30 @@ def load_experiment(path: str) -> Experiment:
                 "it has no ROWS, as configs/figure4.py has; train what it describes "
                 f"with python main.py --config={path}."
             )
-    return Experiment(path, rows, measures)
+        codes = _codes(module.get("CODES", {}), rows)
+        if codes and any("codes" in flags for flags in measures.values()):
+            raise UsageError(
+                "CODES and the codes of MEASURES say what is measured of a row; leave "
+                "out one of them."
+            )
+    return Experiment(path, rows, measures, codes)
+
+
+def _codes(given: Any, rows: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Returns the CODES of an experiment, checked."""
+    if not isinstance(given, Mapping):
+        raise UsageError(
+            "its CODES must be a dict from a row to the codes that are measured of it, "
+            'such as {"duet-rot": "rot,hue"}; give anything else another name.'
+        )
+    codes = {}
+    for row, text in given.items():
+        lookup(rows, row, "CODES: row")
+        found = split_codes(str(text))
+        for code in found or ("",):
+            lookup(dict.fromkeys(LEARNABLE), code, f"CODES: {row}")
+        codes[row] = tuple(dict.fromkeys(found))
+    return codes
 
 
 @contextlib.contextmanager

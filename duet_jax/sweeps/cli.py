@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from duet_jax import cli as program
+from duet_jax.augmentations import split_codes
 from duet_jax.config import loading
 from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.evaluation import EVALUATORS
@@ -181,8 +182,8 @@ def _trials(
     name = f"{experiment.path}:{row}"
     if options.scale != "full":
         name += f"@{options.scale}"
-    code = _code(name)
-    measures = _measures(experiment, code)
+    codes = experiment.codes.get(row) or _codes(name)
+    measures = _measures(experiment, codes)
     flags = {k: v for each in measures.values() for k, v in each.items()}
     measuring = [
         f"--mode={','.join(['train', *measures])}",
@@ -203,7 +204,7 @@ def _trials(
             experiment=pathlib.Path(experiment.path).stem,
             row=row,
             seed=seed,
-            code=code,
+            codes=codes,
             config=config | {"seed": seed},
             measures=measures,
             directory=directory / f"seed{seed}",
@@ -216,17 +217,21 @@ def _trials(
     return trials
 
 
-def _code(name: str) -> str:
-    """Returns the augmentation that a row is about; "" for SimCLR without one."""
+def _codes(name: str) -> tuple[str, ...]:
+    """Returns the augmentations that a row is about; of SimCLR, those in its stack."""
     config = loading.load(name)
-    there = config.learned in config.augmentation.stack
-    return config.learned if there or config.method != "simclr" else ""
+    codes = split_codes(config.learned)
+    if config.method == "simclr":
+        return tuple(code for code in codes if code in config.augmentation.stack)
+    return codes
 
 
-def _measures(experiment: loading.Experiment, code: str) -> dict[str, dict[str, str]]:
-    """Returns the evaluations of a row that is about `code`, which may be "".
+def _measures(
+    experiment: loading.Experiment, codes: tuple[str, ...]
+) -> dict[str, dict[str, str]]:
+    """Returns the evaluations of a row that is about `codes`, which may be none.
 
-    Equivariance and generation are measured for that code unless the experiment names
+    Equivariance and generation are measured for these codes unless the experiment names
     others; without a code they are not.
     """
     measures = {mode: dict(flags) for mode, flags in experiment.measures.items()}
@@ -234,9 +239,9 @@ def _measures(experiment: loading.Experiment, code: str) -> dict[str, dict[str, 
     if any("codes" in flags for flags in measures.values()):
         return measures
     for mode in ("equivariance", "generation"):
-        if mode in measures and code:
-            measures[mode]["codes"] = code
-        elif not code:
+        if mode in measures and codes:
+            measures[mode]["codes"] = ",".join(codes)
+        elif not codes:
             measures.pop(mode, None)
     return measures
 

@@ -20,6 +20,10 @@ with epy.lazy_imports():
     from duet_jax.figures import dots, style
 
 
+# In the notes of measures: where one code of several is named in its place.
+_OWN = "the row's augmentation"
+
+
 class Measure(NamedTuple):
     """A number by which rows are compared.
 
@@ -34,6 +38,14 @@ class Measure(NamedTuple):
     percent: bool
     note: str
     digits: int = 3
+
+    def of(self, code: str) -> "Measure":
+        """Returns the measure of one code of several."""
+        name = self.name.removeprefix("code ")
+        name = f"{code}: {name}" if name == self.name else f"{code} {name}"
+        note = self.note.replace(_OWN, code)
+        note = f"for {code}: {note}" if note == self.note else note
+        return self._replace(name=name, note=note)
 
     @property
     def title(self) -> str:
@@ -73,10 +85,35 @@ MEASURES = {
         "R² on the test split of a regression that predicts the parameter of the row's "
         "augmentation from the full features, if it is continuous",
     ),
+    "read_error": Measure(
+        "code read, error",
+        False,
+        "mean error of the parameter of the row's augmentation that this regression "
+        "predicts, in its unit",
+    ),
+    "structure_level": Measure(
+        "structure read",
+        True,
+        "accuracy on the test split of the parameter of the row's augmentation that is "
+        "read off the structure, if it has few values",
+    ),
+    "structure_error": Measure(
+        "structure read, error",
+        False,
+        "mean error of the parameter of the row's augmentation that is read off the "
+        "structure, in its unit, if it is continuous",
+    ),
     "divergence": Measure(
         "divergence",
         False,
         "Jensen-Shannon divergence of the structure from its target, in nats",
+    ),
+    "crosstalk": Measure(
+        "crosstalk",
+        True,
+        "how far the reading of the row's augmentation moves when another one is "
+        "applied, as a share of how far it moves when its own is; the largest of all "
+        "others, by the structure if there is one, else by the regression; 0 is ideal",
     ),
     "reconstruction": Measure(
         "reconstruction",
@@ -111,9 +148,23 @@ _FACTS = ("data", "epochs", "hardware", "commit")
 
 
 def measure_of(name: str) -> Measure:
-    """Returns a measure; `transfer` measures are named after the data set."""
-    transfer = Measure(name, True, "top-1 of a linear probe on that data set")
-    return MEASURES.get(name, transfer)
+    """Returns a measure.
+
+    Args:
+      name: in MEASURES; `<measure>@<code>` where the row is about several codes; or
+        that of the data set, for `transfer`.
+    """
+    of_all, code = _split(name)
+    if of_all not in MEASURES:
+        return Measure(name, True, "top-1 of a linear probe on that data set")
+    measure = MEASURES[of_all]
+    return measure.of(code) if code else measure
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Returns the name of a measure and the code that it is about, or ""."""
+    of_all, _, code = name.rpartition("@")
+    return (of_all, code) if of_all in MEASURES else (name, "")
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float | None, float | None]:
@@ -249,13 +300,21 @@ def write(
 
 
 def _measures(rows: Sequence[Row]) -> list[str]:
-    """Returns all measures: those of MEASURES in their order, then of `transfer`."""
+    """Returns all measures: those of all rows, of `transfer`, and of each code.
+
+    The first and the last are in the order of MEASURES.
+    """
     found = dict.fromkeys(
         name for row in rows for run in row.runs for name in run.values
     )
-    return [name for name in MEASURES if name in found] + [
-        name for name in found if name not in MEASURES
-    ]
+    places = {name: place for place, name in enumerate(MEASURES)}
+    codes = [*dict.fromkeys(_split(name)[1] for name in found)]
+
+    def place(name: str) -> tuple[int, int]:
+        of_all, code = _split(name)
+        return codes.index(code) if code else -1, places.get(of_all, len(places))
+
+    return sorted(found, key=place)
 
 
 def as_markdown(rows: Sequence[Row], title: str, about: str) -> str:

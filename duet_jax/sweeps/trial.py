@@ -47,7 +47,8 @@ class Trial(NamedTuple):
       experiment: name of its file.
       row: name of the row.
       seed: of everything random.
-      code: the augmentation that the row is about; "" if about none.
+      codes: the augmentations that the row is about; may be none. Of several, each has
+        measures of its own, such as read_r2@rot.
       config: of the training, resolved, as in a `config.json`.
       measures: flags by evaluation, in the order in which they follow the training.
       directory: of the run.
@@ -57,7 +58,7 @@ class Trial(NamedTuple):
     experiment: str
     row: str
     seed: int
-    code: str
+    codes: tuple[str, ...]
     config: dict[str, Any]
     measures: Mapping[str, Mapping[str, str]]
     directory: pathlib.Path
@@ -216,21 +217,22 @@ class Trial(NamedTuple):
         return json.loads((self.directory / "eval" / f"{name}.json").read_text())
 
     def found(self) -> dict[str, float]:
-        """Returns the results by measure; see `tables.MEASURES`."""
+        """Returns the results by measure; see `tables.measure_of`."""
         results = self._results()
         found = {mode: _top1(each) for mode, each in self._classified(results).items()}
         last = [row for row in self._rows() if row["split"] == "test"][-1]
         if "augmented_nt_xent" not in last or "online_top1" in last:  # else no labels
             found["online"] = last["online_top1"]
-        if "equivariance" in results and self.code:
-            found |= _of_code(results["equivariance"][self.code])
+        for code, of_code in self._measured(results).items():
+            found |= self._named(code, _of_code(code, of_code))
         if "generation" in results:
             decoded = results["generation"]["reconstruction"]["full"]
             found["reconstruction"] = decoded["mse"]["mean"]
-        if controlled := self._controlled(results):
+        for code, controlled in self._controlled(results).items():
             predictions = controlled["predictions"]
             best = best_knob({k: each["mse"] for k, each in predictions.items()})
-            found |= _control(predictions.get(best, {}), controlled["levels"])
+            values = _control(predictions.get(best, {}), controlled["levels"])
+            found |= self._named(code, values)
         return {k: float(value) for k, value in found.items() if value is not None}
 
     def yardsticks(self) -> dict[str, dict[str, float]]:
@@ -243,21 +245,33 @@ class Trial(NamedTuple):
         for measure, each in self._classified(results).items():
             for name, scores in each.get("yardsticks", {}).items():
                 found.setdefault(name, {})[measure] = scores["top1"]
-        if "equivariance" in results and self.code:
-            of_code = results["equivariance"][self.code]
+        for code, of_code in self._measured(results).items():
             for name, scores in of_code.get("yardsticks", {}).items():
-                found.setdefault(name, {}).update(_reading(scores))
-        if controlled := self._controlled(results):
+                values = self._named(code, _reading(scores))
+                found.setdefault(name, {}).update(values)
+        for code, controlled in self._controlled(results).items():
             guess = {"chance": {"regression": controlled["chance"]}}
             scores = controlled["predictions"] | guess
             for name in _NO_KNOBS:
                 values = _control(scores.get(name, {}), controlled["levels"])
-                found.setdefault(name, {}).update(values)
+                found.setdefault(name, {}).update(self._named(code, values))
         return found
 
+    def _named(self, code: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the measures of a code: of several, under `<measure>@<code>`."""
+        several = len(self.codes) > 1
+        return {f"{k}@{code}" if several else k: each for k, each in values.items()}
+
+    def _measured(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the equivariance to the row's augmentations, by code."""
+        if "equivariance" not in results:
+            return {}
+        return {code: results["equivariance"][code] for code in self.codes}
+
     def _controlled(self, results: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the controlled generation of the row's augmentation; {} for none."""
-        return results.get("generation", {}).get(self.code, {})
+        """Returns the controlled generation of the row's augmentations, by code."""
+        found = results.get("generation", {})
+        return {code: found[code] for code in self.codes if found.get(code)}
 
     def _results(self) -> dict[str, Any]:
         return {mode: self.result(mode)["results"] for mode in self.measures}
@@ -312,12 +326,29 @@ def _top1(results: Mapping[str, Any]) -> float:
     return statistics.fmean(top1) if isinstance(top1, list) else top1
 
 
-def _of_code(results: Mapping[str, Any]) -> dict[str, float]:
+def _of_code(code: str, results: Mapping[str, Any]) -> dict[str, float]:
     """Returns how well the parameter is predicted from the full features and bins."""
     values = _reading(results["regression"]["full"])
+    structure = results.get("marginal", {}).get("mean", {})
+    names = {"accuracy": "structure_level", "error": "structure_error"}
+    values |= {names[key]: structure[key] for key in names if key in structure}
     if "divergence" in results:
         values["divergence"] = results["divergence"]["mean"]
-    return values
+    crosstalk = results.get("crosstalk", {})
+    read = crosstalk.get("structure") or crosstalk.get("regression") or {}
+    return values | _crosstalk(code, read.get("moves", {}))
+
+
+def _crosstalk(code: str, moves: Mapping[str, Any]) -> dict[str, float]:
+    """Returns how far the reading of `code` follows another augmentation, by measure.
+
+    Args:
+      code: that is read.
+      moves: how far its reading moves when each augmentation is applied.
+    """
+    own = moves.get(code, {}).get("mean")
+    others = [each["mean"] for name, each in moves.items() if name != code]
+    return {"crosstalk": max(others) / own} if own and others else {}
 
 
 def _control(scores: Mapping[str, Any], levels: Any) -> dict[str, float]:
@@ -332,6 +363,6 @@ def _control(scores: Mapping[str, Any], levels: Any) -> dict[str, float]:
 
 
 def _reading(regression: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the score of a regression by measure."""
-    names = {"accuracy": "read_level", "r_squared": "read_r2"}
+    """Returns the scores of a regression by measure."""
+    names = {"accuracy": "read_level", "r_squared": "read_r2", "error": "read_error"}
     return {names[key]: regression[key] for key in names if key in regression}

@@ -346,6 +346,7 @@ def test_the_grids_are_complete():
         "figure4",
         "table2",
         "table3",
+        "pairs",
         "duet_sweep",
         "standard",
     }
@@ -394,6 +395,42 @@ def test_the_rows_of_table_2():
     (other,) = (path for path in GRIDS if path.stem == "table3")
     assert GRIDS[other].rows == GRIDS[path].rows
     assert list(GRIDS[other].measures) == ["transfer"]
+
+
+def test_the_rows_of_a_pair_differ_in_what_is_made_of_the_views():
+    (path,) = (path for path in GRIDS if path.stem == "pairs")
+    grid = GRIDS[path]
+    stacks = {
+        ("rot", "hue"): ("sca", "rot", "hue"),
+        ("rot", "sca"): ("sca", "rot"),
+        ("ron", "gra"): ("sca", "ron", "gra"),
+    }
+    seen = []
+    for (a, b), stack in stacks.items():
+        learned = {
+            f"duet-{a}+{b}": f"{a},{b}",
+            f"duet-{a}-beside-{b}": a,
+            f"duet-{b}-beside-{a}": b,
+            f"essl-{a}+{b}": f"{a},{b}",
+            f"simclr-{a}+{b}": f"{a},{b}",
+        }
+        if b == "sca":  # cannot be predicted
+            del learned[f"essl-{a}+{b}"]
+        for row, codes in learned.items():
+            found = row_of(path, row)
+            assert found["augmentation.stack"] == stack
+            assert found["learned"] == codes
+            assert row.startswith(found["method"])
+            assert changed(path, f"duet-{a}+{b}", row) <= {"method", "learned"}
+            assert grid.codes[row] == (a, b)
+        seen += learned
+    assert sorted(seen) == sorted(grid.rows)
+    assert [row for row in grid.rows if "sca" in row] == [
+        "duet-rot+sca",
+        "duet-rot-beside-sca",
+        "duet-sca-beside-rot",
+        "simclr-rot+sca",
+    ]
 
 
 def test_a_sweep_changes_one_field():

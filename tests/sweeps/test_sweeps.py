@@ -314,7 +314,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("scale", loading.scales())
-@pytest.mark.parametrize("name", ["figure4", "table2", "table3", "duet_sweep"])
+@pytest.mark.parametrize("name", ["figure4", "table2", "table3", "pairs", "duet_sweep"])
 def test_every_row_can_be_run(name, scale, capsys, here):
     path = ROOT / "configs" / f"{name}.py"
     experiment = loading.load_experiment(str(path))
@@ -428,6 +428,17 @@ REFUSED = {
     "a flag that is none": (["--experiment=flag.py"], ["knn has no flag 'step'"]),
     "no table of measures": (["--experiment=list.py"], ["list.py cannot be read"]),
     "codes": (["--experiment=codes.py"], ["--codes='rto' is not known"]),
+    "codes of a row": (
+        ["--experiment=other_row.py"],
+        ["CODES: row='duet-rto' is not known", "Did you mean 'duet-rot'?"],
+    ),
+    "codes that are none": (
+        ["--experiment=other_code.py"],
+        ["CODES: duet-rot='jit' is not known", "rot, ron"],
+    ),
+    "no codes": (["--experiment=no_code.py"], ["CODES: duet-rot='' is not known"]),
+    "codes of no row": (["--experiment=tuple.py"], ["its CODES must be a dict"]),
+    "codes twice": (["--experiment=twice.py"], ["CODES and the codes of MEASURES"]),
     "no experiment": (["--rows=simclr"], ["--experiment"]),
     "no such file": (
         ["--experiment=fig4.py"],
@@ -464,6 +475,7 @@ REFUSED = {
 
 
 OF_4 = "from configs.figure4 import ROWS, get_config\nMEASURES = "
+CODES_OF_4 = "from configs.figure4 import ROWS, get_config\nCODES = "
 FILES = {
     "broken": "ROWS = {",
     "up": "ROWS = {'../up': {}}",
@@ -471,6 +483,11 @@ FILES = {
     "flag": OF_4 + "{'knn': {'step': 3}}",
     "list": OF_4 + "['knn']",
     "codes": OF_4 + "{'equivariance': {'codes': 'rto'}}",
+    "other_row": CODES_OF_4 + "{'duet-rto': 'rot'}",
+    "other_code": CODES_OF_4 + "{'duet-rot': 'rot,jit'}",
+    "no_code": CODES_OF_4 + "{'duet-rot': ' '}",
+    "tuple": CODES_OF_4 + "('rot', 'hue')",
+    "twice": OF_4 + "{'generation': {'codes': 'rot'}}\nCODES = {'duet-rot': 'hue'}",
 }
 
 
@@ -516,7 +533,7 @@ def test_a_row_is_a_run_of_its_own(here):
 def cell_of(workdir, *arguments, name="r", method="duet"):
     dataset = {"name": "digits", "path": "", "cache_dir": ""}
     config = {"method": method, "epochs": 1, "dataset": dataset}
-    return Trial("x", name, 0, "rot", config, {}, workdir, arguments)
+    return Trial("x", name, 0, ("rot",), config, {}, workdir, arguments)
 
 
 @pytest.mark.parametrize(
@@ -708,16 +725,24 @@ MEASURED = {
 FULL = {"full": {"mse": {"mean": 0.01}}}
 
 
-def generated(place, levels, predictions, code="rot"):
-    """A row with such a stored result of controlled generation."""
-    trial = cell_of(place / "s")._replace(measures={"generation": {}}, code=code)
-    of_code = {"levels": levels, "predictions": predictions, "chance": {"error": 0.75}}
-    stored = {"results": {"reconstruction": FULL, "rot": of_code}}
+def measured(place, codes, **results):
+    """A row about such codes with stored results, by evaluation."""
+    measures = {mode: {} for mode in results}
+    trial = cell_of(place / "s")._replace(measures=measures, codes=codes)
     (trial.directory / "eval").mkdir(parents=True)
-    (trial.directory / "eval" / "generation.json").write_text(json.dumps(stored))
+    for mode, each in results.items():
+        text = json.dumps({"results": each})
+        (trial.directory / "eval" / f"{mode}.json").write_text(text)
     rows = {"split": "test", "online_top1": None, "epoch": 1.0, "step": 3}
     (trial.directory / "metrics.jsonl").write_text(json.dumps(rows))
     return trial
+
+
+def generated(place, levels, predictions, code="rot"):
+    """A row with such a stored result of controlled generation."""
+    of_code = {"levels": levels, "predictions": predictions, "chance": {"error": 0.75}}
+    codes = (code,) if code else ()
+    return measured(place, codes, generation={"reconstruction": FULL, "rot": of_code})
 
 
 def test_generation_is_measured_by_its_best_knob(tmp_path):
@@ -769,27 +794,201 @@ def test_what_generation_has_not_is_left_out(
     assert "steer" not in trial.yardsticks()
 
 
+def moved(**means):
+    return {"moves": {code: {"mean": mean} for code, mean in means.items()}}
+
+
+# Of one row: the structure reads an angle, and regressions read both.
+EQUIVARIANCE = {
+    "rot": {
+        "regression": {"full": {"error": 9.0, "r_squared": 0.75}},
+        "marginal": {"mean": {"error": 12.0, "r_squared": 0.5}},
+        "divergence": {"mean": 0.0625},
+        "yardsticks": {"chance": {"error": 90.0, "r_squared": 0.0}},
+        "crosstalk": {
+            "structure": moved(rot=0.25, gra=0.0625, hue=0.125),
+            "regression": moved(rot=0.25, gra=0.25, hue=0.25),
+        },
+    },
+    "gra": {
+        "regression": {"full": {"accuracy": 0.75}},
+        "marginal": {"mean": {"accuracy": 0.625}},
+        "divergence": {"mean": 0.125},
+        "yardsticks": {"chance": {"accuracy": 0.5}},
+        "crosstalk": {"regression": moved(rot=0.5, gra=1.0)},
+    },
+}
+OF_ROT = {
+    "read_r2": 0.75,
+    "read_error": 9.0,
+    "structure_error": 12.0,
+    "divergence": 0.0625,
+    "crosstalk": 0.5,
+}
+OF_GRA = {
+    "read_level": 0.75,
+    "structure_level": 0.625,
+    "divergence": 0.125,
+    "crosstalk": 0.5,
+}
+
+
+def named(code, values):
+    return {f"{name}@{code}": value for name, value in values.items()}
+
+
+def test_one_code_has_the_measures_of_the_row(tmp_path):
+    trial = measured(tmp_path, ("rot",), equivariance=EQUIVARIANCE)
+    assert trial.found() == OF_ROT
+    assert trial.yardsticks() == {"chance": {"read_r2": 0.0, "read_error": 90.0}}
+
+
+def test_several_codes_have_measures_of_their_own(tmp_path):
+    predictions = {"shift": MEASURED["shift"], "oracle": MEASURED["oracle"]}
+    of_code = {"levels": None, "predictions": predictions, "chance": {"error": 0.75}}
+    trial = measured(
+        tmp_path,
+        ("rot", "gra"),
+        equivariance=EQUIVARIANCE,
+        generation={"reconstruction": FULL, "rot": of_code},
+    )
+    control = {"control": 0.03, "control_error": 0.25}
+    assert trial.found() == {
+        "reconstruction": 0.01,
+        **named("rot", OF_ROT | control),
+        **named("gra", OF_GRA),
+    }
+    yardsticks = trial.yardsticks()
+    assert yardsticks["chance"] == {
+        **named("rot", {"read_r2": 0.0, "read_error": 90.0, "control_error": 0.75}),
+        **named("gra", {"read_level": 0.5}),
+    }
+    oracle = {"control": 0.02, "control_error": 0.0625}
+    assert yardsticks["oracle"] == named("rot", oracle)
+
+
 @pytest.mark.parametrize(
-    ("code", "given", "measured"),
+    "crosstalk",
+    [{}, {"regression": moved(rot=0.0, gra=0.5)}, {"regression": moved(rot=1.0)}],
+)
+def test_crosstalk_that_is_not_there_is_left_out(crosstalk, tmp_path):
+    of_rot = EQUIVARIANCE["rot"] | {"crosstalk": crosstalk}
+    trial = measured(tmp_path, ("rot",), equivariance={"rot": of_rot})
+    assert "crosstalk" not in trial.found()
+    assert trial.found()["divergence"] == 0.0625
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "note"),
     [
-        ("rot", {"equivariance": {}}, {"equivariance": "rot"}),
-        ("rot", {"generation": {}}, {"generation": "rot"}),
-        ("fli", {"equivariance": {}, "generation": {}}, dict.fromkeys(BOTH, "fli")),
-        ("", {"equivariance": {}, "generation": {}}, {}),
-        ("rot", {"generation": {"codes": "fli"}}, {"generation": "fli"}),
+        ("read_level@gra", "gra read [%]", "predicts the parameter of gra from"),
+        ("read_r2@rot", "rot read, R²", "predicts the parameter of rot from"),
+        ("read_error@rot", "rot read, error", "the parameter of rot that this"),
+        ("structure_error@rot", "rot: structure read, error", "of rot that is read"),
+        ("divergence@rot", "rot: divergence", "for rot: Jensen-Shannon"),
+        ("crosstalk@rot", "rot: crosstalk [%]", "how far the reading of rot moves"),
+        ("control@rot", "rot: control", "another parameter of rot, from"),
+        ("control_level@gra", "gra: control read [%]", "for gra: share of these"),
+        ("crosstalk", "crosstalk [%]", "how far the reading of the row's augmentation"),
+        ("a@b", "a@b [%]", "top-1 of a linear probe on that data set"),
     ],
 )
-def test_codes_of_a_row_are_measured(code, given, measured):
+def test_a_measure_of_one_code_of_several_names_it(name, title, note):
+    measure = tables.measure_of(name)
+    assert measure.title == title
+    assert note in measure.note
+
+
+def test_columns_by_code(tmp_path, monkeypatch):
+    """First what all rows have, then one code after the other, in the same order."""
+    names = {"mnist": 0.5, **named("rot", OF_ROT), **named("gra", OF_GRA), "knn": 0.5}
+    rows = [
+        row("duet-rot+gra", "duet", names),
+        row("duet-hue", "duet", {"divergence": 0.5}),
+    ]
+    titles = [
+        *("kNN [%]", "divergence", "mnist [%]"),
+        *("rot read, R²", "rot read, error", "rot: structure read, error"),
+        *("rot: divergence", "rot: crosstalk [%]"),
+        *("gra read [%]", "gra: structure read [%]"),
+        *("gra: divergence", "gra: crosstalk [%]"),
+    ]
+    lines = tables.as_markdown(rows, "t", "a").splitlines()
+    assert lines[4].startswith(f"| row | {' | '.join(titles)} | seeds |")
+    cells = "50.0 | - | 50.0 | 0.750 | 9.000 | 12.000 | 0.062 | 50.0 | 75.0 | 62.5"
+    assert lines[6].startswith(f"| duet-rot+gra | {cells} | 0.125 | 50.0 |")
+    assert [*tables._panels(rows)] == titles
+    monkeypatch.chdir(tmp_path)
+    facts = DatasetFacts("x", 8, 1, ("0", "1"), 2, 2)
+    (tmp_path / "none" / "seed0").mkdir(parents=True)
+    place = tmp_path / "none" / "seed0" / "dataset.json"
+    place.write_text(json.dumps(facts._asdict()))
+    tables.write(rows, tmp_path, scale="tiny", about="")
+    with (tmp_path / "table.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert float(first["read_r2@rot_mean"]) == 0.75
+    assert second["read_r2@rot_mean"] == ""
+    with (tmp_path / "runs.csv").open() as file:
+        assert float(next(csv.DictReader(file))["crosstalk@gra"]) == 0.5
+    assert (tmp_path / "chart.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("codes", "given", "measured"),
+    [
+        (("rot",), {"equivariance": {}}, {"equivariance": "rot"}),
+        (("rot",), {"generation": {}}, {"generation": "rot"}),
+        (("fli",), {"equivariance": {}, "generation": {}}, dict.fromkeys(BOTH, "fli")),
+        (("rot", "hue"), {"equivariance": {}}, {"equivariance": "rot,hue"}),
+        ((), {"equivariance": {}, "generation": {}}, {}),
+        (("rot",), {"generation": {"codes": "fli"}}, {"generation": "fli"}),
+    ],
+)
+def test_codes_of_a_row_are_measured(codes, given, measured):
     experiment = loading.Experiment("x.py", {}, {"knn": {}, **given})
     expected = {"knn": {}, **{mode: {"codes": x} for mode, x in measured.items()}}
-    assert sweep_cli._measures(experiment, code) == expected
+    assert sweep_cli._measures(experiment, codes) == expected
+
+
+PAIRS = f"--experiment={ROOT / 'configs' / 'pairs.py'}"
+
+
+def test_rows_of_a_pair_are_measured_for_both(capsys, here):
+    lines = commands(capsys, PAIRS, "--rows=*hue*")
+    parsed = [cli.parse(shlex.split(line)[1:]) for line in lines]
+    learned = [each.config.get("learned") for each in parsed]
+    assert learned == ["rot,hue", "rot", "hue", "rot,hue", None]  # SimCLR ignores both
+    assert {each.options["codes"] for each in parsed} == {"rot,hue"}
+
+
+ABOUT = {
+    "duet": ({"method": "duet", "learned": "rot,hue"}, ("rot", "hue")),
+    "essl": ({"method": "essl", "learned": "rot, hue"}, ("rot", "hue")),
+    "simclr": ({"method": "simclr", "learned": "rot,hue"}, ("rot",)),
+    "none": ({"method": "simclr", "learned": "hue"}, ()),
+}
+
+
+@pytest.mark.parametrize("case", ABOUT)
+def test_what_a_row_is_about(case, here):
+    fields, codes = ABOUT[case]
+    source = f"""
+from configs import base
+def get_config():
+    config = base.get_config()
+    config.update({fields})
+    config.augmentation.stack = ("sca", "rot")
+    return config
+"""
+    (here / "mine.py").write_text(source)
+    assert sweep_cli._codes("mine.py") == codes
 
 
 def test_codes_that_a_file_names_are_those_of_all():
     """The evaluations of a command share their flags."""
     given = {"equivariance": {"codes": "rot,fli"}, "generation": {}}
     experiment = loading.Experiment("x.py", {}, given)
-    assert sweep_cli._measures(experiment, "rot") == given
+    assert sweep_cli._measures(experiment, ("rot",)) == given
 
 
 def test_a_cell_is_claimed_once(tmp_path):

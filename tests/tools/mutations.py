@@ -641,6 +641,32 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
+        "sweeps/test_sweeps.py::test_several_codes_have_measures_of_their_own"
+        " sweeps/test_sweeps.py::test_one_code_has_the_measures_of_the_row",
+        "sweeps/trial.py",
+        ("the least crosstalk", "max(others) / own", "min(others) / own"),
+        ("codes share a measure", 'f"{k}@{code}" if several', "k if several"),
+        (
+            "crosstalk of another reading",
+            'crosstalk.get("structure") or crosstalk.get("regression")',
+            'crosstalk.get("regression")',
+        ),
+    ),
+    *_rows(
+        "sweeps/test_sweeps.py::test_columns_by_code",
+        "sweeps/tables.py",
+        ("codes before all", "if code else -1,", "if code else len(codes),"),
+    ),
+    *_rows(
+        "sweeps/test_sweeps.py::test_refused",
+        "config/loading.py",
+        (
+            "codes that cannot be measured",
+            'lookup(dict.fromkeys(LEARNABLE), code, f"CODES: {row}")',
+            "pass",
+        ),
+    ),
+    *_rows(
         "evaluation/test_evaluate.py",
         "evaluation/headlines.py",
         (
