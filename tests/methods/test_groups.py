@@ -332,7 +332,7 @@ REFUSED = {
     ),
     "an odd number": (
         {"learned": "rot,hue", "duet__num_bins": (4, 2.5)},
-        r"num_bins=\(4, 2.5\) must be a whole number, or one for each of config.learned",
+        r"num_bins=\(4, 2.5\) must be a whole number, or one for each of config",
     ),
     "below zero": (
         {"learned": "rot,hue", "duet__sigma": (0.2, -1.0)},
