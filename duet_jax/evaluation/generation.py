@@ -310,29 +310,32 @@ def _draw_knob(evaluation: Evaluation, code: Code, found: control.Control) -> Dr
     structured = equivariance.is_learned(method, code)
     # By image, then by parameter.
     asked = found.values[None, :]
-    summary = figures.Knob(
+    dial = figures.Dial(
         code=code.name,
         summary=code.record.summary,
         unit=code.record.scale.unit,
         topology=code.record.topology,
         parameters=code.parameter(found.values),
         plain=int(np.argmin(np.abs(found.values - code.identity()))),
-        captions=captions,
-        side=found.shown.shape[2],
-        true=figures.make_sheet(found.shown.swapaxes(0, 1)),
-        made={k: figures.make_sheet(o.shown.swapaxes(0, 1)) for k, o in knobs.items()},
         read={
             k: code.parameter(o.read["regression"][:, shown].T.ravel()).reshape(
                 len(shown), asked.size
             )
             for k, o in knobs.items()
         },
-        error={k: o.mse[:, shown].T for k, o in knobs.items()},
         marginals={
             k: o.marginals.swapaxes(0, 1) for k, o in knobs.items() if structured
         },
         targets=np.asarray(method.targets(jnp.float32(found.values)))
         if structured
         else np.array([]),
+    )
+    summary = figures.Knob(
+        dials=(dial,),
+        captions=captions,
+        side=found.shown.shape[2],
+        true=figures.make_sheet(found.shown.swapaxes(0, 1)),
+        made={k: figures.make_sheet(o.shown.swapaxes(0, 1)) for k, o in knobs.items()},
+        error={k: o.mse[:, shown].T for k, o in knobs.items()},
     )
     return Drawing("knob", f"{code.record.summary}, asked for and decoded", summary)

@@ -22,6 +22,7 @@ from duet_jax.figures.generated import (
     build_reconstructions,
 )
 from duet_jax.figures.knob import (
+    Dial,
     Knob,
     build_knob,
     check_knob,
@@ -44,6 +45,7 @@ __all__ = [
     "COLUMNS",
     "Confusion",
     "Control",
+    "Dial",
     "Drawing",
     "Knob",
     "Marginals",
