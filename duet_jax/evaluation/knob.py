@@ -96,7 +96,8 @@ STYLE = """
   .knob .turns .turn { gap: 12px; }
   .knob .turns .dial { width: 100px; height: 100px; }
   .knob .turns .slide { flex-basis: 220px; }
-  .knob .turns output { font-size: .8rem; gap: 0 .5rem; } }
+  .knob .turns output, .knob .turns label { font-size: .8rem; }
+  .knob .turns output { gap: 0 .5rem; } }
 """
 
 # What is chosen is kept in the controls alone; `show` draws what they say.
