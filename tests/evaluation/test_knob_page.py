@@ -10,8 +10,10 @@ from knobs import (
     BINS,
     EVIL,
     IMAGES,
+    SHORT,
     STEPS,
     frames,
+    make_dial,
     make_knob,
     make_two,
     natural,
@@ -520,6 +522,31 @@ def test_two_dials_by_the_keyboard(opened):
             check(where, given, *steps)
     name = where.locator("canvas.true").get_attribute("aria-label")
     assert name == f"test image 1, cat, transformed: rot {MINUS}180°, sca 0.3"
+
+
+def test_two_circles(opened):
+    names = ("steer", "shift")
+    second = make_dial(names, "circle", STEPS * SHORT, SHORT, 4)
+    second = second._replace(code="hue", summary="hue of colors")
+    given = make_two(names, dials=(make_two().dials[0], second))
+    shown = opened(given)
+    where = shown.locator("#knob-0-0")
+    check(where, given, 0, 0)
+    dial = where.get_by_label("hue: hue of colors [degrees], dial")
+    dial.scroll_into_view_if_needed()
+    x, y = middle(dial.bounding_box())
+    shown.mouse.move(x - 40, y - 12)
+    shown.mouse.down()
+    check(where, given, 0, 1)
+    shown.mouse.move(x + 20, y + 30)
+    check(where, given, 0, 3)
+    shown.mouse.up()
+    for key, step in (("ArrowRight", 4), ("ArrowRight", 0), ("ArrowLeft", 4)):
+        shown.keyboard.press(key)
+        check(where, given, 0, step)
+    where.get_by_label("rot: rotation by any angle [degrees], dial").focus()
+    shown.keyboard.press("ArrowLeft")
+    check(where, given, 7, 4)
 
 
 def test_the_bars_of_the_second_dial_alone(opened):
