@@ -9,7 +9,7 @@ see `generation.py`.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -119,18 +119,20 @@ def parameters(code: Code, steps: int = STEPS) -> np.ndarray:
 
 
 def views_at(
-    stack: Stack, images: np.ndarray, values: Mapping[str, float]
+    stack: Stack, images: np.ndarray, values: Mapping[str, float | np.ndarray]
 ) -> np.ndarray:
     """Returns normalized views of images at structure values, or as they are.
 
     Args:
       stack: of the augmentations.
       images: uint8, [n, side, side, channels].
-      values: code -> its structure value; other codes of the stack do nothing. Empty
-        for the plain views.
+      values: code -> its structure value, or one for each image; other codes of the
+        stack do nothing. Empty for the plain views.
     """
-    count = len(images)
-    given = {name: jnp.full((count,), v, jnp.float32) for name, v in values.items()}
+    given = {
+        name: jnp.broadcast_to(jnp.asarray(value, jnp.float32), len(images))
+        for name, value in values.items()
+    }
     draws = stack.params_at(given) if given else None
     return np.asarray(_apply(images, draws, stack))
 
@@ -158,23 +160,19 @@ def measure(
       subject: encoder and decoder.
       train: training images, uint8 [m, side, side, channels], for the linear maps, for
         the structures that are steered to, and for the regressions. Each code is
-        applied to them alone.
+        applied to them at all its parameters; others have random ones.
       test: test images, two or more, likewise.
       shown: numbers of test images whose decoded images are returned.
       steps: see `parameters`.
     """
     by_code = {code.name: parameters(code, steps) for code in codes}
-    known = {
-        name: _learned(stack, subject, name, values, train)
-        for name, values in by_code.items()
-    }
+    known = {name: _learned(stack, subject, name, by_code, train) for name in by_code}
     readers = {
         code.name: _readers(code, subject, known[code.name].moved, by_code[code.name])
         for code in codes
     }
-    plain = _full(subject, views_at(stack, train, {}))
     start = _full(subject, views_at(stack, test, {}))
-    mapped = _mapped(plain, [each.moved for each in known.values()], start)
+    mapped = _mapped(known.values(), start)
     asker = _Asker(codes, subject, readers, start, [*shown])
     found: dict[str, list[Outcome]] = {}
     asked, true, changes = [], [], []
@@ -205,52 +203,66 @@ class _Known(NamedTuple):
     """What training images tell of one code.
 
     Attributes:
+      base: their features without it, [m, features].
       moved: their features at each of its S parameters, each [m, features].
       logits: their mean structure logits likewise, each [1, bins]; empty without a
         group.
     """
 
+    base: np.ndarray
     moved: list[np.ndarray]
     logits: list[np.ndarray]
 
 
 def _learned(
-    stack: Stack, subject: Subject, name: str, values: np.ndarray, train: np.ndarray
+    stack: Stack,
+    subject: Subject,
+    name: str,
+    by_code: Mapping[str, np.ndarray],
+    train: np.ndarray,
 ) -> _Known:
-    moved = [_full(subject, views_at(stack, train, {name: v})) for v in values]
+    """Applies a code to training images whose other codes are drawn at random."""
+    rng = np.random.default_rng(0)
+    others = {
+        other: rng.choice(values, len(train))
+        for other, values in by_code.items()
+        if other != name
+    }
+    base = _full(subject, views_at(stack, train, others))
+    moved = [
+        _full(subject, views_at(stack, train, {**others, name: value}))
+        for value in by_code[name]
+    ]
     group, logits = subject.groups.get(name), []
     if group is not None:
         logits = [
             np.asarray(group.logits(x)).mean(axis=0, keepdims=True) for x in moved
         ]
-    return _Known(moved, logits)
+    return _Known(base, moved, logits)
 
 
 def _full(subject: Subject, views: np.ndarray) -> np.ndarray:
     return subject.encode(views)["full"]
 
 
-def _mapped(
-    plain: np.ndarray, moved: Sequence[Sequence[np.ndarray]], start: np.ndarray
-) -> list[np.ndarray]:
+def _mapped(known: Iterable[_Known], start: np.ndarray) -> list[np.ndarray]:
     """Returns what linear maps, one for each parameter, make of test features.
 
     Those of several codes are applied one after the other: one array for each
     combination, of which the parameter of the last code changes first.
 
     Args:
-      plain: features of training images as they are, [m, features].
-      moved: by code, of the same images at each of its parameters.
+      known: of each code.
       start: of the test images as they are, [n, features].
     """
     found = [start]
-    for each in moved:
+    for base, moved, _ in known:
         # Side by side: they share the decomposition, and the strength of the penalty.
-        fit = ridge.fit_with_selection(plain, np.concatenate(each, axis=1))
+        fit = ridge.fit_with_selection(base, np.concatenate(moved, axis=1))
         found = [
             made
             for features in found
-            for made in np.split(np.float32(fit.predict(features)), len(each), axis=1)
+            for made in np.split(np.float32(fit.predict(features)), len(moved), axis=1)
         ]
     return found
 

@@ -369,9 +369,9 @@ def _table_together(codes: Sequence[Code], scores: Mapping[str, Any]) -> Table:
         tuple(header),
         (*rows, tuple(constant)),
         "Over all combinations of the parameters. Each code is steered or shifted in "
-        "its own group; linear maps of single codes are applied in turn. The "
-        "parameters are read by the regressions fitted on single codes, so real image "
-        "has their crosstalk.",
+        "its own group; linear maps of single codes are applied one after the other. "
+        "Maps and regressions are fitted on training images with random parameters of "
+        "the other codes.",
     )
 
 

@@ -23,6 +23,7 @@ from duet_jax.figures.generated import (
     build_reconstructions,
 )
 from duet_jax.figures.knob import (
+    Dial,
     Knob,
     build_knob,
     check_knob,
@@ -47,6 +48,7 @@ __all__ = [
     "Confusion",
     "Control",
     "Crosstalk",
+    "Dial",
     "Drawing",
     "Knob",
     "Marginals",

@@ -58,13 +58,16 @@ class Drawing(NamedTuple):
 
     def stored(self) -> dict[str, Any]:
         """Returns it as nested dicts of arrays, rounded, for `restored`."""
-        values = {name: _rounded(v) for name, v in self.summary._asdict().items()}
-        return {**self._asdict(), "summary": values}
+        return _rounded(self)
 
 
 def _rounded(value: Any) -> Any:
+    if hasattr(value, "_asdict"):  # of a NamedTuple
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
     if isinstance(value, np.ndarray | float):
         return np.round(value, _DIGITS)
     return value

@@ -6,6 +6,7 @@ are the frames of each, as text.
 
 import base64
 import io
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -29,29 +30,24 @@ _NAME = 15  # letters at the left
 _LINE, _BETWEEN = 18, 14  # a line of text, and the space between images
 
 
-class Knob(NamedTuple):
-    """Test images at many parameters, and what each prediction makes of them.
+class Dial(NamedTuple):
+    """A parameter that a knob turns, in S steps.
 
-    F frames show an image at F parameters. On a circle they go once around it in equal
-    steps.
+    F are the frames of the knob: at these steps together with those of other dials.
 
     Attributes:
       code: of the augmentation.
       summary: what it does, such as "rotation by any angle".
       unit: of the parameter.
       topology: "circle" or "line".
-      parameters: one a frame, in the unit, [F].
-      plain: number of the frame that is nearest to the image as it is; on a circle 0.
-      captions: one text an image, such as its class; "" without.
-      side: of an image in pixels; frames of sheets are smaller where it is above 48.
-      true: sheet of the images truly transformed.
-      made: prediction -> sheet of the images decoded from predicted features.
+      parameters: one a step, in the unit, [S]; on a circle once around it in equal
+        steps.
+      plain: number of the step that is nearest to the image as it is; on a circle 0.
       read: prediction -> the parameter that a regression reads off the decoded image
         encoded again, in the unit, [images, F].
-      error: prediction -> squared error against the true frame, [images, F].
-      marginals: prediction -> structure marginal of the decoded image encoded again,
-        [images, F, G]; empty for methods without a structure.
-      targets: the marginal that is wanted, [F, G]; empty likewise.
+      marginals: prediction -> structure marginal of the parameter, of the decoded image
+        encoded again, [images, F, G]; empty for methods without a structure of it.
+      targets: the marginal that is wanted, [S, G]; empty likewise.
     """
 
     code: str
@@ -60,14 +56,45 @@ class Knob(NamedTuple):
     topology: str
     parameters: np.ndarray
     plain: int
+    read: Mapping[str, np.ndarray]
+    marginals: Mapping[str, np.ndarray]
+    targets: np.ndarray
+
+
+class Knob(NamedTuple):
+    """Test images at many parameters, and what each prediction makes of them.
+
+    F frames show an image at all combinations of the steps of the dials. The last
+    dial's step changes first.
+
+    Attributes:
+      dials: what can be turned, one or several.
+      captions: one text an image, such as its class; "" without.
+      side: of an image in pixels; frames of sheets are smaller where it is above 48.
+      true: sheet of the images truly transformed.
+      made: prediction -> sheet of the images decoded from predicted features.
+      error: prediction -> squared error against the true frame, [images, F].
+    """
+
+    dials: Sequence[Dial]
     captions: Sequence[str]
     side: int
     true: str
     made: Mapping[str, str]
-    read: Mapping[str, np.ndarray]
     error: Mapping[str, np.ndarray]
-    marginals: Mapping[str, np.ndarray]
-    targets: np.ndarray
+
+
+def frames_along(dials: Sequence[Dial], turned: int) -> np.ndarray:
+    """Returns the frames at all steps of one dial, the others at `plain`, [S].
+
+    Args:
+      dials: of a knob.
+      turned: number of the dial among them.
+    """
+    shape = [len(dial.parameters) for dial in dials]
+    steps = [np.full(shape[turned], dial.plain) for dial in dials]
+    steps[turned] = np.arange(shape[turned])
+    return np.ravel_multi_index(tuple(steps), shape)
 
 
 def shown_side(side: int) -> int:
@@ -170,37 +197,68 @@ def check_knob(knob: Knob) -> Knob:
       ValueError: its parts are none, or do not fit together.
     """
     _check_types(knob)
-    images, steps = shape = len(knob.captions), np.size(knob.parameters)
+    dials = [_of_types(dial) for dial in knob.dials]
+    if len({dial.code for dial in dials}) != len(dials):
+        raise ValueError("a knob with several dials of one code")
+    images, frames = shape = (
+        len(knob.captions),
+        math.prod(len(dial.parameters) for dial in dials),
+    )
     sheets = (knob.true, *knob.made.values())
     if {frames_of(each, knob.side).shape[:2] for each in sheets} != {shape}:
-        raise ValueError(f"a knob with sheets of other than {images} x {steps} frames")
-    found = knob._replace(
-        parameters=_numbers(knob.parameters, (steps,)),
-        read=_by_prediction(knob.read, knob.made, shape),
+        raise ValueError(f"a knob with sheets of other than {images} x {frames} frames")
+    return knob._replace(
+        dials=tuple(_checked(dial, knob.made, shape) for dial in dials),
         error=_by_prediction(knob.error, knob.made, shape),
     )
-    if knob.marginals:
-        bins = np.size(knob.targets) // steps
-        marginals = _by_prediction(knob.marginals, knob.made, (*shape, bins))
-        targets = _numbers(knob.targets, (steps, bins))
-        found = found._replace(marginals=marginals, targets=targets)
-    if not np.isfinite(found.parameters).all():
-        raise ValueError("a knob without parameters")
-    return found
 
 
 def _check_types(knob: Knob) -> None:
+    if not (isinstance(knob.dials, list | tuple) and knob.dials):
+        raise ValueError("a knob without dials")
     lists = isinstance(knob.captions, list | tuple)
-    texts = [*knob[:4], *knob.captions] if lists else [None]
-    if not all(isinstance(text, str) for text in texts):
+    if not (lists and all(isinstance(text, str) for text in knob.captions)):
         raise ValueError("a knob without texts")
-    if not (isinstance(knob.plain, int) and 0 <= knob.plain < np.size(knob.parameters)):
-        raise ValueError(f"a knob that begins at frame {knob.plain!r}")
     if not (isinstance(knob.side, int) and knob.side > 0):
         raise ValueError(f"a knob of images of {knob.side!r} pixels")
-    parts = (knob.made, knob.read, knob.error, knob.marginals)
+    parts = (knob.made, knob.error)
     if not (all(isinstance(part, Mapping) for part in parts) and knob.made):
         raise ValueError("a knob without predictions")
+
+
+def _of_types(stored: Dial | Mapping) -> Dial:
+    """Returns a dial, which may come from JSON, with parameters."""
+    try:
+        dial = stored if isinstance(stored, Dial) else Dial(**stored)
+    except TypeError as error:
+        raise ValueError(f"a knob with what is no dial: {error}") from error
+    texts = (dial.code, dial.summary, dial.unit, dial.topology)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("a knob without texts")
+    parameters = _array(dial.parameters)
+    if parameters.ndim != 1 or not np.isfinite(parameters).all():
+        raise ValueError("a knob without parameters")
+    if not (isinstance(dial.plain, int) and 0 <= dial.plain < len(parameters)):
+        raise ValueError(f"a knob that begins at step {dial.plain!r}")
+    if not all(isinstance(part, Mapping) for part in (dial.read, dial.marginals)):
+        raise ValueError("a knob without predictions")
+    return dial._replace(parameters=parameters)
+
+
+def _checked(dial: Dial, names: Mapping[str, str], shape: tuple[int, int]) -> Dial:
+    """Returns a dial whose numbers are arrays that fit to images x frames."""
+    dial = dial._replace(read=_by_prediction(dial.read, names, shape))
+    targets = _array(dial.targets)
+    if not dial.marginals:
+        if targets.size:
+            raise ValueError("a knob with targets of no marginals")
+        return dial._replace(targets=targets)
+    steps = len(dial.parameters)
+    bins = targets.size // steps
+    return dial._replace(
+        marginals=_by_prediction(dial.marginals, names, (*shape, bins)),
+        targets=_numbers(targets, (steps, bins)),
+    )
 
 
 def _by_prediction(
@@ -212,13 +270,17 @@ def _by_prediction(
 
 
 def _numbers(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        found = np.asarray(values, float)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"a knob without numbers: {error}") from error
+    found = _array(values)
     if found.shape != shape:
         raise ValueError(f"a knob with numbers of shape {found.shape}, not {shape}")
     return found
+
+
+def _array(values: np.ndarray) -> np.ndarray:
+    try:
+        return np.asarray(values, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a knob without numbers: {error}") from error
 
 
 def parameter_text(value: float, unit: str) -> str:
@@ -234,8 +296,10 @@ def parameter_text(value: float, unit: str) -> str:
 def build_knob(panels: Mapping[str, Knob], *, title: str = "") -> Figure:
     """Draws test images at up to 12 parameters, above what is decoded in their place.
 
-    A panel has the first two images, or the first one if there are several panels. The
-    top row of an image is truly transformed; below is one row a prediction.
+    A panel has a block for each dial, at whose steps its images are drawn while the
+    other dials are at `plain`: the first two images, or the first one if there are
+    several panels. The top row of an image is truly transformed; below is one row a
+    prediction.
 
     Args:
       panels: the name written above each -> its knob; "" for no name.
@@ -249,26 +313,28 @@ def build_knob(panels: Mapping[str, Knob], *, title: str = "") -> Figure:
     """
     knobs = {name: check_knob(knob) for name, knob in panels.items()}
     most = 2 if len(knobs) == 1 else 1
-    columns = max(len(_drawn(knob)) for knob in knobs.values())
+    columns = max(len(_drawn(dial)) for knob in knobs.values() for dial in knob.dials)
     cell = max(_pixels(knob) for knob in knobs.values())
     width = _LEFT + columns * (cell + _GAP) + _GAP
-    canvas = Canvas(width, sum(_height(k, most) for k in knobs.values()), title)
+    height = sum(len(knob.dials) * _height(knob, most) for knob in knobs.values())
+    canvas = Canvas(width, height, title)
     top = HEADER
     for name, knob in knobs.items():
         prefix = f"{shorten(name, 60)}: " if name else ""
-        line = f"{prefix}{knob.code} [{knob.unit}]"
-        canvas.text(16, top, line, weight="bold" if name else "normal")
-        below = top + _LINE
-        for number in range(min(most, len(knob.captions))):
-            _draw_image(canvas, below, knob, number)
-            below += _image_height(knob)
-        top += _height(knob, most)
+        for turned, dial in enumerate(knob.dials):
+            line = f"{prefix}{dial.code} [{dial.unit}]"
+            canvas.text(16, top, line, weight="bold" if name else "normal")
+            below = top + _LINE
+            for number in range(min(most, len(knob.captions))):
+                _draw_image(canvas, below, knob, turned, number)
+                below += _image_height(knob)
+            top += _height(knob, most)
     return canvas.figure
 
 
-def _drawn(knob: Knob) -> range:
-    """Returns the numbers of the frames that are drawn."""
-    steps = len(knob.parameters)
+def _drawn(dial: Dial) -> range:
+    """Returns the numbers of the steps that are drawn."""
+    steps = len(dial.parameters)
     return range(0, steps, -(-steps // _COLUMNS))
 
 
@@ -284,24 +350,25 @@ def _image_height(knob: Knob) -> int:
 
 
 def _height(knob: Knob, most: int) -> int:
+    """Returns the height of the block of a dial."""
     return _LINE + min(most, len(knob.captions)) * _image_height(knob)
 
 
-def _draw_image(canvas: Canvas, top: int, knob: Knob, number: int) -> None:
-    """Draws one image at all parameters, and its predictions below it."""
-    side = _pixels(knob)
+def _draw_image(canvas: Canvas, top: int, knob: Knob, turned: int, number: int) -> None:
+    """Draws one image at the steps of one dial, and its predictions below it."""
+    side, dial = _pixels(knob), knob.dials[turned]
     small = {"size": 8, "color": MUTED}
     canvas.text(16, top, shorten(knob.captions[number], _NAME), **small)
-    for column, frame in enumerate(_drawn(knob)):
+    for column, step in enumerate(_drawn(dial)):
         left = _LEFT + column * (side + _GAP)
-        canvas.text(
-            left, top, parameter_text(knob.parameters[frame], knob.unit), **small
-        )
+        text = parameter_text(dial.parameters[step], dial.unit)
+        canvas.text(left, top, text, **small)
     top += _LINE
+    along = frames_along(knob.dials, turned)[_drawn(dial)]
     for name, sheet in {"true image": knob.true, **knob.made}.items():
         canvas.text(16, top + side // 2, shorten(name, _NAME), va="center")
         frames = frames_of(sheet, knob.side)[number]
-        for column, frame in enumerate(_drawn(knob)):
+        for column, frame in enumerate(along):
             left = _LEFT + column * (side + _GAP)
             draw_image(canvas.axes(left, top, side, side), frames[frame])
         top += side + _GAP

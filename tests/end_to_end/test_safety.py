@@ -11,7 +11,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from knobs import IMAGES, make_knob
+from knobs import IMAGES, make_knob, make_two
 from pictures import encoded, fill, noise
 from program import ROOT, TINY, run, snapshot
 
@@ -236,8 +236,13 @@ def test_a_knob_of_evil_names():
     knob = make_knob(
         names, code=EVIL, summary=EVIL, unit=EVIL, captions=[EVIL] * IMAGES
     )
-    section = page.Section("s", knobs=[knob])
-    check_page(page.build([section], title="t", subtitle=""), knobs=1)
+    two = make_two(names, captions=[EVIL] * IMAGES)
+    dials = [
+        dial._replace(code=f"{number}{EVIL}", summary=EVIL, unit=EVIL)
+        for number, dial in enumerate(two.dials)
+    ]
+    section = page.Section("s", knobs=[knob, two._replace(dials=dials)])
+    check_page(page.build([section], title="t", subtitle=""), knobs=2)
 
 
 # --- a run under evil names, and with secrets -----------------------------------------

@@ -1,15 +1,14 @@
 """Control of encoders whose answers are known."""
 
-import types
+import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from duet_jax.augmentations import Options, make_stack, measuring_stack
 from duet_jax.evaluation import control
-from duet_jax.evaluation.equivariance import Code
-from duet_jax.losses import TARGETS
+from duet_jax.evaluation.codes import Code
+from duet_jax.methods.groups import Group
 from duet_jax.metrics import equivariance as measures
 from duet_jax.metrics.knobs import KNOBS
 
@@ -91,15 +90,7 @@ def decode(features: np.ndarray) -> np.ndarray:
     return drawn(features.reshape(len(features), BINS, -1) / GAIN)
 
 
-METHOD = types.SimpleNamespace(
-    learned="rot",
-    num_bins=BINS,
-    circular=True,
-    marginal="mean",
-    targets=lambda values: TARGETS["von_mises"].distribution(
-        jnp.asarray(values), BINS, KAPPA
-    ),
-)
+GROUP = Group("rot", BINS, "von_mises", KAPPA)
 
 
 def code(name: str, **options) -> Code:
@@ -111,10 +102,13 @@ def code(name: str, **options) -> Code:
 
 
 def measured(encode) -> control.Control:
-    subject = control.Subject(encode, decode, METHOD)
-    return control.measure(
-        code("rot"), subject, images(80, 0), images(20, 1), shown=[3, 5]
-    )
+    subject = control.Subject(encode, decode, {"rot": GROUP})
+    return control_of("rot", subject, images(80, 0), images(20, 1), shown=[3, 5])
+
+
+def control_of(name, subject, *splits, **options) -> control.Control:
+    alone = code(name)
+    return control.measure([alone], alone.stack, subject, *splits, **options)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +122,8 @@ def of_invariant() -> control.Control:
 
 
 def degrees(found: control.Control, name: str, reading: str) -> float:
-    read = found.outcomes[name].read[reading]
-    errors = measures.errors(found.values[:, None], read, circular=True)
+    read = found.outcomes[name].read["rot"][reading]
+    errors = measures.errors(found.values["rot"][:, None], read, circular=True)
     return 360 * np.abs(errors).mean()
 
 
@@ -170,7 +164,7 @@ def test_an_invariant_encoder_is_not_controlled(of_invariant):
 
 
 def test_the_untouched_image_reads_as_untouched(of_perfect):
-    read = of_perfect.outcomes[control.UNCHANGED].read["regression"]
+    read = of_perfect.outcomes[control.UNCHANGED].read["rot"]["regression"]
     np.testing.assert_allclose(read, 0.5, atol=0.02)
     assert degrees(of_perfect, control.UNCHANGED, "regression") == pytest.approx(90, 1)
 
@@ -178,28 +172,28 @@ def test_the_untouched_image_reads_as_untouched(of_perfect):
 def test_what_is_shown(of_perfect):
     found = of_perfect.outcomes[control.SHIFTED]
     assert found.shown.shape == of_perfect.shown.shape == (24, 2, SIDE, SIDE, 1)
-    assert found.marginals.shape == (24, 2, BINS)
-    inside = control._mask(code("rot"), SIDE)
+    assert found.marginals["rot"].shape == (24, 2, BINS)
+    inside = control._mask([code("rot")], SIDE)
     apart = np.abs(found.shown - of_perfect.shown)[:, :, inside]
     assert apart.mean() < 0.01
     # Counterclockwise: what was on the right is on top after a quarter turn.
     right, top = of_perfect.shown[0, 0, 12, 20], of_perfect.shown[6, 0, 3, 12]
     assert right > 0.1
     assert top > 0.1
-    peak = measures.bin_centers(BINS)[found.marginals.argmax(axis=2)]
-    errors = measures.errors(of_perfect.values[:, None], peak, circular=True)
+    peak = measures.bin_centers(BINS)[found.marginals["rot"].argmax(axis=2)]
+    errors = measures.errors(of_perfect.values["rot"][:, None], peak, circular=True)
     assert np.abs(errors).max() < 0.1
 
 
 def test_predictions_without_a_structure():
-    subject = control.Subject(perfect, decode, None)
-    found = control.measure(code("rot"), subject, images(80, 0), images(5, 1))
+    subject = control.Subject(perfect, decode, {})
+    found = control_of("rot", subject, images(80, 0), images(5, 1))
     assert control.STEERED not in found.outcomes
     assert not {control.TARGET, control.TRUE} & {*found.outcomes}
     assert control.SHIFTED in found.outcomes  # a control, at as many bins
-    assert {*found.outcomes["oracle"].read} == {"regression"}
+    assert {*found.outcomes["oracle"].read["rot"]} == {"regression"}
     assert np.isnan(found.steerable)
-    line = control.measure(code("bri"), subject, images(40, 0), images(5, 1))
+    line = control_of("bri", subject, images(40, 0), images(5, 1))
     assert control.SHIFTED not in line.outcomes
     assert mse(line, "linear map") < mse(line, control.UNCHANGED) / 5
 
@@ -220,7 +214,99 @@ def test_only_what_stays_inside_counts():
     views = np.zeros((2, SIDE, SIDE, 1), np.float32)
     corners = views.copy()
     corners[:, :2, :2] = 0.5
-    subject = control.Subject(perfect, decode, None)
-    about = (subject, {"regression": lambda found: np.zeros(2)}, [], views, corners)
-    assert not control._outcome(code("rot"), *about).mse.any()
-    assert control._outcome(code("bri"), *about).mse.all()
+    subject = control.Subject(perfect, decode, {})
+
+    def error(name):
+        features = perfect(views)["full"]
+        asker = control._Asker([code(name)], subject, {}, features, [])
+        return asker.outcome(views, corners).mse
+
+    assert not error("rot").any()
+    assert error("bri").all()
+
+
+# --- two codes together ---------------------------------------------------------------
+
+BRIGHT = Group("bri", BINS, "gaussian", 0.2, place=1, of=2)
+TURN = dataclasses.replace(GROUP, place=0, of=2)
+
+
+def perfect_both(views: np.ndarray) -> dict[str, np.ndarray]:
+    """The rings of a picture, and beside them a group whose mean says how bright."""
+    # Of the rings: a rotation leaves the corners black.
+    bright = sampled(views, ANGLES).mean(axis=(1, 2)) + 0.5
+    rings = perfect((views + 0.5) / bright[:, None, None, None] * 0.5 - 0.5)["full"]
+    ramp = np.linspace(-1, 1, BINS)
+    logits = 20 * (bright - 0.5)[:, None] * ramp[None, :]
+    block = np.repeat(logits, len(RADII), axis=1)
+    full = np.float32(np.concatenate([rings, block], axis=1))
+    found = {"full": full}
+    for group in (TURN, BRIGHT):
+        found[group.name] = structure(np.asarray(group.matrix(full)))
+    return found
+
+
+def decode_both(features: np.ndarray) -> np.ndarray:
+    half = features.shape[1] // 2
+    logits = features[:, half:].reshape(len(features), BINS, -1).mean(axis=2)
+    ramp = np.linspace(-1, 1, BINS)
+    bright = 0.5 + logits @ ramp / (ramp @ ramp) / 20
+    return (decode(features[:, :half]) + 0.5) * bright[:, None, None, None] / 0.5 - 0.5
+
+
+@pytest.fixture(scope="module")
+def of_both() -> control.Control:
+    plain = make_stack(
+        (), input_side=SIDE, image_size=SIDE, channels=1, options=Options()
+    )
+    subject = control.Subject(perfect_both, decode_both, {"rot": TURN, "bri": BRIGHT})
+    return control.measure(
+        [code("rot"), code("bri")],
+        measuring_stack(("rot", "bri"), plain),
+        subject,
+        images(60, 0),
+        images(10, 1),
+        shown=[2],
+        steps=6,
+    )
+
+
+def test_every_combination_is_asked_for(of_both):
+    assert {name: len(x) for name, x in of_both.steps.items()} == {"rot": 6, "bri": 6}
+    turns, lights = (of_both.values[name].reshape(6, 6) for name in ("rot", "bri"))
+    np.testing.assert_array_equal(turns.T, np.tile(of_both.steps["rot"], (6, 1)))
+    np.testing.assert_array_equal(lights, np.tile(of_both.steps["bri"], (6, 1)))
+    assert of_both.shown.shape == (36, 1, SIDE, SIDE, 1)
+    # The true images are turned by one and brightened by the other.
+    bright = sampled(of_both.shown[:, 0], ANGLES).mean(axis=(1, 2)).reshape(6, 6)
+    assert (np.diff(bright, axis=1) > 0.02).all()
+    assert np.ptp(bright, axis=0).max() < 0.05
+
+
+def test_both_codes_are_controlled_at_once(of_both):
+    """Steered each in its own group, no image with both was ever seen."""
+    oracle, left = mse(of_both, control.ORACLE), mse(of_both, control.UNCHANGED)
+    assert mse(of_both, control.STEERED) < 0.4 * left
+    assert mse(of_both, "linear map") < 0.4 * left
+    assert oracle < 0.1 * left
+    assert control.SHIFTED not in of_both.outcomes  # brightness is no circle
+    assert 0.5 < of_both.steerable <= 1
+
+
+@pytest.mark.parametrize("name", ["rot", "bri"])
+def test_each_code_is_read_off_what_both_changed(of_both, name):
+    about, wanted = code(name), of_both.values[name][:, None]
+    chance = about.distance(wanted, wanted.mean()).mean()
+    for knob in (control.STEERED, control.REAL):
+        read = of_both.outcomes[knob].read[name]["regression"]
+        assert about.distance(wanted, read).mean() < 0.3 * chance
+
+
+def test_steering_one_group_leaves_the_other(of_both):
+    marginals = of_both.outcomes[control.STEERED].marginals
+    assert {name: each.shape for name, each in marginals.items()} == {
+        "rot": (36, 1, BINS),
+        "bri": (36, 1, BINS),
+    }
+    rot = marginals["rot"].reshape(6, 6, BINS)
+    assert np.abs(rot - rot[:, :1]).max() < 0.1 < np.abs(rot - rot[:1]).max()

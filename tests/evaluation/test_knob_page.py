@@ -6,7 +6,18 @@ import re
 import numpy as np
 import pytest
 from browser import chromium
-from knobs import BINS, EVIL, IMAGES, STEPS, frames, make_knob, natural
+from knobs import (
+    BINS,
+    EVIL,
+    IMAGES,
+    SHORT,
+    STEPS,
+    frames,
+    make_dial,
+    make_knob,
+    make_two,
+    natural,
+)
 from playwright.sync_api import sync_playwright
 
 from duet_jax.evaluation import html_report, knob, page
@@ -45,8 +56,10 @@ def test_a_knob_has_its_data_once_and_a_still_picture():
         assert text.count(sheet) == 1
     assert data["true"] == f"data:image/png;base64,{given.true}"
     assert list(data["made"]) == ["steer", "shift"]
-    for name in ("parameters", "read", "error", "marginals", "targets"):
-        assert data[name] == plain(getattr(given, name))
+    assert data["error"] == plain(given.error)
+    (dial,) = data["dials"]
+    for name in ("parameters", "read", "marginals", "targets"):
+        assert dial[name] == plain(getattr(given.dials[0], name))
     assert (data["side"], data["tile"]) == (12, 16)
     # It is hidden until its script runs, and the picture is not.
     (opening,) = re.findall(r'<div class="knob"[^>]*>', text)
@@ -57,15 +70,65 @@ def test_a_knob_has_its_data_once_and_a_still_picture():
 
 def test_what_is_chosen_has_a_label():
     text = page_of(make_knob(), make_knob())
-    identities = re.findall(r' id="([^"]*)"', text)
-    assert len({*identities}) == len(identities)
-    for tag in re.findall(r"<(?:input|select)[^>]*>", text):
-        own = re.search(r' id="([^"]*)"', tag)
-        assert "aria-label=" in tag or f'<label for="{own[1]}">' in text
+    check_names(text)
     assert text.count('aria-label="test image 1, cat"') == 2
     assert text.count('aria-label="test image 2"') == 2
     assert text.count('role="slider" tabindex="0"') == 2  # the dials
     assert text.count("<li></li>") == 2 * BINS
+
+
+def check_names(text: str) -> None:
+    """No two elements have one name, and all that is chosen has a label."""
+    identities = re.findall(r' id="([^"]*)"', text)
+    assert len({*identities}) == len(identities)
+    labels = re.findall(r' for="([^"]*)"', text)
+    assert {*labels} <= {*identities}
+    assert len({*labels}) == len(labels)
+    for tag in re.findall(r"<(?:input|select)[^>]*>", text):
+        own = re.search(r' id="([^"]*)"', tag)
+        assert "aria-label=" in tag or f'<label for="{own[1]}">' in text
+
+
+def test_two_dials_on_a_page():
+    given = make_two()
+    text = page_of(given, make_knob(), given)
+    check_names(text)
+    first, second, _ = data_of(text)
+    assert [dial["code"] for dial in first["dials"]] == ["rot", "sca"]
+    assert [dial["suffix"] for dial in first["dials"]] == ["°", ""]
+    for dial, expected in zip(first["dials"], given.dials, strict=True):
+        for name in ("parameters", "read", "marginals", "targets"):
+            assert dial[name] == plain(getattr(expected, name))
+    # The frame of the thumbs: that of all dials at `plain`.
+    assert (first["plain"], second["plain"]) == (2, 0)
+    alone = knob.markup("k", given)
+    assert "<h3>rotation by any angle and random crop</h3>" in alone
+    counts = {'class="dial"': 1, 'type="range"': 2, 'class="structure"': 2}
+    counts |= {'class="asked"': 2, 'class="read"': 2, 'class="error"': 1}
+    counts |= {'class="key"': 1, "<li></li>": BINS + BINS - 1}
+    assert {part: alone.count(part) for part in counts} == counts
+    for label in (
+        "rot: rotation by any angle [degrees], dial",
+        "rot: rotation by any angle",
+        "sca: random crop",
+        "structure of rot",
+        "structure of sca",
+    ):
+        assert alone.count(f'aria-label="{label}"') == 1
+    assert ">sca: random crop [share]</label>" in alone
+
+
+def test_a_dial_without_a_structure_has_no_bars():
+    first, second = make_two().dials
+    bare = first._replace(marginals={}, targets=[])
+    alone = knob.markup("k", make_two(dials=(bare, second)))
+    assert alone.count('class="structure"') == 1
+    assert 'aria-label="structure of sca"' in alone
+    bare = (bare, second._replace(marginals={}, targets=[]))
+    assert (
+        "structure"
+        not in knob.markup("k", make_two(dials=bare)).partition("<script")[0]
+    )
 
 
 def test_a_line_has_no_dial_and_one_prediction_no_choice():
@@ -75,7 +138,7 @@ def test_a_line_has_no_dial_and_one_prediction_no_choice():
         assert absent not in text
     assert "features by linear map" in text
     (data,) = data_of(text)
-    assert data["targets"] == []
+    assert data["dials"][0]["targets"] == []
 
 
 def test_the_policy_allows_the_script_of_the_knob():
@@ -112,12 +175,19 @@ def stored(**changes) -> dict:
     return json.loads(json.dumps(plain(drawing.stored())))
 
 
+def damaged_dial() -> dict:
+    found = stored()
+    del found["summary"]["dials"][0]["read"]["shift"]
+    return found
+
+
 def test_a_report_finds_the_knobs_of_a_result(caplog):
     drawings = {
         "rot_knob": stored(),
         "rot_control": {"kind": "shift"},
         "hue_knob": stored(true="AAAA"),
         "sca_knob": 3,
+        "lig_knob": damaged_dial(),
         "bri_knob": {
             "kind": "confusion",
             "title": "",
@@ -129,6 +199,7 @@ def test_a_report_finds_the_knobs_of_a_result(caplog):
     assert [record.args[0] for record in caplog.records] == [
         "hue_knob",
         "sca_knob",
+        "lig_knob",
         "bri_knob",
     ]
 
@@ -206,34 +277,55 @@ def levels(sheet: str, side: int = 12) -> np.ndarray:
     return np.round(255 * (frames_of(sheet, side) + 0.5)).astype(int)
 
 
-def check(where, given, frame, image=0, name="steer") -> None:
-    """All that is shown is of this frame of this image."""
+def check(where, given, *steps, image=0, name="steer") -> None:
+    """All that is shown is of these steps of this image, one step a dial."""
+    shape = [len(dial.parameters) for dial in given.dials]
+    frame = np.ravel_multi_index(steps, shape)
     for part, sheet in (("true", given.true), ("made", given.made[name])):
         canvas = where.locator(f"canvas.{part}")
         np.testing.assert_array_equal(pixels(canvas), levels(sheet)[image, frame])
-    unit = "°" if given.unit == "degrees" else ""
-    asked = f"{given.parameters[frame]:.3g}{unit}".replace("-", MINUS)
-    assert where.locator(".asked").inner_text() == asked
-    read = f"{given.read[name][image, frame]:.3g}{unit}".replace("-", MINUS)
-    assert where.locator(".read").inner_text() == read
     error = float(where.locator(".error").inner_text())
     assert error == given.error[name][image, frame]
+    asked = []
+    turns = where.locator(".turn").all()
+    for turn, dial, step in zip(turns, given.dials, steps, strict=True):
+        asked.append(check_turn(turn, dial, step, dial.read[name][image, frame]))
+        if len(steps) > 1:
+            asked[-1] = f"{dial.code} {asked[-1]}"
+    label = where.locator("canvas.made").get_attribute("aria-label")
+    assert label.endswith(f"decoded for {', '.join(asked)} by {name}")
+    structured = [n for n, dial in enumerate(given.dials) if dial.marginals]
+    charts = where.locator(".structure").all()
+    for chart, number in zip(charts, structured, strict=True):
+        dial = given.dials[number]
+        marginal = dial.marginals[name][image, frame]
+        check_bars(chart, marginal, dial.targets[steps[number]])
+
+
+def check_turn(where, dial, step, read) -> str:
+    """The controls of a dial show this step; returns the parameter asked for."""
+    unit = "°" if dial.unit == "degrees" else ""
+    asked = f"{dial.parameters[step]:.3g}{unit}".replace("-", MINUS)
+    assert where.locator(".asked").inner_text() == asked
+    assert where.locator(".read").inner_text() == f"{read:.3g}{unit}".replace(
+        "-", MINUS
+    )
     slider = where.locator("input[type=range]")
     assert slider.get_attribute("aria-valuetext") == asked
-    assert int(slider.input_value()) == place(given, frame)
-    if given.marginals:
-        check_bars(where, given.marginals[name][image, frame], given.targets[frame])
-    if given.topology == "circle":
+    assert int(slider.input_value()) == place(dial, step)
+    if dial.topology == "circle":
         hand = where.locator(".hand").get_attribute("transform")
-        assert float(hand.removeprefix("rotate(")[:-1]) == -360 * frame / STEPS
-        dial = where.locator(".dial")
-        assert dial.get_attribute("aria-valuetext") == asked
-        assert int(dial.get_attribute("aria-valuenow")) == place(given, frame)
+        turned = -360 * step / len(dial.parameters)
+        assert float(hand.removeprefix("rotate(")[:-1]) == turned
+        circle = where.locator(".dial")
+        assert circle.get_attribute("aria-valuetext") == asked
+        assert int(circle.get_attribute("aria-valuenow")) == place(dial, step)
+    return asked
 
 
-def place(given, frame) -> int:
+def place(dial, step) -> int:
     """The position of the slider: parameters rise from left to right."""
-    return int(np.sum(given.parameters < given.parameters[frame]))
+    return int(np.sum(dial.parameters < dial.parameters[step]))
 
 
 def check_bars(where, marginal, target) -> None:
@@ -244,11 +336,12 @@ def check_bars(where, marginal, target) -> None:
     )
     np.testing.assert_allclose(heights + tops, 100)
     np.testing.assert_allclose(heights, 100 * marginal, atol=1e-6)  # its top is 1
-    path = where.locator(".structure path").get_attribute("d")
+    path = where.locator("path").get_attribute("d")
     outline = [float(y) for y in re.findall(r"V([\d.]+)h10", path)]
     np.testing.assert_allclose(100 - np.array(outline), 100 * target, atol=1e-6)
     lines = where.locator(".bins li").all_text_contents()
-    for line, *shares in zip(lines, range(BINS), marginal, target, strict=True):
+    bins = range(len(marginal))
+    for line, *shares in zip(lines, bins, marginal, target, strict=True):
         numbers = [int(number) for number in re.findall(r"\d+", line)]
         expected = [shares[0], *(100 * share for share in shares[1:])]
         np.testing.assert_allclose(numbers, expected, atol=0.501)
@@ -357,9 +450,9 @@ def test_a_line_ends_and_knobs_are_independent(opened):
     circle = make_knob()
     shown = opened(line, circle)
     where = shown.locator("#knob-0-0")
-    check(where, line, line.plain, name="linear map")
+    check(where, line, line.dials[0].plain, name="linear map")
     for image, thumb in enumerate(where.locator(".thumb canvas").all()):
-        seen = levels(line.true)[image, line.plain]
+        seen = levels(line.true)[image, line.dials[0].plain]
         np.testing.assert_array_equal(pixels(thumb), seen)
     where.locator("input[type=range]").focus()
     # The largest parameter comes first.
@@ -374,6 +467,113 @@ def test_a_line_ends_and_knobs_are_independent(opened):
         shown.keyboard.press(key)
         check(where, line, frame, name="linear map")
     check(shown.locator("#knob-1-0"), circle, 0)
+
+
+def test_turning_two_dials(opened):
+    given = make_two()
+    shown = opened(make_knob(), given)
+    where = shown.locator("#knob-1-0")
+    where.wait_for(state="visible")
+    check(where, given, 0, 2)
+    for image, thumb in enumerate(where.locator(".thumb canvas").all()):
+        np.testing.assert_array_equal(pixels(thumb), levels(given.true)[image, 2])
+    circle, line = where.locator(".turn").all()
+    dial = circle.locator(".dial")
+    dial.scroll_into_view_if_needed()
+    x, y = middle(dial.bounding_box())
+    shown.mouse.move(x, y - 40)
+    shown.mouse.down()
+    for right, down, step in ((-40, 4, 2), (-30, 30, 3), (0, 50, 4), (200, 0, 6)):
+        shown.mouse.move(x + right, y + down, steps=3)
+        check(where, given, step, 2)
+    shown.mouse.up()
+    # The other one, which keeps what the first one says.
+    slider = line.locator("input[type=range]")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    x, y = middle(box)
+    shown.mouse.move(x, y)
+    shown.mouse.down()
+    for share, step in ((0.99, 0), (0.01, 4), (0.27, 3)):
+        shown.mouse.move(box["x"] + share * box["width"], y, steps=4)
+        check(where, given, 6, step)
+    shown.mouse.up()
+    where.locator(".thumb canvas").nth(2).click()
+    check(where, given, 6, 3, image=2)
+    where.get_by_label("features by").select_option("shift")
+    check(where, given, 6, 3, image=2, name="shift")
+    check(shown.locator("#knob-0-0"), make_knob(), 0)
+
+
+def test_two_dials_by_the_keyboard(opened):
+    given = make_two()
+    shown = opened(given)
+    where = shown.locator("#knob-0-0")
+    where.locator("select").focus()
+    # The dial, its slider, and the slider of the line.
+    for keys in (
+        (("ArrowRight", 1, 2), ("ArrowLeft", 0, 2), ("ArrowDown", 7, 2)),
+        (("Home", 4, 2), ("ArrowLeft", 3, 2), ("ArrowUp", 4, 2)),
+        (("ArrowRight", 4, 1), ("End", 4, 0), ("ArrowUp", 4, 0), ("Home", 4, 4)),
+    ):
+        shown.keyboard.press("Tab")
+        for key, *steps in keys:
+            shown.keyboard.press(key)
+            check(where, given, *steps)
+    name = where.locator("canvas.true").get_attribute("aria-label")
+    assert name == f"test image 1, cat, transformed: rot {MINUS}180°, sca 0.3"
+
+
+def test_two_circles(opened):
+    names = ("steer", "shift")
+    second = make_dial(names, "circle", STEPS * SHORT, SHORT, 4)
+    second = second._replace(code="hue", summary="hue of colors")
+    given = make_two(names, dials=(make_two().dials[0], second))
+    shown = opened(given)
+    where = shown.locator("#knob-0-0")
+    check(where, given, 0, 0)
+    dial = where.get_by_label("hue: hue of colors [degrees], dial")
+    dial.scroll_into_view_if_needed()
+    x, y = middle(dial.bounding_box())
+    shown.mouse.move(x - 40, y - 12)
+    shown.mouse.down()
+    check(where, given, 0, 1)
+    shown.mouse.move(x + 20, y + 30)
+    check(where, given, 0, 3)
+    shown.mouse.up()
+    for key, step in (("ArrowRight", 4), ("ArrowRight", 0), ("ArrowLeft", 4)):
+        shown.keyboard.press(key)
+        check(where, given, 0, step)
+    where.get_by_label("rot: rotation by any angle [degrees], dial").focus()
+    shown.keyboard.press("ArrowLeft")
+    check(where, given, 7, 4)
+
+
+def test_the_bars_of_the_second_dial_alone(opened):
+    circle, line = make_two().dials
+    given = make_two(dials=(circle._replace(marginals={}, targets=[]), line))
+    shown = opened(given)
+    where = shown.locator("#knob-0-0")
+    check(where, given, 0, 2)
+    where.locator(".dial").focus()
+    shown.keyboard.press("ArrowRight")
+    check(where, given, 1, 2)
+
+
+@pytest.mark.parametrize("width", [320, 390, 1160])
+def test_two_dials_find_room(opened, width):
+    shown = opened(make_two(), viewport={"width": width, "height": 800})
+    where = shown.locator("#knob-0-0")
+    where.wait_for(state="visible")
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    turns, charts = (
+        [each.bounding_box() for each in where.locator(part).all()]
+        for part in (".turn", ".structure")
+    )
+    # Dials are side by side where there is room, and bars where there is none.
+    wide = width > 1000
+    assert (turns[0]["y"] == turns[1]["y"]) == wide
+    assert (charts[0]["y"] == charts[1]["y"]) == (not wide)
 
 
 def test_on_a_small_screen_and_in_gray(opened):
@@ -398,10 +598,14 @@ def test_without_script_the_picture_is_shown(opened):
 
 def test_evil_names_do_nothing(opened):
     given = make_knob([EVIL, "b"], summary=EVIL, unit=EVIL, captions=[EVIL] * 3)
-    shown = opened(given)
-    where = shown.locator("#knob-0-0")
-    where.wait_for(state="visible")
-    where.locator(".thumb canvas").nth(1).click()
-    check(where, given, 0, image=1, name=EVIL)
-    assert where.locator("canvas.made").get_attribute("aria-label").endswith(EVIL)
+    two = make_two([EVIL, "b"], captions=[EVIL] * 3)
+    evil = dict.fromkeys(("code", "summary", "unit"), EVIL)
+    two = two._replace(dials=(two.dials[0], two.dials[1]._replace(**evil)))
+    shown = opened(given, two)
+    for number, steps in enumerate([[0], [0, 2]]):
+        where = shown.locator(f"#knob-{number}-0")
+        where.wait_for(state="visible")
+        where.locator(".thumb canvas").nth(1).click()
+        check(where, (given, two)[number], *steps, image=1, name=EVIL)
+        assert where.locator("canvas.made").get_attribute("aria-label").endswith(EVIL)
     assert shown.evaluate("window.hit") is None

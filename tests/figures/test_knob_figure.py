@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from knobs import frames, make_knob, natural
+from knobs import SHORT, STEPS, frames, make_knob, make_two, natural
 from layout import check_apart
 
 from duet_jax.evaluation.store import plain
 from duet_jax.figures import (
+    Dial,
     Drawing,
     build_knob,
     check_knob,
@@ -75,15 +76,31 @@ def test_what_is_no_sheet_is_refused(sheet):
         frames_of(sheet, 28)
 
 
-def test_a_knob_comes_back_from_json():
-    knob = make_knob()
+def from_json(knob):
     stored = json.loads(json.dumps(plain(Drawing("knob", "t", knob).stored())))
-    again = check_knob(restored(stored).summary)
-    assert again._replace(**dict.fromkeys(ARRAYS)) == knob._replace(
-        **dict.fromkeys(ARRAYS)
-    )
-    for name in ARRAYS:
-        np.testing.assert_equal(getattr(again, name), getattr(knob, name))
+    return restored(stored).summary
+
+
+@pytest.mark.parametrize("make", [make_knob, make_two])
+def test_a_knob_comes_back_from_json(make):
+    knob = make()
+    again = check_knob(from_json(knob))
+    assert len(again.dials) == len(knob.dials)
+    for one, other in ((again, knob), *zip(again.dials, knob.dials, strict=True)):
+        assert type(one) is type(other)
+        names = {*one._fields} - {"dials"}
+        for name in names - {*ARRAYS}:
+            assert getattr(one, name) == getattr(other, name)
+        for name in names & {*ARRAYS}:
+            np.testing.assert_equal(getattr(one, name), getattr(other, name))
+
+
+def test_numbers_of_dials_are_rounded_where_they_are_kept():
+    stored = Drawing("knob", "t", make_two()).stored()["summary"]["dials"]
+    assert [each["code"] for each in stored] == ["rot", "sca"]
+    kept = make_knob(parameters=np.arange(STEPS) / 3)
+    (dial,) = Drawing("knob", "t", kept).stored()["summary"]["dials"]
+    assert dial["parameters"].tolist()[:3] == [0, 0.3333, 0.6667]
 
 
 ARRAYS = ("parameters", "read", "error", "marginals", "targets")
@@ -116,6 +133,62 @@ def test_a_damaged_knob_is_refused(field):
 def test_odd_values_are_refused(field, value):
     with pytest.raises(ValueError, match=r"knob|sheet"):
         check_knob(make_knob(**{field: value}))
+
+
+TWO_DAMAGE = {
+    "parameters": [1.0, 2.0],
+    "plain": SHORT,  # a step of the circle
+    "read": {name: np.zeros((3, SHORT)) for name in ("steer", "shift")},
+    "marginals": {},  # but targets
+    "targets": np.ones((STEPS * SHORT, 3)),
+    "code": "rot",  # as the circle's
+    "topology": None,
+}
+
+
+@pytest.mark.parametrize("field", TWO_DAMAGE)
+def test_damage_of_the_second_dial_is_refused(field):
+    knob = make_two()
+    first, second = knob.dials
+    for made in (Dial, dict):  # as it is, and from JSON
+        damaged = second._replace(**{field: TWO_DAMAGE[field]})
+        dials = [first, made(**damaged._asdict())]
+        with pytest.raises(ValueError, match="knob"):
+            check_knob(knob._replace(dials=dials))
+
+
+@pytest.mark.parametrize(
+    "dials", [None, 7, "ab", [], [None], ["ab"], [{}], [{"code": "rot"}], {"a": 1}]
+)
+def test_what_are_no_dials_is_refused(dials):
+    with pytest.raises(ValueError, match="knob"):
+        check_knob(make_knob()._replace(dials=dials))
+
+
+def test_sheets_have_a_frame_for_every_combination():
+    knob = make_two()
+    for true in (frames(steps=STEPS), frames(steps=STEPS + SHORT)):
+        with pytest.raises(ValueError, match="3 x 40 frames"):
+            check_knob(knob._replace(true=make_sheet(true)))
+    with pytest.raises(ValueError, match="knob"):
+        check_knob(knob._replace(dials=knob.dials[:1]))
+
+
+def test_a_knob_of_an_older_version_is_no_drawing():
+    knob = make_knob()
+    summary = knob._asdict() | knob.dials[0]._asdict()
+    del summary["dials"]
+    with pytest.raises(ValueError, match="no drawing"):
+        restored({"kind": "knob", "title": "t", "summary": summary})
+
+
+def test_some_dials_have_no_structure():
+    first, second = make_two().dials
+    knob = check_knob(
+        make_two(dials=(first, second._replace(marginals={}, targets=[])))
+    )
+    assert knob.dials[0].targets.shape == (STEPS, 4)
+    assert knob.dials[1].targets.size == 0
 
 
 def drawn(figure):
@@ -165,6 +238,31 @@ def test_every_second_of_24_is_drawn():
     assert "23°" not in written
 
 
+def test_each_dial_is_drawn_while_the_others_are_at_plain():
+    knob = make_two()
+    figure = build_knob({"": knob})
+    sheets = [
+        np.reshape(frames(k, steps=40), (3, STEPS, SHORT, 12, 12, 3)) for k in (0, 1, 2)
+    ]
+    circle = [sheet[image, :, 2] for image in (0, 1) for sheet in sheets]
+    line = [sheet[image, 0] for image in (0, 1) for sheet in sheets]
+    expected = np.concatenate(circle + line) + 0.5
+    np.testing.assert_allclose(drawn(figure), expected, atol=0.51 / 255)
+    written = [text.get_text() for text in figure.texts]
+    places = [written.index(name) for name in ("rot [degrees]", "sca [share]")]
+    assert places == sorted(places)
+    assert [written.count(text) for text in ("45°", "0.65", "0.3", "cat")] == [2] * 4
+
+
+def test_panels_of_other_dials_are_drawn_together():
+    panels = {"one": make_two(), "two": make_knob(["linear map"], topology="line")}
+    figure = build_knob(panels)
+    assert len(drawn(figure)) == 3 * (STEPS + SHORT) + 2 * STEPS
+    written = [text.get_text() for text in figure.texts]
+    names = ["one: rot [degrees]", "one: sca [share]", "two: sca [share]"]
+    assert [text for text in written if text in names] == names
+
+
 def test_several_panels_have_an_image_each():
     panels = {"one": make_knob(), "two": make_knob(["linear map"])}
     figure = build_knob(panels)
@@ -175,7 +273,8 @@ def test_several_panels_have_an_image_each():
 
 def test_nothing_overlaps_and_every_pixel_is_whole():
     knob = make_knob(["steer", "a prediction with a long name"], topology="line")
-    figure = build_knob({"a": knob, "b": knob._replace(unit="degrees")}, title="t")
+    two = make_two(["steer", "a prediction with a long name"])
+    figure = build_knob({"a": knob, "b": two}, title="t")
     style.sign(figure, "small print")
     check_apart(figure, figure.axes)
     sides = {axes.get_window_extent().width.round(6) for axes in figure.axes}

@@ -558,6 +558,22 @@ MUTATIONS: list[Mutation] = [
             "shown_side(side)",
         ),
         ("a sheet of any size", "if len(content) <= _MOST_BYTES:", "if content:"),
+        (
+            "the other dials at their first steps",
+            "np.full(shape[turned], dial.plain)",
+            "np.full(shape[turned], 0)",
+        ),
+        (
+            "the first dial's step changes first",
+            "np.ravel_multi_index(tuple(steps), shape)",
+            "np.ravel_multi_index(tuple(steps), shape, order='F')",
+        ),
+        ("numbers of any shape", "if found.shape != shape:", "if False:"),
+        (
+            "dials of one code",
+            "if len({dial.code for dial in dials}) != len(dials):",
+            "if False:",
+        ),
     ),
     *_rows(
         "evaluation/test_knob_page.py",
@@ -565,7 +581,22 @@ MUTATIONS: list[Mutation] = [
         ("the dial turns clockwise", "Math.atan2(-right, ", "Math.atan2(right, "),
         ("the hand turns clockwise", "rotate(${-360", "rotate(${360"),
         ("a circle has ends", "dial ? (place + last + 1)", "false ? (place)"),
-        ("the slider is not by parameter", "= places[slider.value]", "= +slider.value"),
+        (
+            "the slider is not by parameter",
+            "turn.places[turn.slider.value]",
+            "+turn.slider.value",
+        ),
+        (
+            "combinations in another order",
+            "found * turns[number].places.length + step",
+            "found + step * turns[0].places.length",
+        ),
+        ("both dials have the first bars", "charts.shift()", "charts[0]"),
+        (
+            "only the first dial is heard",
+            "for (const turn of turns) {",
+            "for (const turn of turns.slice(0, 1)) {",
+        ),
         ("bars of the first image", "marginals[name][image]", "marginals[name][0]"),
         ("data end their element", 'text.replace("<", ', 'text.replace("\\0", '),
     ),
