@@ -194,7 +194,7 @@ def test_a_report_finds_the_knobs_of_a_result(caplog):
             "summary": {"matrix": [[1]], "class_names": ["a"]},
         },
     }
-    (found,) = html_report.knobs_of({"drawings": drawings})
+    (found,) = html_report.knobs_of({"drawings": drawings}).values()
     assert found.made == make_knob().made
     assert [record.args[0] for record in caplog.records] == [
         "hue_knob",
@@ -206,8 +206,8 @@ def test_a_report_finds_the_knobs_of_a_result(caplog):
 
 @pytest.mark.parametrize("drawings", [None, [], 3, {}, {"rot_knob": []}])
 def test_a_report_without_knobs(drawings):
-    assert html_report.knobs_of({"drawings": drawings}) == []
-    assert html_report.knobs_of({}) == []
+    assert html_report.knobs_of({"drawings": drawings}) == {}
+    assert html_report.knobs_of({}) == {}
 
 
 def test_the_section_and_its_pictures_have_names():
