@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from duet_jax.evaluation import (
     EVALUATORS,
     control,
     crosstalk,
+    equivariance,
     generation,
     html_report,
     store,
@@ -339,3 +341,15 @@ def test_a_stack_at_given_values():
     for name, each in values.items():
         np.testing.assert_allclose(found[name], each, atol=1e-6)
     np.testing.assert_allclose(found["rot"], 0.5)
+
+
+def test_the_regression_of_crosstalk_reads_the_own_group(run):
+    method = trained_run.load_run(run).method
+    fits = {
+        name: types.SimpleNamespace(values=lambda found, name=name: name)
+        for name in ("full", "block_rot", "block_sca")
+    }
+    for own, expected in (("sca", "block_sca"), ("rot", "block_rot"), ("bri", "full")):
+        readers = equivariance._readers(method, code_of(own, channels=1), fits)
+        assert readers["regression"]({"full": np.zeros((1, 32))}) == expected
+        assert ("structure" in readers) == (own in CODES)

@@ -198,13 +198,23 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "the target of the other view",
-            "self.structure_loss(matrix1, views.first)",
-            "self.structure_loss(matrix1, views.second)",
+            "self.structure_loss(group, features1, views.first)",
+            "self.structure_loss(group, features1, views.second)",
         ),
         (
             "the content of one view",
-            "representation.content(matrix2)),\n            labels",
-            "representation.content(matrix1)),\n            labels",
+            "content(features2, self.groups))",
+            "content(features1, self.groups))",
+        ),
+        (
+            "the sum of the groups, not the mean",
+            "sum(by_group.values()) / len(by_group)",
+            "sum(by_group.values())",
+        ),
+        (
+            "every group has the values of the first",
+            "view.structure[group.code]",
+            "view.structure[self.groups[0].code]",
         ),
     ),
     *_rows(
@@ -217,8 +227,102 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "masked rows count",
-            "mask = jnp.repeat(mask, len(view.targets) // len(mask))",
+            "mask = jnp.repeat(mask, len(view.images) // len(mask))",
             "mask = None",
+        ),
+        (
+            "the sum of the codes, not the mean",
+            'own["prediction_loss"] / len(self.learned)',
+            'own["prediction_loss"]',
+        ),
+        (
+            "copies of another image",
+            "jnp.repeat(each, copies)",
+            "jnp.tile(each, copies)",
+        ),
+    ),
+    *_rows(
+        "methods",
+        "methods/groups.py",
+        (
+            "the groups share one block",
+            "features[:, self.place * share : (self.place + 1) * share]",
+            "features[:, :share]",
+        ),
+        (
+            "the content of the first group",
+            "jnp.concatenate(sums, axis=1) if len(sums) > 1 else sums[0]",
+            "sums[0]",
+        ),
+        (
+            "the block of a group in the place of the first",
+            "start, flat = self.place * share,",
+            "start, flat = 0,",
+        ),
+    ),
+    *_rows(
+        "methods",
+        "config/build.py",
+        (
+            "the bins of the first code for all",
+            "num_bins=bins[place],",
+            "num_bins=bins[0],",
+        ),
+        (
+            "the width of the first code for all",
+            "target_width=widths[TARGETS[target].width][place],",
+            "target_width=widths[TARGETS[target].width][0],",
+        ),
+    ),
+    *_rows(
+        "methods",
+        "augmentations/stack.py",
+        (
+            "codes that are one parameter",
+            '    ("rot", "ron"): "both turn the image",\n',
+            "",
+        ),
+        (
+            "a code twice",
+            'if codes.count(code) > 1:\n            raise UsageError(\n                f"{shown} names',
+            'if False:\n            raise UsageError(\n                f"{shown} names',
+        ),
+    ),
+    *_rows(
+        "evaluation/test_several_codes.py",
+        "augmentations/stack.py",
+        (
+            "what shares a stage stays applied",
+            "left_out = {*frame.codes} - kept",
+            "left_out = set()",
+        ),
+        (
+            "the last code of a stage alone",
+            "{**found, code: made[code]}",
+            "made",
+        ),
+    ),
+    *_rows(
+        "evaluation/test_several_codes.py",
+        "evaluation/crosstalk.py",
+        (
+            "errors without the other code",
+            "together = readings if other == own else",
+            "together = readings if True else",
+        ),
+        (
+            "moves from what was drawn",
+            "moved = code.distance(plain[own][how],",
+            "moved = code.distance(true,",
+        ),
+    ),
+    *_rows(
+        "evaluation/test_several_codes.py",
+        "evaluation/equivariance.py",
+        (
+            "the regression of crosstalk sees the other group",
+            'own = fits.get(f"block{group.suffix}", fits["full"]) if group else fits["full"]',
+            'own = fits["full"]',
         ),
     ),
     *_rows(
@@ -856,18 +960,33 @@ MUTATIONS: list[Mutation] = [
         "evaluation/control.py",
         (
             "bins shifted by the parameter itself",
-            "bins * (value - code.identity())",
-            "bins * value",
+            "group.num_bins * (wanted[code.name] - code.identity())",
+            "group.num_bins * wanted[code.name]",
         ),
         (
             "the oracle has not seen it",
             "ORACLE: real,",
-            "ORACLE: start,",
+            "ORACLE: self.start,",
         ),
         (
             "corners count",
-            '    if code.record.stage not in ("rot", "ron"):\n',
-            "    if True:\n",
+            'if not {code.record.stage for code in codes} & {"rot", "ron"}:',
+            "if True:",
+        ),
+        (
+            "only the last code is steered",
+            "_matrix(group, features),\n                    jnp.broadcast_to",
+            "_matrix(group, self.start),\n                    jnp.broadcast_to",
+        ),
+        (
+            "maps are applied to the image as it is",
+            "np.split(np.float32(fit.predict(features)), len(moved), axis=1)",
+            "np.split(np.float32(fit.predict(start)), len(moved), axis=1)",
+        ),
+        (
+            "maps that know the other codes at rest only",
+            "views_at(stack, train, {**others, name: value})",
+            "views_at(stack, train, {name: value})",
         ),
     ),
     *_rows(
