@@ -65,6 +65,9 @@ def import_networks(
 ) -> tuple[dict, dict]:
     """Converts the state dict of a reference model to the given networks.
 
+    The reference learns one augmentation: its features are one group, and it has one
+    predictor.
+
     Args:
       state: arrays by torch name, with the prefixes of `PREFIXES`.
       params: parameters of the networks, by the keys of `PREFIXES`; the leaves may be
@@ -75,8 +78,15 @@ def import_networks(
       Parameters and running statistics with the values of `state`, as NumPy arrays.
 
     Raises:
-      UsageError: a name is missing or unknown, or an array has another shape.
+      UsageError: a name is missing or unknown, an array has another shape, or there
+        are several predictors.
     """
+    predictor = params.get("predictor", {"hidden1": {}})
+    if "hidden1" not in predictor:  # one for each code
+        raise UsageError(
+            f"these networks predict {' and '.join(predictor)}, the reference's one "
+            "augmentation; set config.learned to the one they were trained with."
+        )
     parts = {network: {} for network in params}
     for name, array in state.items():
         network = _owner(name)

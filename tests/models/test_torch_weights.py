@@ -127,6 +127,13 @@ def test_networks_that_are_not_asked_for_must_not_be_in_the_file(expected, state
     assert set(torch_weights.import_networks(state, fewer, stats)[0]) == set(fewer)
 
 
+def test_the_reference_has_one_predictor(expected, state):
+    params, stats = expected
+    several = {**params, "predictor": dict.fromkeys(("rot", "hue"), {})}
+    with pytest.raises(UsageError, match=r"predict rot and hue, .*config\.learned"):
+        torch_weights.import_networks(state, several, stats)
+
+
 def drop(name):
     return lambda state: state.pop(name)
 
