@@ -129,7 +129,7 @@ def test_networks_that_are_not_asked_for_must_not_be_in_the_file(expected, state
 
 def test_the_reference_has_one_predictor(expected, state):
     params, stats = expected
-    several = {**params, "predictor": dict.fromkeys(("rot", "hue"), {})}
+    several = {**params, "predictor": {"rot": {}, "hue": {}}}
     with pytest.raises(UsageError, match=r"predict rot and hue, .*config\.learned"):
         torch_weights.import_networks(state, several, stats)
 
