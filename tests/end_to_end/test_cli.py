@@ -655,6 +655,10 @@ def test_the_work_directory(arguments, expected):
             "smoke-method_essl-essl_hidden64",
         ),
         (["--config.projector.hidden=64"], "smoke-projector_hidden64"),
+        (
+            ["--config.learned=rot,sca", "--config.duet.num_bins=8,4"],
+            "smoke-learned_rot_sca-num_bins8_4",
+        ),
         # The range of a warm-up has a - of its own.
         (["--config.optimizer.weight_decay=1e-5"], "smoke-weight_decay1e-05"),
     ],
