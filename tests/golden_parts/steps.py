@@ -14,6 +14,7 @@ from duet_jax.augmentations import Options, make_stack
 from duet_jax.methods.base import EncoderSettings, PredictionView, TwoViews, Views
 from duet_jax.methods.duet import DUET
 from duet_jax.methods.essl import ESSL
+from duet_jax.methods.groups import Group
 from duet_jax.methods.networks import split
 from duet_jax.methods.simclr import SimCLR
 from duet_jax.models import torch_weights
@@ -68,13 +69,14 @@ def step_method(kind, state, dtype):
         return SimCLR(two_views)
     if name == "essl":
         hidden = state["predictor_essl.0.weight"].shape[0]
-        return ESSL(two_views, variant, prediction_weight=0.4, predictor_hidden=hidden)
+        learned = (variant,)
+        return ESSL(two_views, learned, prediction_weight=0.4, predictor_hidden=hidden)
     target, width, weight = {
         "ga": ("gaussian", 0.2, 10.0),
         "vm": ("von_mises", 3.0, 1000.0),
     }[variant]
     bins = widths[-1] // state["head.0.weight"].shape[1]
-    return DUET(two_views, "rot", bins, weight, target, width)
+    return DUET(two_views, (Group("rot", bins, target, width),), weight)
 
 
 def step_views(arrays, kind, dtype):
@@ -94,14 +96,14 @@ def step_views(arrays, kind, dtype):
     if kind == "essl_rot":
         prediction = PredictionView(
             nhwc("in/essl_rot_images") - 0.5,
-            jnp.asarray(arrays["in/essl_rot_labels"][:, 0], dtype),
+            {"rot": jnp.asarray(arrays["in/essl_rot_labels"][:, 0], dtype)},
         )
     elif kind == "essl_ron":  # all four turns, counter-clockwise
         half = np.asarray(nhwc("in/view_essl"))
         turned = [np.rot90(half, k, axes=(1, 2)) for k in range(4)]
         targets = np.arange(4, dtype=np.int32).repeat(len(half))
         prediction = PredictionView(
-            jnp.asarray(np.concatenate(turned)), jnp.asarray(targets)
+            jnp.asarray(np.concatenate(turned)), {"ron": jnp.asarray(targets)}
         )
     return Views(first, second, prediction)
 
