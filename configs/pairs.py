@@ -30,7 +30,8 @@ and CIFAR-10 in a folder all of them:
         --workdir=runs/pairs-cifar10 --config.dataset.name=folder \
         --config.dataset.path=<images>
 
-No number is quoted: the reference's program trains one group only. The pairs are our
+Measured at the scale short: docs/results.md, "Two groups". No number is quoted: the
+reference's program trains one group only. The pairs are our
 choice, and so is lambda for all rows: 1000, as in configs/figure4.py, and 100 at the
 smaller scales. It weighs the mean of the groups' losses, so that of two groups each has
 half the weight of a single one.
