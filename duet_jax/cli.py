@@ -132,7 +132,7 @@ FLAGS = {
     "codes": Flag(
         _evaluators_with("codes"),
         "For equivariance: augmentations to measure, such as rot,sca; default the "
-        "learned one, or all of the stack.",
+        "learned ones, or all of the stack.",
     ),
     "datasets": Flag(
         _evaluators_with("datasets"),
