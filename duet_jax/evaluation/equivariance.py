@@ -134,7 +134,7 @@ def _measure_one(
         found |= scores
     if code.circular and len(test.values) > 1:
         with evaluation.timed("shifts"):
-            shifts = _shifts(evaluation, code, group, test)
+            shifts = _shifts(evaluation, code, test)
         if shifts:
             found["shift"] = shifts
         if shifts and shifts["mean"]:
@@ -335,15 +335,16 @@ def _compare(
 # (d): shifts of the bins.
 
 
-def _shifts(
-    evaluation: Evaluation, code: Code, group: Group | None, views: Views
-) -> dict[str, Any]:
+def _shifts(evaluation: Evaluation, code: Code, views: Views) -> dict[str, Any]:
     """Compares shifted representations with those of the transformed images.
 
     A shift by s bins goes with s/G of the circle. Shifts to parameters that are never
     drawn are left out: the parameter may have few levels, or cover a part of the circle
     only. "mean" is over all shifts but 0. Empty if there are no bins.
     """
+    method = evaluation.run.method
+    learned = group_of(method, code.name)
+    group = learned or _only_group(method)
     features = views.representations["full"].shape[1]
     bins = group.num_bins if group else math.gcd(features, _CONTROL_BINS)
     if bins < 2:
@@ -371,7 +372,7 @@ def _shifts(
     return {
         "images": len(images),
         "bins": bins,
-        "learned": group is not None,
+        "learned": learned is not None,
         "by_shift": by_shift,
         "mean": mean,
     }
@@ -384,13 +385,19 @@ def _means(errors: measures.ShiftErrors) -> dict[str, dict[str, float]]:
     }
 
 
+def _only_group(method: Method) -> Group | None:
+    """Returns the group of a method that has one, whose bins serve as a control."""
+    groups = method.groups if isinstance(method, Structured) else ()
+    return groups[0] if len(groups) == 1 else None
+
+
 class _Matrices(NamedTuple):
     """Reads representations as matrices, [n, bins, channels].
 
     Attributes:
       evaluation: of the run.
       code: the augmentation that is applied.
-      group: of the features that represent it; None to read all of them as a matrix.
+      group: of the features that is read; None to read all of them as a matrix.
       bins: of the matrix.
     """
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from duet_jax.evaluation.store import plain
 from duet_jax.figures import (
+    Coloring,
     Confusion,
     Control,
     Drawing,
@@ -480,11 +481,16 @@ def panels(figure):
 def test_columns_are_projections_and_rows_are_colourings():
     places, classes = points(40), np.arange(40) % 3
     values = np.linspace(-180, 170, 40)
-    options = {"values": values, "name": "rotation", "unit": "degrees"}
-    options |= {"circular": True, "limits": (-180, 180), "title": ODD}
+    parameters = [
+        Coloring("rotation", values, "degrees", True, (-180, 180)),
+        Coloring("hue", values / 360),
+    ]
     class_names = ["cat", ODD, "x" * 40]
+    options = {"class_names": class_names, "parameters": parameters, "title": ODD}
     figure = build_embedding(
-        places, classes=classes, class_names=class_names, **options
+        places,
+        classes=classes,
+        **options,
     )
     found = panels(drawn(figure))
     assert list(found) == [
@@ -492,6 +498,8 @@ def test_columns_are_projections_and_rows_are_colourings():
         "t-SNE, by class",
         "PCA, by rotation",
         "t-SNE, by rotation",
+        "PCA, by hue",
+        "t-SNE, by hue",
     ]
     for name, where in places.items():
         groups = found[f"{name}, by class"].collections
@@ -514,8 +522,9 @@ def _with_insets(figure):
 
 
 def test_no_colour_of_the_cycle_is_lost_on_white():
-    options = {"values": [0.0, 1.0], "name": "a", "circular": True}
-    figure = build_embedding(points(2), classes=[0, 0], class_names=["a"], **options)
+    parameters = [Coloring("a", np.array([0.0, 1.0]), circular=True)]
+    options = {"class_names": ["a"], "parameters": parameters}
+    figure = build_embedding(points(2), classes=[0, 0], **options)
     (cloud,) = panels(figure)["PCA, by a"].collections
     colours = cloud.get_cmap()(np.linspace(0, 1, 64))[:, :3]
     assert (colours @ [0.2126, 0.7152, 0.0722]).max() < 0.7
@@ -696,8 +705,7 @@ DEGENERATE = {
         {"PCA": np.zeros((1, 2))},
         classes=[0],
         class_names=["a"],
-        values=[1.0],
-        name="b",
+        parameters=[Coloring("b", np.array([1.0]))],
     ),
     "absent classes": lambda: build_embedding(
         points(3), classes=[1, 1, 1], class_names=["a", "b"]
