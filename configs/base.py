@@ -136,7 +136,7 @@ def get_config() -> ml_collections.ConfigDict:
     # num_bins, target, sigma and concentration may name one value for each: 8,4.
     # G; must divide the encoder's features, or those of a group. [--duet-bins]
     duet.num_bins = _one_or_several(8)
-    duet.structure_weight = 10.0  # lambda. [--duet-lambda]
+    duet.structure_weight = 10.0  # lambda, of the mean over codes. [--duet-lambda]
     # Logits of the structure: the mean over the channels, as in the reference's code,
     # or their sum, as in the paper's Figure 1, many times as sharp.
     duet.marginal = "mean"
