@@ -38,7 +38,8 @@ def make_method(config: ml_collections.ConfigDict, images: DatasetFacts) -> Meth
 
 def reads_learned(method: str) -> bool:
     """Returns True if a method has a use for `config.learned`."""
-    return method in _BUILDERS or "learned" in own_fields(METHODS[method])
+    cls = METHODS[method]
+    return hasattr(cls, "learned") or "learned" in own_fields(cls)
 
 
 def own_fields(cls: type[Method]) -> set[str]:

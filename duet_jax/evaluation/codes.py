@@ -102,6 +102,18 @@ class Code(NamedTuple):
         apart = measures.errors(true, read, circular=self.circular)
         return np.abs(apart) * (high - low)
 
+    def chance(self, values: np.ndarray) -> float:
+        """Returns the mean distance of a constant from structure values, [n].
+
+        It is their mean, or the most frequent level.
+        """
+        if self.levels is not None:
+            counts = np.bincount(self.level(values), minlength=len(self.levels))
+            return float(1 - counts.max() / len(values))
+        mean = self.points(values).mean(axis=0, keepdims=True)
+        constant = measures.values_at(mean, circular=self.circular)
+        return float(self.distance(values, constant).mean())
+
 
 def default_codes(method: Method) -> list[str]:
     """Returns the codes that are measured by default, the most interesting first."""

@@ -92,7 +92,7 @@ def row(
     found: dict[str, Any] = {
         "images": len(true),
         "exact": float(code.distance(code.identity(), true).mean()),
-        "chance": _chance(code, true),
+        "chance": code.chance(true),
     }
     for how in plain[own]:
         found[how] = {question: {} for question in QUESTIONS}
@@ -106,16 +106,6 @@ def row(
                     "interval": measures.bootstrap(np.mean, each),
                 }
     return found
-
-
-def _chance(code: Code, true: np.ndarray) -> float:
-    """Returns the error of the best constant answer."""
-    if code.levels is not None:
-        counts = np.bincount(code.level(true), minlength=len(code.levels))
-        return float(1 - counts.max() / len(true))
-    mean = code.points(true).mean(axis=0, keepdims=True)
-    constant = measures.values_at(mean, circular=code.circular)
-    return float(code.distance(true, constant).mean())
 
 
 def tables(codes: Sequence[Code], found: Mapping[str, Any]) -> list[Table]:

@@ -28,7 +28,7 @@ from duet_jax.evaluation.codes import Code, make_codes, spaced
 from duet_jax.evaluation.result import Result, Table, percent
 from duet_jax.figures import Drawing
 from duet_jax.methods import Method
-from duet_jax.methods.base import Structured, group_of
+from duet_jax.methods.base import group_of, groups_of
 from duet_jax.methods.groups import Group
 from duet_jax.metrics import equivariance as measures
 from duet_jax.models import representation
@@ -60,7 +60,7 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
 
     Args:
       evaluation: of a run.
-      codes: separated by commas; by default the learned one, for SimCLR all of its
+      codes: separated by commas; by default the learned ones, for SimCLR all of its
         stack that have a structure.
 
     Raises:
@@ -70,7 +70,8 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
     values, tables, pictures, readers = {}, [], {}, {}
     for code in chosen:
         train, test = _both_views(evaluation, code, evaluation.run.encoder)
-        fits = _fits(code, train)
+        with evaluation.timed("regression"):
+            fits = _fits(code, train)
         values[code.name], drawn = _measure_one(evaluation, code, fits, test)
         values[code.name]["yardsticks"] = _compare(evaluation, code, train, test)
         readers[code.name] = _readers(evaluation.run.method, code, fits)
@@ -111,7 +112,7 @@ def _views(
 
 def _blocks(method: Method, full: np.ndarray) -> Representations:
     """Returns the features of each group, "block_<code>", if there are several."""
-    groups = method.groups if isinstance(method, Structured) else ()
+    groups = groups_of(method)
     if len(groups) < 2:
         return {}
     return {f"block{group.suffix}": np.asarray(group.block(full)) for group in groups}
@@ -246,21 +247,15 @@ class Fit(NamedTuple):
 
     def values(self, found: Representations) -> np.ndarray:
         """Returns the structure values that are predicted, [n]."""
-        outputs = self._outputs(found)
-        if self.code.levels is not None:
-            return np.asarray(self.code.levels)[np.argmax(outputs, axis=1)]
-        return measures.values_at(outputs, circular=self.code.circular)
+        return self._read(self._outputs(found))
 
     def scores(self, test: Views) -> dict[str, Any]:
         """Returns the scores on other images."""
         outputs = self._outputs(test.representations)
-        read = self.values(test.representations)
-        scores = _score(self.code, test.values, read, outputs)
-        return (
-            scores
-            if self.code.levels is not None
-            else scores | {"l2": self.solution.l2}
-        )
+        scores = _score(self.code, test.values, self._read(outputs), outputs)
+        if self.code.levels is None:
+            scores["l2"] = self.solution.l2
+        return scores
 
     def _outputs(self, found: Representations) -> np.ndarray:
         """Returns logits of the levels, or points; see `Code.points`."""
@@ -268,6 +263,12 @@ class Fit(NamedTuple):
         if self.code.levels is not None:
             return self.solution.logits(features)
         return self.solution.predict(features)
+
+    def _read(self, outputs: np.ndarray) -> np.ndarray:
+        """Returns the structure values of outputs, [n]."""
+        if self.code.levels is not None:
+            return np.asarray(self.code.levels)[np.argmax(outputs, axis=1)]
+        return measures.values_at(outputs, circular=self.code.circular)
 
 
 def _fits(code: Code, train: Views, names: Iterable[str] = ()) -> dict[str, Fit]:
@@ -387,7 +388,7 @@ def _means(errors: measures.ShiftErrors) -> dict[str, dict[str, float]]:
 
 def _only_group(method: Method) -> Group | None:
     """Returns the group of a method that has one, whose bins serve as a control."""
-    groups = method.groups if isinstance(method, Structured) else ()
+    groups = groups_of(method)
     return groups[0] if len(groups) == 1 else None
 
 

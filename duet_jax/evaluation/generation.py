@@ -51,7 +51,7 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
     Args:
       evaluation: of a run.
       codes: the augmentations to control, separated by commas; by default the learned
-        one, for SimCLR all of its stack that have a structure.
+        ones, for SimCLR all of its stack that have a structure.
 
     Raises:
       UsageError: a code that these images cannot take, or the directory cannot be used.
@@ -192,16 +192,9 @@ def _scores(code: Code, found: control.Control) -> dict[str, Any]:
         "parameters": code.parameter(values).tolist(),
         "images": found.outcomes[control.REAL].mse.shape[1],
         "steerable": found.steerable,
-        yardsticks.CHANCE: {"error": _chance(code, values)},
+        yardsticks.CHANCE: {"error": code.chance(values)},
         "predictions": predictions,
     }
-
-
-def _chance(code: Code, values: np.ndarray) -> float:
-    """Returns the error of a constant answer."""
-    constant = code.points(values).mean(axis=0, keepdims=True)
-    constant = measures.values_at(constant, circular=code.circular)
-    return float(code.distance(values, constant).mean())
 
 
 def _scores_of(
@@ -253,8 +246,7 @@ def _scores_together(codes: Sequence[Code], found: control.Control) -> dict[str,
         "images": found.outcomes[control.REAL].mse.shape[1],
         "steerable": found.steerable,
         yardsticks.CHANCE: {
-            code.name: {"error": _chance(code, found.values[code.name])}
-            for code in codes
+            code.name: {"error": code.chance(found.values[code.name])} for code in codes
         },
         "predictions": predictions,
     }

@@ -150,13 +150,17 @@ class Structured(Protocol):
     groups: tuple[Group, ...]
 
 
+def groups_of(method: Method) -> tuple[Group, ...]:
+    """Returns the groups of a method's features; () if they have no structure."""
+    return method.groups if isinstance(method, Structured) else ()
+
+
 def group_of(method: Method, code: str) -> Group | None:
     """Returns the group of a method's features that represents an augmentation.
 
     None if there is none: the method has no structure, or that of others.
     """
-    groups = method.groups if isinstance(method, Structured) else ()
-    return next((group for group in groups if group.code == code), None)
+    return next((each for each in groups_of(method) if each.code == code), None)
 
 
 @dataclasses.dataclass(frozen=True)
