@@ -1,7 +1,9 @@
 """Strictness that every test runs under."""
 
+import importlib
 import logging
 import os
+import pkgutil
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The suite compiles much and computes little: LLVM's optimisations cost twice the time
@@ -13,7 +15,13 @@ import jax
 import pytest
 from absl import logging as absl_logging
 
+import duet_jax
 from duet_jax.runtime import terminal
+
+# A package holds stand-ins for modules that are not imported yet (`duet_jax.lazy`), and
+# what is patched on one of them is gone afterwards. With all imported there are none.
+for module in pkgutil.walk_packages(duet_jax.__path__, "duet_jax."):
+    importlib.import_module(module.name)
 
 caches.keep()
 jax.config.update("jax_numpy_rank_promotion", "raise")

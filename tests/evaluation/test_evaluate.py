@@ -8,7 +8,6 @@ import errno
 import functools
 import hashlib
 import html.parser
-import importlib
 import json
 import os
 import pathlib
@@ -35,6 +34,7 @@ from duet_jax.evaluation import (
     control,
     export_features,
     foot,
+    generation,
     headlines,
     html_report,
     page,
@@ -50,8 +50,6 @@ from duet_jax.runs import trained_run
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runtime import files, processes
 
-# `duet_jax.evaluation` may hold what stands for a module that is not imported yet.
-generation = importlib.import_module("duet_jax.evaluation.generation")
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = f"--config={ROOT / 'configs' / 'smoke.py'}"
 METHODS = ("duet", "simclr", "essl")

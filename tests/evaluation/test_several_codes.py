@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import json
 import re
 import types
@@ -17,18 +16,21 @@ from sklearn import manifold
 
 from duet_jax import cli, figures
 from duet_jax.augmentations import Options, make_stack, measuring_stack
-from duet_jax.evaluation import EVALUATORS, control, crosstalk, store
+from duet_jax.evaluation import (
+    EVALUATORS,
+    control,
+    crosstalk,
+    equivariance,
+    generation,
+    html_report,
+    store,
+)
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.codes import Code
 from duet_jax.loggers import read_rows
 from duet_jax.runs import trained_run
 
 CODES = ("rot", "sca")
-# `duet_jax.evaluation` may hold what stands for modules that are not imported yet.
-equivariance, generation, html_report = (
-    importlib.import_module(f"duet_jax.evaluation.{name}")
-    for name in ("equivariance", "generation", "html_report")
-)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,6 +1,5 @@
 """Decoders: trained beside a run that stays as it is, kept, and trained to the end."""
 
-import importlib
 import json
 import logging
 import os
@@ -15,14 +14,12 @@ from program import snapshot
 
 from duet_jax import cli, loggers
 from duet_jax.errors import TrainingError, UsageError
-from duet_jax.evaluation import control
+from duet_jax.evaluation import control, generation
 from duet_jax.runs import trained_run, workdir
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runs.frozen_encoder import FrozenEncoder
 from duet_jax.training import decoding, recorder, train
 
-# `duet_jax.evaluation` may hold what stands for a module that is not imported yet.
-generation = importlib.import_module("duet_jax.evaluation.generation")
 # Of a run that has not been trained with these settings.
 OPTIONS = ("--config.generation.epochs=20", "--config.generation.batch_size=512")
 STEPS = 20
