@@ -134,6 +134,11 @@ FLAGS = {
         "For equivariance: augmentations to measure, such as rot,sca; default the "
         "learned ones, or all of the stack.",
     ),
+    "measures": Flag(
+        _evaluators_with("measures"),
+        "For equivariance: what to measure beside readings and shifts, of readouts, "
+        "actions, local, matrix, or basic for nothing else; default all.",
+    ),
     "datasets": Flag(
         _evaluators_with("datasets"),
         "For transfer: mnist,digits,folder:<path> ...; write a comma in a path as \\,",

@@ -54,7 +54,9 @@ EVALUATORS: dict[str, Evaluator] = {
         needs_labels=True,
     ),
     "knn": Evaluator(knn, fields=("knn.k", "knn.temperature"), needs_labels=True),
-    "equivariance": Evaluator(equivariance, options.check_codes, ("codes",)),
+    "equivariance": Evaluator(
+        equivariance, options.check_equivariance, ("codes", "measures")
+    ),
     "generation": Evaluator(
         generation,
         options.check_codes,

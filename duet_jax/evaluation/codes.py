@@ -1,12 +1,13 @@
 """The augmentations that an evaluation applies, alone or together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from duet_jax.augmentations import (
+    AUGMENTATIONS,
     LEARNABLE,
     Augmentation,
     Stack,
@@ -113,6 +114,58 @@ class Code(NamedTuple):
         mean = self.points(values).mean(axis=0, keepdims=True)
         constant = measures.values_at(mean, circular=self.circular)
         return float(self.distance(values, constant).mean())
+
+
+class Difference(NamedTuple):
+    """How much more of an augmentation a second view has than a first one.
+
+    It is read like the parameter itself, and has the members of `Code` that this takes.
+    Its values: on a circle what is between the two structure values, in [0, 1); on a
+    line (1 + second - first) / 2, in [0, 1].
+
+    Attributes:
+      code: the augmentation.
+    """
+
+    code: Code
+
+    @property
+    def circular(self) -> bool:
+        """True if the values 0 and 1 are the same."""
+        return self.code.circular
+
+    @property
+    def levels(self) -> tuple[float, ...] | None:
+        """The values that occur, if they are few."""
+        levels = self.code.levels
+        if levels is None:
+            return None
+        pairs = np.array([self.between(x, levels) for x in levels])
+        return tuple(np.unique(pairs.round(6)).tolist())
+
+    def between(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Returns the values of structure values of the two views, [n]."""
+        by = np.asarray(second, np.float64) - np.asarray(first, np.float64)
+        return by % 1 if self.circular else (1 + by) / 2
+
+    def points(self, values: np.ndarray) -> np.ndarray:
+        """Returns values as regression targets; see `measures.points`."""
+        return measures.points(values, circular=self.circular)
+
+    def level(self, values: np.ndarray) -> np.ndarray:
+        """Returns the index of the nearest level of each value."""
+        return measures.nearest_level(values, self.levels, circular=self.circular)
+
+    def distance(self, true: np.ndarray, read: np.ndarray) -> np.ndarray:
+        """Returns how far values are apart, in the unit of the code, without a sign."""
+        low, high = self.code.limits
+        apart = np.abs(measures.errors(true, read, circular=self.circular))
+        return apart * (high - low) * (1 if self.circular else 2)
+
+
+def by_code(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the results of an evaluator that are about one augmentation each."""
+    return {name: each for name, each in results.items() if name in AUGMENTATIONS}
 
 
 def default_codes(method: Method) -> list[str]:

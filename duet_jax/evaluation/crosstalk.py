@@ -103,7 +103,7 @@ def row(
             for question, each in zip(QUESTIONS, (moved, error), strict=True):
                 found[how][question][other] = {
                     "mean": float(each.mean()),
-                    "interval": measures.bootstrap(np.mean, each),
+                    "interval": measures.bootstrap(each),
                 }
     return found
 

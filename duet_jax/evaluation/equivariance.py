@@ -9,10 +9,16 @@ One augmentation at a time, alone, on images that are otherwise unchanged.
     Features without bins are read as if they had some, as a control.
 (e) Of several augmentations: whether the reading of one is moved by another; see
     `crosstalk.py`.
+
+And, unless `--measures` leaves them out:
+
+readouts  (c) by a network, and from pairs of views; see `readouts.py`
+actions   whether representations can be moved like the images; see `actions.py`
+local     how fast they change as a transformation sets in; see `local.py`
+matrix    what each representation knows of every augmentation; see `matrix.py`
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,17 +28,25 @@ from matplotlib.figure import Figure
 
 from duet_jax import figures, losses
 from duet_jax.augmentations import normalize, to_float
-from duet_jax.evaluation import crosstalk, yardsticks
+from duet_jax.evaluation import (
+    actions,
+    crosstalk,
+    local,
+    matrix,
+    options,
+    readouts,
+    yardsticks,
+)
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.codes import Code, make_codes, spaced
-from duet_jax.evaluation.result import Result, Table, percent
+from duet_jax.evaluation.readouts import Fit, Views
+from duet_jax.evaluation.result import Result, Table
 from duet_jax.figures import Drawing
 from duet_jax.methods import Method
 from duet_jax.methods.base import group_of, groups_of
 from duet_jax.methods.groups import Group
 from duet_jax.metrics import equivariance as measures
 from duet_jax.models import representation
-from duet_jax.probes import logistic, ridge
 from duet_jax.runs.frozen_encoder import FrozenEncoder, Representations
 from duet_jax.types import Array
 
@@ -48,34 +62,39 @@ _CONTROL_BINS = 8
 _COMPARED = ("shifted", "unshifted", "random")
 
 
-class Views(NamedTuple):
-    """Transformed images: drawn structure values, [n], and their representations."""
-
-    values: np.ndarray
-    representations: Representations
-
-
-def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
+def measure(
+    evaluation: Evaluation, codes: str | None = None, measures: str | None = None
+) -> Result:
     """Measures one or several augmentations.
 
     Args:
       evaluation: of a run.
       codes: separated by commas; by default the learned ones, for SimCLR all of its
         stack that have a structure.
+      measures: what is measured beside (a) to (e): names in `options.MEASURES`,
+        separated by commas, or "basic" for none; by default all.
+
+    Returns:
+      Values by code; with "local" and "matrix", those of the run, by these names.
 
     Raises:
       UsageError: no code to measure, or one that these images cannot take.
     """
     chosen = make_codes(evaluation, codes)
+    wanted = options.chosen_measures(measures)
     values, tables, pictures, readers = {}, [], {}, {}
     for code in chosen:
-        train, test = _both_views(evaluation, code, evaluation.run.encoder)
-        with evaluation.timed("regression"):
-            fits = _fits(code, train)
-        values[code.name], drawn = _measure_one(evaluation, code, fits, test)
-        values[code.name]["yardsticks"] = _compare(evaluation, code, train, test)
-        readers[code.name] = _readers(evaluation.run.method, code, fits)
-        tables += _tables(code, values[code.name])
+        found, drawn, readers[code.name] = _measure_one(evaluation, code)
+        tables += _tables(code, found)
+        if "readouts" in wanted:
+            with evaluation.timed("readouts"):
+                found |= readouts.measure(evaluation, code)
+            tables.append(readouts.table(code, found))
+        if "actions" in wanted:
+            with evaluation.timed("actions"):
+                found |= actions.measure(evaluation, code)
+            tables += actions.tables(code, found)
+        values[code.name] = found
         pictures |= {f"{code.name}_{name}": each for name, each in drawn.items()}
     if len(chosen) > 1:
         with evaluation.timed("crosstalk"):
@@ -84,6 +103,15 @@ def measure(evaluation: Evaluation, codes: str | None = None) -> Result:
             values[code.name]["crosstalk"] = found[code.name]
         tables += crosstalk.tables(chosen, found)
         pictures["crosstalk"] = crosstalk.draw(chosen, found)
+    if "local" in wanted:
+        with evaluation.timed("local"):
+            values["local"] = local.measure(evaluation)
+        tables += local.tables(values["local"])
+    if "matrix" in wanted:
+        with evaluation.timed("matrix"):
+            values["matrix"] = matrix.measure(evaluation)
+        tables.append(matrix.table(values["matrix"]))
+        pictures["matrix"] = matrix.draw(values["matrix"])
     return Result(values, tuple(tables), pictures)
 
 
@@ -91,23 +119,13 @@ def _both_views(
     evaluation: Evaluation, code: Code, encoder: FrozenEncoder
 ) -> tuple[Views, Views]:
     """Encodes every image of the training and of the test split once."""
-    return tuple(
-        _views(evaluation, code, split, encoder) for split in ("train", "test")
+    found = (
+        readouts.encode(evaluation, code, split, encoder) for split in ("train", "test")
     )
-
-
-def _views(
-    evaluation: Evaluation, code: Code, split: str, encoder: FrozenEncoder
-) -> Views:
-    """Encodes every image of a split once, each with its own parameter."""
-    images = evaluation.split(split).images
-    key = jax.random.key(evaluation.run.config.seed)
-    key = jax.random.fold_in(key, ("train", "test").index(split))
-    draws = code.stack.draw(key, len(images))
-    values = np.asarray(code.values(draws))
-    with evaluation.timed("encoding"):
-        found = encoder(images, code.stack, draws)
-    return Views(values, found | _blocks(evaluation.run.method, found["full"]))
+    method = evaluation.run.method
+    return tuple(
+        Views(values, each | _blocks(method, each["full"])) for values, each in found
+    )
 
 
 def _blocks(method: Method, full: np.ndarray) -> Representations:
@@ -119,7 +137,19 @@ def _blocks(method: Method, full: np.ndarray) -> Representations:
 
 
 def _measure_one(
-    evaluation: Evaluation, code: Code, fits: "dict[str, Fit]", test: Views
+    evaluation: Evaluation, code: Code
+) -> tuple[dict[str, Any], dict[str, Figure | Drawing], crosstalk.Readers]:
+    """Returns (a) to (d), their pictures, and what reads the parameter."""
+    train, test = _both_views(evaluation, code, evaluation.run.encoder)
+    with evaluation.timed("regression"):
+        fits = readouts.fits(code, train)
+    found, pictures = _of_views(evaluation, code, fits, test)
+    found["yardsticks"] = _compare(evaluation, code, train, test)
+    return found, pictures, _readers(evaluation.run.method, code, fits)
+
+
+def _of_views(
+    evaluation: Evaluation, code: Code, fits: dict[str, Fit], test: Views
 ) -> tuple[dict[str, Any], dict[str, Figure | Drawing]]:
     found: dict[str, Any] = {
         "unit": code.record.scale.unit,
@@ -176,7 +206,7 @@ def _measure_marginal(
     found = {"divergence": divergence, "marginal": {}}
     for name, values in (("mean", read), ("calibrated", calibrated)):
         points = certainty[:, None] * code.points(values)
-        found["marginal"][name] = _score(code, views.values, values, points)
+        found["marginal"][name] = readouts.score(code, views.values, values, points)
     pictures: dict[str, Figure | Drawing] = {
         "marginals": _draw_marginals(code, views.values, marginals, targets)
     }
@@ -194,96 +224,12 @@ def _divergence(marginals: np.ndarray, targets: Array) -> dict[str, Any]:
     each = np.asarray(jax.jit(losses.jensen_shannon)(logits, targets))
     return {
         "mean": float(each.mean()),
-        "interval": measures.bootstrap(np.mean, each),
+        "interval": measures.bootstrap(each),
         "of_a_constant": measures.constant_divergence(np.asarray(targets)),
     }
 
 
-def _score(
-    code: Code, true: np.ndarray, read: np.ndarray, points: np.ndarray
-) -> dict[str, Any]:
-    """Scores predicted structure values, each score with a 95 % interval.
-
-    Args:
-      code: the augmentation.
-      true: structure values that were drawn, [n].
-      read: predicted structure values, [n].
-      points: predicted points for R²; on a circle, an uncertain one is inside it.
-    """
-    if code.levels is not None:
-        return _accuracy(code.level(read), code.level(true))
-    error, drawn = code.distance(true, read), code.points(true)
-    return {
-        "error": float(error.mean()),
-        "error_interval": measures.bootstrap(np.mean, error),
-        "r_squared": measures.r_squared(drawn, points),
-        "r_squared_interval": measures.bootstrap(measures.r_squared, drawn, points),
-    }
-
-
-def _accuracy(chosen: np.ndarray, levels: np.ndarray) -> dict[str, Any]:
-    hits = (chosen == levels).astype(float)
-    return {
-        "accuracy": float(hits.mean()),
-        "accuracy_interval": measures.bootstrap(np.mean, hits),
-    }
-
-
 # (c): regressions.
-
-
-class Fit(NamedTuple):
-    """A regression of the parameter on one representation.
-
-    Attributes:
-      code: whose parameter it predicts.
-      name: of the representation.
-      solution: its weights.
-    """
-
-    code: Code
-    name: str
-    solution: logistic.LogisticFit | ridge.RidgeFit
-
-    def values(self, found: Representations) -> np.ndarray:
-        """Returns the structure values that are predicted, [n]."""
-        return self._read(self._outputs(found))
-
-    def scores(self, test: Views) -> dict[str, Any]:
-        """Returns the scores on other images."""
-        outputs = self._outputs(test.representations)
-        scores = _score(self.code, test.values, self._read(outputs), outputs)
-        if self.code.levels is None:
-            scores["l2"] = self.solution.l2
-        return scores
-
-    def _outputs(self, found: Representations) -> np.ndarray:
-        """Returns logits of the levels, or points; see `Code.points`."""
-        features = found[self.name]
-        if self.code.levels is not None:
-            return self.solution.logits(features)
-        return self.solution.predict(features)
-
-    def _read(self, outputs: np.ndarray) -> np.ndarray:
-        """Returns the structure values of outputs, [n]."""
-        if self.code.levels is not None:
-            return np.asarray(self.code.levels)[np.argmax(outputs, axis=1)]
-        return measures.values_at(outputs, circular=self.code.circular)
-
-
-def _fits(code: Code, train: Views, names: Iterable[str] = ()) -> dict[str, Fit]:
-    """Fits a regression to each representation of the training split, or to some."""
-    fits = {}
-    for name in names or train.representations:
-        features = train.representations[name]
-        if code.levels is not None:
-            solution = logistic.fit_with_selection(
-                features, code.level(train.values), num_classes=len(code.levels)
-            )
-        else:
-            solution = ridge.fit_with_selection(features, code.points(train.values))
-        fits[name] = Fit(code, name, solution)
-    return fits
 
 
 def _readers(method: Method, code: Code, fits: dict[str, Fit]) -> crosstalk.Readers:
@@ -314,7 +260,7 @@ def _compare(
 
     def measure(encoder: FrozenEncoder) -> dict[str, Any]:
         train, test = _both_views(evaluation, code, encoder)
-        return _fits(code, train, ["full"])["full"].scores(test)
+        return readouts.fits(code, train, ["full"])["full"].scores(test)
 
     run = evaluation.run
     options = {k: v for k, v in run.config.augmentation.items() if k != "stack"}
@@ -322,14 +268,7 @@ def _compare(
     with evaluation.timed("yardsticks"):
         about.append(evaluation.dataset.facts)
         found = yardsticks.yardsticks(run, about, measure)
-    if code.levels is not None:
-        counts = np.bincount(code.level(train.values), minlength=len(code.levels))
-        chosen = np.full(len(test.values), np.argmax(counts))
-        constant = _accuracy(chosen, code.level(test.values))
-    else:
-        outputs = np.tile(code.points(train.values).mean(axis=0), (len(test.values), 1))
-        read = measures.values_at(outputs, circular=code.circular)
-        constant = _score(code, test.values, read, outputs)
+    constant = readouts.constant(code, train.values, test.values)
     return {**found, yardsticks.CHANCE: constant}
 
 
@@ -490,36 +429,22 @@ def _tables(code: Code, found: dict[str, Any]) -> list[Table]:
             for name, s in found["yardsticks"].items()
         },
     }
-    rows = tuple((name, *_cells(scores)) for name, scores in sources.items())
+    rows = tuple(
+        (name, *readouts.cells(scores)[:2]) for name, scores in sources.items()
+    )
     title = f"equivariance to {code.name} ({code.record.summary})"
     note = "In parentheses: 95 % intervals."
     if "divergence" in found:
         divergence = found["divergence"]
         note += (
             f" Jensen-Shannon divergence to the target {divergence['mean']:.4f} nats "
-            f"(95 %: {_range(divergence['interval'], '.4f')}); "
+            f"(95 %: {readouts.span(divergence['interval'], '.4f')}); "
             f"of the best constant {divergence['of_a_constant']:.4f}."
         )
     tables = [Table(title, header, rows, note, code.name)]
     if "shift" in found:
         tables += _shift_tables(code, found["shift"])
     return tables
-
-
-def _cells(scores: dict[str, Any]) -> tuple[str, ...]:
-    if "accuracy" in scores:
-        low, high = map(percent, scores["accuracy_interval"])
-        return (f"{percent(scores['accuracy'])} ({low} to {high})",)
-    error, r_squared = (
-        f"{scores[name]:{form}} ({_range(scores[f'{name}_interval'], form)})"
-        for name, form in (("error", ".3g"), ("r_squared", ".3f"))
-    )
-    return error, r_squared
-
-
-def _range(interval: tuple[float, float], form: str) -> str:
-    low, high = interval
-    return f"{low:{form}} to {high:{form}}"
 
 
 def _shift_tables(code: Code, shifts: dict[str, Any]) -> list[Table]:

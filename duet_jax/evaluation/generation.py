@@ -103,7 +103,7 @@ def _reconstruct(
     found, rows = {}, []
     for name, made in decoded.items():
         found[name] = {
-            score: {"mean": float(x.mean()), "interval": measures.bootstrap(np.mean, x)}
+            score: {"mean": float(x.mean()), "interval": measures.bootstrap(x)}
             for score, x in compare(views, made).items()
         }
         mse, psnr, ssim = (each["mean"] for each in found[name].values())
@@ -216,7 +216,7 @@ def _scores_of(
 def _squared(outcome: control.Outcome) -> dict[str, Any]:
     return {
         "mse": float(outcome.mse.mean()),
-        "mse_interval": measures.bootstrap(np.mean, outcome.mse.mean(axis=0)),
+        "mse_interval": measures.bootstrap(outcome.mse.mean(axis=0)),
     }
 
 
@@ -224,7 +224,7 @@ def _error(errors: np.ndarray) -> dict[str, Any]:
     """Returns the mean of errors, [F, n], with its interval over the images."""
     return {
         "error": float(errors.mean()),
-        "error_interval": measures.bootstrap(np.mean, errors.mean(axis=0)),
+        "error_interval": measures.bootstrap(errors.mean(axis=0)),
     }
 
 
@@ -254,7 +254,7 @@ def _scores_together(codes: Sequence[Code], found: control.Control) -> dict[str,
 
 def _by_parameter(each: np.ndarray) -> list[list[float]]:
     """Returns mean, low and high end of the interval by parameter, of [K, n]."""
-    ends = [measures.bootstrap(np.mean, row) for row in each]
+    ends = [measures.bootstrap(row) for row in each]
     return [each.mean(axis=1).tolist(), *map(list, zip(*ends, strict=True))]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from duet_jax.augmentations import AUGMENTATIONS
+from duet_jax.evaluation.codes import by_code
 from duet_jax.evaluation.page import Bar, Headline
 from duet_jax.evaluation.result import percent
 from duet_jax.metrics.knobs import best_knob
@@ -102,7 +103,9 @@ def _measures(results: Results) -> Iterator[_Measure]:
             own = found["representations"]["full"]["top1"]
             others = _scores(found.get("yardsticks"), "top1")
             yield _Measure(title, meaning, own, others)
-    for code, found in results.get("equivariance", {}).get("results", {}).items():
+    for code, found in by_code(
+        results.get("equivariance", {}).get("results", {})
+    ).items():
         yield from _of_code(code, found)
     for code, found in results.get("generation", {}).get("results", {}).items():
         yield from _controlled(code, found)

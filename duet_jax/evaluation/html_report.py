@@ -14,7 +14,14 @@ from duet_jax import figures
 from duet_jax.config.checks import fields
 from duet_jax.evaluation import foot, headlines, page
 from duet_jax.evaluation.base import Evaluation
-from duet_jax.evaluation.codes import default_codes, joint_stack, make_code, spaced
+from duet_jax.evaluation.codes import (
+    by_code,
+    default_codes,
+    joint_stack,
+    make_code,
+    spaced,
+)
+from duet_jax.evaluation.options import BASIC
 from duet_jax.evaluation.result import Result, Table
 from duet_jax.figures.style import remove, save, small_print
 from duet_jax.methods.base import feature_spread
@@ -63,6 +70,8 @@ CAPTIONS = {
     "were changed instead.",
     "crosstalk": "What moves the reading of each code (rows): the others, applied "
     "(columns). Ideally only the diagonal of what moves is dark.",
+    "matrix": "What each representation (columns) knows of every augmentation (rows): "
+    "▲ where it is trained to, ▽ where it should not.",
     "map": "A point is a transformed test image. Colors that lie together are what the "
     "features tell apart.",
     "curves": "What was measured while training.",
@@ -122,10 +131,14 @@ def _results(evaluation: Evaluation, codes: list[str]) -> dict[str, dict[str, An
             found[name] = evaluation.load_or_evaluate(name)
     if codes:
         # Codes that were measured before are kept.
-        known = evaluation.load_valid("equivariance") or {"results": {}}
-        names = dict.fromkeys([*codes, *known["results"]])
+        known = evaluation.load_valid("equivariance")
+        names, own = [*codes], {"measures": BASIC}
+        if known is not None:
+            names += by_code(known["results"])
+            own = {k: x for k, x in known["options"].items() if k == "measures"}
+        own["codes"] = ",".join(dict.fromkeys(names))
         found["equivariance"] = evaluation.load_or_evaluate(
-            "equivariance", codes, codes=",".join(names)
+            "equivariance", codes, **own
         )
     for name in sorted(file.stem for file in evaluation.directory.glob("[!.]*.json")):
         if name in found or name in LEFT_OUT:

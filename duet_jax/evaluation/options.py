@@ -16,6 +16,10 @@ from duet_jax.runtime import files
 
 # Names of --protocol.
 PROTOCOLS = ("lbfgs", "sgd")
+# Names of --measures: what --mode=equivariance measures beside its basic numbers; of
+# every augmentation, or of the run.
+MEASURES = ("readouts", "actions", "local", "matrix")
+BASIC = "basic"
 _COMMA = re.compile(r"(?<!\\),")
 
 
@@ -36,6 +40,33 @@ def check_codes(codes: str | None = None) -> None:
         )
     for name in names:
         lookup(dict.fromkeys(LEARNABLE), name, "--codes")
+
+
+def check_equivariance(codes: str | None = None, measures: str | None = None) -> None:
+    """Raises a UsageError for unknown augmentations or measures."""
+    check_codes(codes)
+    chosen_measures(measures)
+
+
+def chosen_measures(measures: str | None) -> tuple[str, ...]:
+    """Returns the names in MEASURES that --measures asks for; all without it.
+
+    Raises:
+      UsageError: a name is unknown, or there is none.
+    """
+    if measures is None:
+        return MEASURES
+    names = split_codes(measures) or (measures,)
+    if names == (BASIC,):
+        return ()
+    for name in names:
+        lookup(dict.fromkeys((BASIC, *MEASURES)), name, "--measures")
+    if BASIC in names:
+        raise UsageError(
+            f"--measures={measures!r}: {BASIC} is always measured; leave it out, or "
+            "write it alone for nothing else."
+        )
+    return names
 
 
 def check_out(out: str | None = None) -> None:

@@ -30,6 +30,7 @@ from duet_jax.figures.knob import (
     frames_of,
     make_sheet,
 )
+from duet_jax.figures.matrix import Matrix, build_matrix
 from duet_jax.figures.structure import (
     Marginals,
     Readout,
@@ -52,6 +53,7 @@ __all__ = [
     "Drawing",
     "Knob",
     "Marginals",
+    "Matrix",
     "Polar",
     "Readout",
     "Shift",
@@ -63,6 +65,7 @@ __all__ = [
     "build_embedding",
     "build_knob",
     "build_marginals",
+    "build_matrix",
     "build_overlay",
     "build_polar",
     "build_readout",

@@ -15,6 +15,7 @@ from duet_jax.figures.confusion import Confusion, build_confusion
 from duet_jax.figures.crosstalk import Crosstalk, build_crosstalk
 from duet_jax.figures.generated import Control, build_control
 from duet_jax.figures.knob import Knob, build_knob
+from duet_jax.figures.matrix import Matrix, build_matrix
 from duet_jax.figures.structure import (
     Marginals,
     Readout,
@@ -32,6 +33,7 @@ KINDS: dict[str, tuple[type, Callable[..., Figure]]] = {
     "knob": (Knob, build_knob),
     "control": (Control, build_control),
     "crosstalk": (Crosstalk, build_crosstalk),
+    "matrix": (Matrix, build_matrix),
     "marginals": (Marginals, build_marginals),
     "polar": (Polar, build_polar),
     "readout": (Readout, build_readout),

@@ -5,6 +5,8 @@ Source: reference: its CIFAR-10 ResNets. These are those of He et al. (2016), se
 and BN on the features.
 """
 
+from collections.abc import Iterator
+
 import jax.numpy as jnp
 from flax import nnx
 
@@ -57,13 +59,24 @@ class ResNet(nnx.Module):
         Returns:
           float32 features, [batch, num_features].
         """
-        y = nnx.relu(self.stem_norm(self.stem(images), train=train))
-        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
-        for stage in (self.stage1, self.stage2, self.stage3):
-            for block in stage:
-                y = run(block, y, train)
+        *_, (_, y) = self.maps(images, train=train)
         y = jnp.mean(y, (1, 2), dtype=self.final_norm.dtype)
         return self.final_norm(y, train=train)
+
+    def maps(self, images: Array, *, train: bool) -> Iterator[tuple[str, Array]]:
+        """Yields what the stem and each stage make of images, by name.
+
+        Args:
+          images: as for a call.
+          train: likewise.
+        """
+        y = nnx.relu(self.stem_norm(self.stem(images), train=train))
+        yield "stem", y
+        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
+        for name in ("stage1", "stage2", "stage3"):
+            for block in getattr(self, name):
+                y = run(block, y, train)
+            yield name, y
 
 
 class LiftedResNet(nnx.Module):
@@ -84,6 +97,10 @@ class LiftedResNet(nnx.Module):
     def __call__(self, images: Array, *, train: bool) -> Array:
         """Computes features as `ResNet` does, from the bands of `images`."""
         return self.resnet(steerable_pyramid(images), train=train)
+
+    def maps(self, images: Array, *, train: bool) -> Iterator[tuple[str, Array]]:
+        """Yields what the stem and each stage make of the bands; see `ResNet`."""
+        return self.resnet.maps(steerable_pyramid(images), train=train)
 
 
 class BasicBlock(nnx.Module):

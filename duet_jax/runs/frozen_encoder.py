@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import ArrayLike
@@ -51,6 +52,7 @@ class FrozenEncoder:
         """
         stack = method.two_views.stack
         self.input_shape = (stack.input_side, stack.input_side, stack.channels)
+        self._method = method
         self._stack = stack
         self._batch_size = batch_size
         self._state: tuple[dict, dict] | None = None
@@ -159,6 +161,30 @@ class FrozenEncoder:
             found = self._represent(*self._state, _padded(rows, size))
             parts.append({k: np.asarray(v)[: len(rows)] for k, v in found.items()})
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+    def differentiable(self) -> Callable[[tuple[dict, dict], Array], dict[str, Array]]:
+        """Returns a pure function of `state` and views that `jax.jvp` can take.
+
+        Views are normalized. It returns the representations; and for the stem and every
+        stage of the encoder "layer <name>", the mean of its output over the pixels,
+        [n, channels], which does not change where the output moves with the image.
+        """
+        graphdef = encoder_shapes(self._method)[0]
+
+        def represent(state: tuple[dict, dict], views: Array) -> dict[str, Array]:
+            encoder = nnx.merge(graphdef, *state)
+            for _, module in nnx.iter_modules(encoder):
+                if isinstance(module, nnx.Conv):  # ours have no forward derivative
+                    module.conv_general_dilated = jax.lax.conv_general_dilated
+            features = encoder(views, train=False).astype(np.float32)
+            maps = getattr(encoder, "maps", lambda *_, **__: ())  # of ours
+            layers = {
+                f"layer {name}": jnp.mean(each.astype(np.float32), (1, 2))
+                for name, each in maps(views, train=False)
+            }
+            return self._method.representations(features) | layers
+
+        return represent
 
     def _checked(self, images: ArrayLike) -> np.ndarray:
         """Returns the images as a NumPy array; raises the errors of `__call__`."""

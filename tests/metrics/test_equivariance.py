@@ -261,7 +261,7 @@ def test_divergence_of_a_constant():
 
 def test_bootstrap_of_the_mean_has_the_width_of_the_normal_theory():
     sample = np.random.default_rng(0).exponential(size=2000)
-    low, high = equivariance.bootstrap(np.mean, sample, resamples=2000)
+    low, high = equivariance.bootstrap(sample, resamples=2000)
     error = sample.std() / np.sqrt(len(sample))
     # The standard deviation of an end of the interval is .06 of this error.
     close([low, high], sample.mean() + 1.96 * error * np.array([-1, 1]), 0.25 * error)
@@ -269,7 +269,7 @@ def test_bootstrap_of_the_mean_has_the_width_of_the_normal_theory():
 
 def test_bootstrap_covers_the_mean_as_often_as_it_says():
     samples = np.random.default_rng(1).normal(2.0, 3.0, (300, 80))
-    intervals = [equivariance.bootstrap(np.mean, s, resamples=200) for s in samples]
+    intervals = [equivariance.bootstrap(s, resamples=200) for s in samples]
     covered = np.mean([low <= 2 <= high for low, high in intervals])
     # 300 trials at .95 have a standard deviation of .0126; percentile intervals of 80
     # examples are a little narrow.
@@ -278,23 +278,59 @@ def test_bootstrap_covers_the_mean_as_often_as_it_says():
 
 def test_bootstrap_is_deterministic_and_keeps_rows_together():
     sample = drawn(60)
-    first = equivariance.bootstrap(np.mean, sample)
-    assert first == equivariance.bootstrap(np.mean, sample)
+    first = equivariance.bootstrap(sample)
+    assert first == equivariance.bootstrap(sample)
     rows = np.stack([sample, -sample], axis=1)
-    apart = equivariance.bootstrap(
-        lambda rows, values: np.abs(rows - np.stack([values, -values], 1)).max(),
-        rows,
-        sample,
-    )
-    assert apart == (0, 0)
+    apart = equivariance.bootstrap(rows, lambda means: np.abs(means.sum(axis=1)))
+    close(apart, (0, 0), 1e-15)
+
+
+def test_bootstrap_is_that_of_resampled_examples():
+    sample, generator = np.float64(drawn(40)), np.random.default_rng(0)
+    means = [
+        sample[generator.integers(40, size=40, dtype=np.int32)].mean()
+        for _ in range(1000)
+    ]
+    close(equivariance.bootstrap(sample), np.quantile(means, [0.025, 0.975]), 1e-12)
+
+
+def test_intervals_of_r_squared():
+    generator = np.random.default_rng(0)
+    true = generator.normal(3.0, [1.0, 5.0], (70, 2))
+    predicted = true + generator.normal(size=(70, 2))
+    draws = np.random.default_rng(0)
+    rows = [draws.integers(70, size=70, dtype=np.int32) for _ in range(1000)]
+    for found, score in zip(
+        equivariance.r_squared_intervals(true, predicted),
+        (equivariance.r_squared, equivariance.mean_r_squared),
+        strict=True,
+    ):
+        each = [score(true[chosen], predicted[chosen]) for chosen in rows]
+        close(found, np.quantile(each, [0.025, 0.975]), 1e-9)
+
+
+def test_r_squared_pooled_and_averaged():
+    generator = np.random.default_rng(0)
+    true = generator.normal(3.0, [1.0, 5.0], (70, 2))
+    predicted = true + generator.normal(size=(70, 2))
+    averaged = equivariance.mean_r_squared(true, predicted)
+    assert averaged == pytest.approx(r2_score(true, predicted))
+    pooled = r2_score(true, predicted, multioutput="variance_weighted")
+    assert equivariance.r_squared(true, predicted) == pytest.approx(pooled)
+    assert averaged < pooled - 0.1
+    constant = np.concatenate([true, np.ones((70, 1))], axis=1)
+    also = np.concatenate([predicted, np.zeros((70, 1))], axis=1)
+    assert equivariance.mean_r_squared(constant, also) == pytest.approx(averaged)
+    assert np.isnan(equivariance.mean_r_squared(np.ones((5, 2)), np.ones((5, 2))))
 
 
 def test_bootstrap_of_what_is_undefined():
-    score, ones = equivariance.r_squared, np.ones((5, 1))
-    assert np.isnan(equivariance.bootstrap(score, ones, drawn(5)[:, None])).all()
+    intervals, ones = equivariance.r_squared_intervals, np.ones((5, 1))
+    assert np.isnan(intervals(ones, drawn(5)[:, None])).all()
     # Half of the resamples of two examples hold one of them twice.
     two = np.array([[0.0], [1.0]])
-    close(equivariance.bootstrap(score, two, two), (1, 1), 1e-12)
+    close(intervals(two, two), ((1, 1), (1, 1)), 1e-12)
+    assert np.isnan(equivariance.bootstrap(np.array([1.0, np.nan]))).all()
 
 
 # Shifts.

@@ -1,0 +1,341 @@
+"""Actions: whether a representation can be moved like the image was transformed.
+
+*Retrieval*: from the representation of a test image as it is and the parameter of a
+transformation, that of the transformed image is predicted, and looked for among the
+views of the image (MRR, H@k) and among those of all test images (PRE). *Geometry*: all
+images are transformed alike; how far the representations are from having been rotated
+(Procrustes), how much their distances change (gamma), and whether maps fitted to two
+transformations make that of both (composition).
+
+What is fitted is fitted to training images. Definitions: `metrics.actions`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from duet_jax.evaluation.base import Evaluation
+from duet_jax.evaluation.codes import Code, spaced
+from duet_jax.evaluation.readouts import span
+from duet_jax.evaluation.result import Table
+from duet_jax.methods.base import group_of
+from duet_jax.metrics import actions
+from duet_jax.metrics import equivariance as measures
+from duet_jax.models import representation
+from duet_jax.probes import ridge
+
+# Test images whose views are ranked, views of each, and the ranks that count as hits.
+_IMAGES, _VIEWS, HITS = 500, 50, (1, 5, 10)
+# Views of an image whose nearest neighbor among all views is looked for.
+_QUERIES = 10
+# Training images for a linear map, for each feature.
+_PER_FEATURE = 4
+# Images of a split that are transformed alike, by so many parameters over the range.
+_SHARED, _ACTIONS = 2000, 8
+# A parameter counts as drawn if one of so many draws comes so near to it.
+_DRAWS, _REACHED = 4096, 0.01
+# Structure values that are nearer to each other are the same.
+_SAME = 1e-6
+
+SHIFT, MAPPED, OWN = "bins shifted", "linear map", "own predictor"
+UNMOVED, CHANCE = "unmoved", "chance"
+
+
+def measure(evaluation: Evaluation, code: Code) -> dict[str, Any]:
+    """Returns "retrieval" and "geometry" of one augmentation; see `table`.
+
+    Args:
+      evaluation: of a run.
+      code: the augmentation. What else it draws has its neutral or middle value.
+    """
+    return {
+        "retrieval": _retrieve(evaluation, code),
+        "geometry": _compare(evaluation, code),
+    }
+
+
+# Retrieval.
+
+
+def _retrieve(evaluation: Evaluation, code: Code) -> dict[str, Any]:
+    images = spaced(evaluation.split("test").images, _IMAGES)
+    values = _views(evaluation, code)
+    with evaluation.timed("encoding"):
+        candidates = np.stack(
+            [_encode_at(evaluation, code, images, value) for value in values], axis=1
+        )
+    predictions = _predict(evaluation, code, candidates[:, 0], values)
+    mrr, hits = actions.chance(len(values))
+    scores: dict[str, Any] = {
+        "images": len(images),
+        "views": len(values),
+        "predictors": {},
+    }
+    for name, predicted in predictions.items():
+        with evaluation.timed("retrieval"):
+            scores["predictors"][name] = _score(code, predicted, candidates, values)
+    scores[CHANCE] = {
+        "mrr": mrr,
+        **{f"hits_{k}": hits(k) for k in HITS},
+        "pre": _chance_pre(code, values),
+    }
+    return scores
+
+
+def _views(evaluation: Evaluation, code: Code) -> np.ndarray:
+    """Returns the structure values of the views of every image, [views].
+
+    View 0 is the image as it is; the others are evenly spread over what is drawn.
+    """
+    start = code.identity()
+    if code.levels is not None:
+        others = [x for x in code.levels if abs(x - start) > _SAME]
+    else:
+        drawn = _drawn(evaluation, code)
+        places = (np.arange(_VIEWS - 1) + 0.5) / (_VIEWS - 1)
+        others = np.quantile(drawn, places)
+    return np.array([start, *others])
+
+
+def _drawn(evaluation: Evaluation, code: Code) -> np.ndarray:
+    key = jax.random.key(evaluation.run.config.seed)
+    return np.asarray(code.values(code.stack.draw(key, _DRAWS)), np.float64)
+
+
+def _encode_at(
+    evaluation: Evaluation, code: Code, images: np.ndarray, value: float
+) -> np.ndarray:
+    """Returns the full features of images at one structure value, [n, d]."""
+    draws = code.draws_at(np.full(len(images), value))
+    return evaluation.run.encoder(images, code.stack, draws)["full"]
+
+
+def _predict(
+    evaluation: Evaluation, code: Code, start: np.ndarray, values: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns the predicted features of every view, [n, views, d], by predictor.
+
+    Args:
+      evaluation: of a run.
+      code: the augmentation.
+      start: features of the images as they are, [n, d].
+      values: structure values of the views, [views].
+    """
+    found = {}
+    group = group_of(evaluation.run.method, code.name)
+    if group is not None and code.circular and group.num_bins > 1:
+        shifted = []
+        for value in values:
+            by = group.num_bins * (value - code.identity())
+            matrix = representation.shift(group.matrix(start), by)
+            shifted.append(np.asarray(group.replace(start, matrix)))
+        found[SHIFT] = np.stack(shifted, axis=1)
+    found[MAPPED] = _mapped(evaluation, code, start, values)
+    found[UNMOVED] = np.repeat(start[:, None], len(values), axis=1)
+    return found
+
+
+def _mapped(
+    evaluation: Evaluation, code: Code, start: np.ndarray, values: np.ndarray
+) -> np.ndarray:
+    """Returns what a linear map for each view makes of features, [n, views, d]."""
+    count = _PER_FEATURE * start.shape[1]
+    images = spaced(evaluation.split("train").images, count)
+    with evaluation.timed("encoding"):
+        base, *moved = (
+            _encode_at(evaluation, code, images, value)
+            for value in (code.identity(), *values)
+        )
+    with evaluation.timed("regression"):
+        # Side by side: they share the decomposition, and the strength of the penalty.
+        fit = ridge.fit_with_selection(base, np.concatenate(moved, axis=1))
+        found = np.float32(fit.predict(start))
+    return found.reshape(len(start), len(values), -1)
+
+
+def _score(
+    code: Code, predicted: np.ndarray, candidates: np.ndarray, values: np.ndarray
+) -> dict[str, Any]:
+    """Returns MRR, H@k, and PRE of one predictor, with intervals over images."""
+    ranks = actions.ranks(predicted, candidates)
+    by_image = {"mrr": ranks.reciprocal()}
+    by_image |= {f"hits_{k}": ranks.hits(k) for k in HITS}
+    _, views, features = candidates.shape
+    chosen = np.linspace(0, views - 1, min(views, _QUERIES)).astype(int)
+    near = actions.nearest(
+        predicted[:, chosen].reshape(-1, features), candidates.reshape(-1, features)
+    )
+    found = values[near % views].reshape(-1, len(chosen))
+    by_image["pre"] = actions.parameter_distance(
+        values[None, chosen], found, circular=code.circular
+    )
+    return {
+        key: each
+        for name, rows in by_image.items()
+        for key, each in _with_interval(name, rows.mean(axis=1)).items()
+    }
+
+
+def _with_interval(name: str, rows: np.ndarray) -> dict[str, Any]:
+    """Returns the mean of one value for each image, and its interval."""
+    interval = measures.bootstrap(rows)
+    return {name: float(rows.mean()), f"{name}_interval": interval}
+
+
+def _chance_pre(code: Code, values: np.ndarray) -> float:
+    """Returns the PRE of a view at random."""
+    apart = actions.parameter_distance(
+        values[:, None], values[None, :], circular=code.circular
+    )
+    return float(apart.mean())
+
+
+# Geometry.
+
+
+def _compare(evaluation: Evaluation, code: Code) -> dict[str, Any]:
+    """Returns Procrustes error, gamma and composition error, over shared actions."""
+    values = _shared_actions(evaluation, code)
+    start = {
+        split: spaced(evaluation.split(split).images, _SHARED)
+        for split in ("train", "test")
+    }
+    with evaluation.timed("encoding"):
+        plain = {s: evaluation.run.encoder(each)["full"] for s, each in start.items()}
+        moved = {
+            split: [_encode_at(evaluation, code, each, value) for value in values]
+            for split, each in start.items()
+        }
+    with evaluation.timed("geometry"):
+        return {
+            "images": len(plain["test"]),
+            "actions": code.parameter(values).tolist(),
+            **_geometry(plain, moved),
+            **_composition(code, values, plain, moved),
+        }
+
+
+def _shared_actions(evaluation: Evaluation, code: Code) -> np.ndarray:
+    """Returns structure values that are drawn, without that of the image as it is.
+
+    On a circle they are evenly spaced, on a line quantiles of what is drawn.
+    """
+    start = code.identity()
+    if code.levels is not None:
+        return np.array([x for x in code.levels if abs(x - start) > _SAME])
+    drawn = _drawn(evaluation, code)
+    if not code.circular:
+        return np.quantile(drawn, (np.arange(_ACTIONS) + 0.5) / _ACTIONS)
+    values = (start + np.arange(1, _ACTIONS) / _ACTIONS) % 1
+    reach = np.abs(measures.errors(values[:, None], drawn[None, :], circular=True))
+    return values[reach.min(axis=1) < _REACHED]
+
+
+def _geometry(
+    plain: Mapping[str, np.ndarray], moved: Mapping[str, Sequence[np.ndarray]]
+) -> dict[str, Any]:
+    """Returns the means over actions, with intervals over test images."""
+    base, residuals, unmoved, gammas = plain["test"], [], [], []
+    for train, test in zip(moved["train"], moved["test"], strict=True):
+        rotation = actions.rotation(plain["train"], train)
+        residuals.append(actions.residuals(base, test, rotation))
+        unmoved.append(actions.residuals(base, test))
+        gammas.append(actions.gamma(base, test))
+    defined = np.isfinite(gammas).any(axis=0)
+    gamma = np.nanmean(np.array(gammas)[:, defined], axis=0)
+    return {
+        **_relative("procrustes", np.mean(residuals, axis=0)),
+        **_relative("unmoved", np.mean(unmoved, axis=0)),
+        **(_with_interval("gamma", gamma) if len(gamma) else {"gamma": None}),
+    }
+
+
+def _relative(name: str, columns: np.ndarray) -> dict[str, Any]:
+    """Returns the relative error of residuals [n, 2], and its interval."""
+    return {
+        name: float(actions.relative_error(columns.mean(axis=0))),
+        f"{name}_interval": measures.bootstrap(columns, actions.relative_error),
+    }
+
+
+def _composition(
+    code: Code,
+    values: np.ndarray,
+    plain: Mapping[str, np.ndarray],
+    moved: Mapping[str, Sequence[np.ndarray]],
+) -> dict[str, Any]:
+    """Returns the composition error over all pairs of actions that make a third.
+
+    On a circle only: there it is known which action two of them make.
+    """
+    if not code.circular:
+        return {}
+    maps = [actions.linear_map(plain["train"], each) for each in moved["train"]]
+    turns = (values - code.identity()) % 1
+    found = []
+    for first, by in zip(maps, turns, strict=True):
+        for second, also in zip(maps, turns, strict=True):
+            apart = np.abs(measures.errors(turns, (by + also) % 1, circular=True))
+            if apart.min() < _SAME:
+                both = maps[int(np.argmin(apart))]
+                found.append(
+                    actions.composition_residuals(plain["test"], both, first, second)
+                )
+    return _relative("composition", np.mean(found, axis=0)) if found else {}
+
+
+# Tables.
+
+
+def tables(code: Code, found: Mapping[str, Any]) -> list[Table]:
+    """Returns a table of the retrieval and one of the geometry."""
+    return [_retrieval_table(code, found["retrieval"]), _geometry_table(code, found)]
+
+
+def _retrieval_table(code: Code, found: Mapping[str, Any]) -> Table:
+    names = ("mrr", *(f"hits_{k}" for k in HITS), "pre")
+    rows = [
+        (name, *(_cell(scores, each) for each in names))
+        for name, scores in found["predictors"].items()
+    ]
+    rows.append((CHANCE, *(f"{found[CHANCE][each]:.3f}" for each in names)))
+    return Table(
+        f"{code.name}: the transformed image's representation, predicted and found",
+        ("predictor", "MRR", *(f"H@{k}" for k in HITS), "PRE"),
+        tuple(rows),
+        f"Over {found['images']} test images of {found['views']} views each, from the "
+        "image as it is and the parameter. MRR, H@k: rank of the right view among "
+        "those of the image by cosine, higher is better. PRE: distance of the "
+        "parameter of the nearest view of all images from the wanted one, lower is "
+        "better. In parentheses: 95 % intervals.",
+        code.name,
+    )
+
+
+def _geometry_table(code: Code, found: Mapping[str, Any]) -> Table:
+    scores = found["geometry"]
+    names = {
+        "procrustes": "Procrustes error",
+        "unmoved": "the same without a rotation",
+        "gamma": "gamma",
+        "composition": "composition error",
+    }
+    rows = tuple(
+        (title, _cell(scores, name)) for name, title in names.items() if name in scores
+    )
+    return Table(
+        f"{code.name}: geometry of shared transformations",
+        ("measure", "lower is better"),
+        rows,
+        f"Over {scores['images']} test images, all transformed alike, and "
+        f"{len(scores['actions'])} transformations. In parentheses: 95 % intervals.",
+        code.name,
+    )
+
+
+def _cell(scores: Mapping[str, Any], name: str) -> str:
+    if scores[name] is None:
+        return "-"
+    return f"{scores[name]:.3f} ({span(scores[f'{name}_interval'], '.3f')})"

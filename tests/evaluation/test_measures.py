@@ -1,0 +1,404 @@
+"""The measures of equivariance on encoders whose answers are known."""
+
+import contextlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from duet_jax import figures
+from duet_jax.augmentations import Options, make_stack
+from duet_jax.errors import UsageError
+from duet_jax.evaluation import actions, local, matrix, options, readouts
+from duet_jax.evaluation.codes import Difference, make_code
+from duet_jax.methods import DUET, EncoderSettings, SimCLR, TwoViews
+from duet_jax.methods.groups import Group
+from duet_jax.models import representation
+from duet_jax.types import Split
+
+BINS, CHANNELS, SIDE = 5, 4, 8
+# Of features: enough for the linear maps, and few enough to be quick.
+TRAIN, TEST = 150, 60
+
+
+def two_views(codes=("sca", "rot"), channels=1):
+    stack = make_stack(
+        codes, input_side=SIDE, image_size=SIDE, channels=channels, options=Options()
+    )
+    settings = EncoderSettings("Cifar10_ResNet", 1.0, (1, 1, 1), (8,) * 4, 1, "float32")
+    return TwoViews(stack, settings, 8, 8, 0, 0.1)
+
+
+def duet(codes=("sca", "rot")):
+    group = Group("rot", BINS, "von_mises", 3.0)
+    return DUET(two_views(codes), (group,), 1.0)
+
+
+def matrices(images):
+    """A matrix for every image: bins of one pattern, and of the image's own."""
+    own = np.float32(images).reshape(len(images), -1)[:, : BINS * CHANNELS] / 128 - 1
+    pattern = 8 * np.cos(2 * np.pi * np.arange(BINS) / BINS)[:, None]
+    return own.reshape(-1, BINS, CHANNELS) + np.float32(pattern)
+
+
+def perfect(images, stack=None, draws=None):
+    """Features whose bins move by exactly as much as the image turns."""
+    found = matrices(images)
+    if stack is not None and "rot" in stack.codes:
+        by = BINS * (np.asarray(stack.structure(draws)["rot"]) - 0.5)
+        found = np.asarray(representation.shift(found, by))
+    return represented(found)
+
+
+def invariant(images, stack=None, draws=None):
+    return represented(matrices(images))
+
+
+def at_random(images, stack=None, draws=None):
+    shape = (len(images), BINS, CHANNELS)
+    at_random.calls += 1
+    return represented(np.random.default_rng(at_random.calls).normal(size=shape))
+
+
+at_random.calls = 0
+
+
+def represented(found):
+    full = np.float32(found).reshape(len(found), -1)
+    structure = np.asarray(representation.structure(jnp.asarray(np.float32(found))))
+    return {"full": full, "content": found.sum(axis=1), "structure": structure}
+
+
+def evaluation_of(encoder, method=None):
+    generator = np.random.default_rng(0)
+    splits = {
+        name: Split(
+            generator.integers(0, 256, (count, SIDE, SIDE, 1), np.uint8),
+            np.zeros(count, np.int32),
+        )
+        for name, count in (("train", TRAIN), ("test", TEST))
+    }
+    return types.SimpleNamespace(
+        run=types.SimpleNamespace(
+            method=method or duet(),
+            encoder=encoder,
+            config=types.SimpleNamespace(seed=0),
+        ),
+        split=splits.__getitem__,
+        timed=lambda name: contextlib.nullcontext(),
+    )
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What is measured of rotation, by encoder."""
+    encoders = {"perfect": perfect, "invariant": invariant, "random": at_random}
+    results = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readouts.mlp, "HIDDEN", (64, 64))
+        patch.setattr(readouts.mlp, "MOST_EPOCHS", 30)
+        patch.setattr(actions, "_VIEWS", 21)
+        patch.setattr(matrix, "LEARNABLE", ("sca", "rot", "ron", "hue", "bri", "sol"))
+        for name, encoder in encoders.items():
+            evaluation = evaluation_of(encoder)
+            code = make_code(evaluation, "rot")
+            results[name] = {
+                **readouts.measure(evaluation, code),
+                **actions.measure(evaluation, code),
+                "matrix": matrix.measure(evaluation),
+            }
+    return results
+
+
+def brackets(scores, name):
+    low, high = scores[f"{name}_interval"]
+    return low - 1e-9 <= scores[name] <= high + 1e-9
+
+
+# Retrieval.
+
+
+def test_a_perfect_encoder_is_found(found):
+    retrieval = found["perfect"]["retrieval"]
+    assert {*retrieval["predictors"]} == {
+        actions.SHIFT,
+        actions.MAPPED,
+        actions.UNMOVED,
+    }
+    for predictor in (actions.SHIFT, actions.MAPPED):
+        scores = retrieval["predictors"][predictor]
+        assert scores["mrr"] == pytest.approx(1, abs=1e-6)
+        assert scores["hits_1"] == pytest.approx(1, abs=1e-6)
+        # The nearest view of all images may be another image's.
+        assert scores["pre"] < 0.01
+    unmoved = retrieval["predictors"][actions.UNMOVED]
+    assert unmoved["mrr"] < 2 * retrieval["chance"]["mrr"]
+    assert unmoved["pre"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_an_invariant_encoder_is_found_by_chance(found):
+    retrieval = found["invariant"]["retrieval"]
+    chance = retrieval["chance"]
+    assert chance["hits_5"] == pytest.approx(5 / 21)
+    for scores in retrieval["predictors"].values():
+        for name in ("mrr", "hits_1", "hits_5", "hits_10"):
+            assert scores[name] == pytest.approx(chance[name], abs=1e-3)
+
+
+def test_a_random_encoder_is_found_by_chance(found):
+    retrieval = found["random"]["retrieval"]
+    chance = retrieval["chance"]
+    for name, scores in retrieval["predictors"].items():
+        # View 0 is where the predictions begin: one of the 21 is found by all.
+        slack = 0.04 if name == actions.MAPPED else 1 / 21 + 0.04
+        assert scores["mrr"] == pytest.approx(chance["mrr"], abs=slack)
+        # A map that has learned nothing predicts the same for all images: ten queries.
+        slack = 0.3 if name == actions.MAPPED else 0.1
+        assert scores["pre"] == pytest.approx(chance["pre"], abs=slack)
+
+
+def test_every_number_has_an_interval(found):
+    for results in found.values():
+        for scores in results["retrieval"]["predictors"].values():
+            for name in ("mrr", "hits_1", "hits_5", "hits_10", "pre"):
+                assert brackets(scores, name)
+        for name in ("procrustes", "unmoved", "composition"):
+            assert brackets(results["geometry"], name)
+        for scores in (*results["relative"].values(), results["mlp"]["full"]):
+            for name in ("error", "r_squared", "mean_r_squared"):
+                assert brackets(scores, name)
+
+
+def test_measured_again_they_are_the_same(found):
+    evaluation = evaluation_of(perfect)
+    code = make_code(evaluation, "rot")
+    again = actions._compare(evaluation, code)
+    assert again == found["perfect"]["geometry"]
+
+
+# Geometry.
+
+
+def test_geometry_of_a_perfect_encoder(found):
+    geometry = found["perfect"]["geometry"]
+    assert geometry["procrustes"] == pytest.approx(0, abs=1e-5)
+    assert geometry["unmoved"] > 0.5
+    assert geometry["gamma"] == pytest.approx(0, abs=1e-6)
+    assert geometry["composition"] == pytest.approx(0, abs=1e-4)
+    np.testing.assert_allclose(
+        geometry["actions"],
+        [45, 90, 135, -180, -135, -90, -45],
+    )
+
+
+def test_geometry_of_an_invariant_encoder(found):
+    geometry = found["invariant"]["geometry"]
+    assert geometry["procrustes"] == pytest.approx(0, abs=1e-5)
+    assert geometry["unmoved"] == 0
+    assert geometry["gamma"] is None  # there is nothing to compare
+    assert geometry["composition"] == pytest.approx(0, abs=1e-4)
+
+
+def test_geometry_of_a_random_encoder(found):
+    geometry = found["random"]["geometry"]
+    assert geometry["procrustes"] == pytest.approx(np.sqrt(2), abs=0.1)
+    assert geometry["composition"] > 0.7
+
+
+# Readouts.
+
+
+def test_readouts_of_a_perfect_encoder(found):
+    for results in (
+        found["perfect"]["mlp"]["full"],
+        found["perfect"]["relative"]["mlp"],
+    ):
+        assert results["r_squared"] > 0.7
+        assert results["mean_r_squared"] > 0.7
+        assert results["error"] < 40
+    # The angle between two views is no linear function of both.
+    assert found["perfect"]["relative"]["ridge"]["r_squared"] < 0.3
+
+
+@pytest.mark.parametrize("name", ["invariant", "random"])
+def test_readouts_where_there_is_nothing_to_read(found, name):
+    for results in (found[name]["mlp"]["full"], *found[name]["relative"].values()):
+        assert results["r_squared"] < 0.15
+        assert results["error"] > 70
+
+
+def test_differences_of_two_views():
+    evaluation = evaluation_of(perfect, SimCLR(two_views(("rot", "ron", "bri"))))
+    turn, quarter, bright = (
+        Difference(make_code(evaluation, name)) for name in ("rot", "ron", "bri")
+    )
+    first, second = np.array([0.1, 0.9]), np.array([0.3, 0.1])
+    np.testing.assert_allclose(turn.between(first, second), [0.2, 0.2])
+    np.testing.assert_allclose(bright.between(first, second), [0.6, 0.1])
+    assert turn.levels is None
+    assert quarter.levels == (0, 0.25, 0.5, 0.75)
+    np.testing.assert_allclose(turn.distance(0.1, 0.9), 72)  # degrees
+    # Factors from 0.6 to 1.4: differences cover twice as much.
+    np.testing.assert_allclose(bright.distance(0.5, 0.75), 0.4)
+
+
+# The matrix.
+
+
+def test_the_matrix_of_a_perfect_encoder(found):
+    rows = found["perfect"]["matrix"]
+    assert [*rows][:2] == ["rot", "sca"]
+    assert {*rows} == {"rot", "sca", "ron", "bri", "sol"}  # the images are gray
+    assert [rows[c]["role"] for c in ("rot", "sca", "bri")] == [
+        "learned",
+        "in the stack",
+        "left out",
+    ]
+    turned = rows["rot"]["representations"]
+    assert turned["full"]["r_squared"] > 0.8
+    assert turned["content"]["r_squared"] < 0.1
+    wanted = {name: each["should_be"] for name, each in turned.items()}
+    assert wanted == {"full": "high", "content": "low", "structure": "high"}
+    for name in ("sca", "bri"):
+        for scores in rows[name]["representations"].values():
+            assert scores["r_squared"] < 0.1
+
+
+def test_the_matrix_of_a_random_encoder(found):
+    for row in found["random"]["matrix"].values():
+        for scores in row["representations"].values():
+            assert abs(matrix.skill(scores, row["chance"])) < 0.35
+
+
+def test_what_should_be_where():
+    method = duet(("sca", "rot", "bri"))
+    expected = {
+        ("rot", "structure"): "high",
+        ("bri", "structure"): "low",
+        ("fli", "structure"): "",
+        ("bri", "full"): "low",
+        ("fli", "full"): "",
+        ("bri", "content"): "low",
+        ("rot", "invariant"): "low",
+        ("rot", "equivariant"): "high",
+    }
+    for (code, name), wanted in expected.items():
+        assert matrix.expected(method, code, name) == wanted
+    baseline = SimCLR(two_views(("sca", "rot")))
+    assert matrix.expected(baseline, "rot", "full") == "low"
+    colored = SimCLR(two_views(("sca", "jit"), channels=3))
+    assert matrix.expected(colored, "hue", "full") == "low"
+
+
+def test_the_picture_of_the_matrix(found):
+    rows = found["perfect"]["matrix"]
+    drawing = matrix.draw(rows)
+    again = figures.restored(
+        {**drawing._asdict(), "summary": drawing.summary._asdict()}
+    )
+    figure = figures.draw({"one": drawing, "other": again}, title="a title")
+    first, second = figure.axes[:2]
+    skills = first.images[0].get_array()
+    np.testing.assert_allclose(skills, second.images[0].get_array())
+    assert skills.shape == (len(rows), 3)
+    assert skills[0, 0] == pytest.approx(
+        rows["rot"]["representations"]["full"]["r_squared"]
+    )
+    assert "▲" in first.texts[0].get_text()
+    assert "learned" in first.get_yticklabels()[0].get_text()
+
+
+# Local equivariance.
+
+
+class Angular:
+    """Features that are sums over sectors of the image, as harmonics of the angle."""
+
+    state = ({}, {})
+
+    def differentiable(self):
+        place = np.arange(SIDE) - (SIDE - 1) / 2
+        x, y = place[None, :], -place[:, None]
+        inside = np.exp(-(np.hypot(x, y) ** 2) / 4)
+        waves = inside * np.exp(-1j * np.arange(3)[:, None, None] * np.arctan2(y, x))
+
+        def represent(state, views):
+            spectrum = jnp.einsum("fhw,nhwc->nfc", waves, views + 0.5)
+            bins = jnp.fft.irfft(spectrum, BINS, axis=1)
+            return {
+                "full": jnp.repeat(bins, 2, axis=2).reshape(len(views), -1),
+                "layer stem": jnp.mean(views, (1, 2)) + 0.5,
+                "layer last": jnp.ones((len(views), 3)),
+            }
+
+        return represent
+
+
+@pytest.fixture(scope="module")
+def local_errors():
+    evaluation = evaluation_of(
+        Angular(), DUET(two_views(), (Group("rot", BINS, "von_mises", 3.0),), 1.0)
+    )
+    smooth = np.random.default_rng(0).uniform(0, 200, (TEST, 3, 3, 1))
+    images = np.asarray(jax.image.resize(smooth, (TEST, SIDE, SIDE, 1), "cubic"))
+    images = Split(np.uint8(np.clip(images, 0, 200)), np.zeros(TEST))
+    evaluation.split = {"test": images}.__getitem__
+    return images.images / 255, local.measure(evaluation)
+
+
+def test_features_that_turn_with_the_image(local_errors):
+    _, found = local_errors
+    errors = found["rotation"]["full"]
+    assert errors["bins shifted"]["error"] < 0.6 * errors["invariant"]["error"]
+    assert {*found["translation"]["full"]} == {"invariant"}
+    assert {*found} == {"rotation", "translation", "scale", "brightness"}
+
+
+def test_the_derivative_is_the_known_one(local_errors):
+    images, found = local_errors
+    mean = images.mean(axis=(1, 2, 3))  # it grows by a hundredth per percent
+    expected = np.sqrt(np.mean((mean / 100) ** 2)) / mean.std()
+    scores = found["brightness"]["layers"]["stem"]
+    assert scores["error"] == pytest.approx(expected, rel=1e-4)
+    assert brackets(scores, "error")
+    assert np.isnan(found["brightness"]["layers"]["last"]["error"])  # all the same
+    assert [*found["rotation"]["layers"]] == ["stem", "last"]
+
+
+@pytest.mark.parametrize("name", local.FLOWS)
+def test_flows_begin_with_the_image(name):
+    flow = local.FLOWS[name]
+    images = jnp.asarray(np.random.default_rng(0).uniform(0.1, 0.8, (2, 9, 9, 3)))
+    images = images.astype(jnp.float32)
+    np.testing.assert_allclose(flow.apply(images, 0.0), images, atol=1e-6)
+    moved = flow.apply(images, 3.0)
+    assert float(jnp.abs(moved - images).mean()) > 1e-3
+
+
+def test_without_derivatives_nothing_is_local():
+    assert local.measure(evaluation_of(perfect)) == {}
+    assert local.tables({}) == []
+
+
+# The option.
+
+
+def test_measures_are_chosen():
+    assert options.chosen_measures(None) == options.MEASURES
+    assert options.chosen_measures("basic") == ()
+    assert options.chosen_measures("local,matrix") == ("local", "matrix")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("locl", "--measures"),
+        ("basic,local", "write it alone"),
+        ("", "--measures"),
+    ],
+)
+def test_measures_that_are_refused(text, message):
+    with pytest.raises(UsageError, match=message):
+        options.check_equivariance(measures=text)
