@@ -42,7 +42,7 @@ from configs import _scales
 PAIRS = (("rot", "hue"), ("rot", "sca"), ("ron", "gra"))
 
 COMMON = {"dataset.center_crop": True, "duet.structure_weight": 1000.0}
-MEASURES = {"linear_probe": {}, "knn": {}, "equivariance": {}}
+MEASURES = {"linear_probe": {}, "knn": {}, "equivariance": {"measures": "basic"}}
 
 
 def _rows(a, b):

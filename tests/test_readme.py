@@ -175,7 +175,7 @@ def test_an_augmentation(shift, flat, pictures, call, tmp_path, monkeypatch):
         assert len(np.unique(view.structure["shi"])) > 2
     with Image.open(tmp_path / "run/figures/views.png") as image:
         image.load()
-    call(workdir, "--mode=equivariance")
+    call(workdir, "--mode=equivariance", "--measures=basic")
     text = (tmp_path / "run/eval/equivariance.json").read_text()
     found = json.loads(text)["results"]
     assert set(found) == {"shi"}
@@ -226,7 +226,7 @@ def test_a_method_is_trained_resumed_and_measured(
     assert (directory / "checkpoints/2").exists()
     assert losses_of(read_rows(directory / "metrics.jsonl")) == losses_of(rows)
     modes = ("linear_probe", "knn", "equivariance", "features", "rank", "report")
-    call(f"--workdir={directory}", f"--mode={','.join(modes)}")
+    call(f"--workdir={directory}", f"--mode={','.join(modes)}", "--measures=basic")
     for mode in modes:
         found = json.loads((directory / f"eval/{mode}.json").read_text())
         assert found["method"] == "aligned"

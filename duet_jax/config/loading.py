@@ -29,7 +29,7 @@ _SHOWN_ROWS = 3
 _STANDARD = _ROOT / "configs" / "standard.py"
 
 # The default of MEASURES. Equivariance is measured for the code of the row.
-_MEASURES = {"linear_probe": {}, "knn": {}, "equivariance": {}}
+_MEASURES = {"linear_probe": {}, "knn": {}, "equivariance": {"measures": "basic"}}
 
 
 class Experiment(NamedTuple):

@@ -115,6 +115,58 @@ MEASURES = {
         "applied, as a share of how far it moves when its own is; the largest of all "
         "others, by the structure if there is one, else by the regression; 0 is ideal",
     ),
+    "network_r2": Measure(
+        "network read, R²",
+        False,
+        "R², pooled, of a small network that reads this parameter off one view",
+    ),
+    "relative_r2": Measure(
+        "relative read, R²",
+        False,
+        "R², pooled, of a small network that reads off two views how they differ in it",
+    ),
+    "mrr": Measure(
+        "MRR",
+        False,
+        "reciprocal rank of the view that is meant among those of its image, predicted "
+        "by a linear map from the image as it is; higher is better",
+    ),
+    "hits_1": Measure("H@1", True, "share of these predictions with rank 1"),
+    "mrr_own": Measure(
+        "MRR, own",
+        False,
+        "likewise, predicted by what the method itself has for that: shifted bins, or "
+        "a predictor",
+    ),
+    "pre": Measure(
+        "PRE",
+        False,
+        "error of the parameter of the view of any image that is nearest to the linear "
+        "map's prediction, from 0 to 1; lower is better",
+    ),
+    "procrustes": Measure(
+        "Procrustes",
+        False,
+        "relative distance of the features of transformed images from rotated features "
+        "of the images; lower is better",
+    ),
+    "gamma": Measure(
+        "gamma",
+        False,
+        "change of the distances of pairs when both images are transformed; lower is "
+        "better",
+    ),
+    "composition": Measure(
+        "composition",
+        False,
+        "relative difference of the map of two transformations and the product of "
+        "theirs; lower is better",
+    ),
+    "local": Measure(
+        "local",
+        False,
+        "relative change of the features per degree of rotation; 0 if invariant",
+    ),
     "reconstruction": Measure(
         "reconstruction",
         False,

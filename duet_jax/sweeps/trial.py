@@ -12,13 +12,14 @@ import json
 import pathlib
 import shlex
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from duet_jax import data, loggers
 from duet_jax.config import checks
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import EVALUATORS
+from duet_jax.evaluation.options import BASIC
 from duet_jax.metrics.knobs import best_knob
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
@@ -35,6 +36,23 @@ _CLASSIFIERS = ("linear_probe", "knn")
 # What controlled generation stands beside: the encoded transformed image, the image as
 # it was, a guess.
 _NO_KNOBS = ("oracle", "unchanged", "chance")
+
+# Measure -> where it is in the equivariance to an augmentation.
+_MAPPED = ("retrieval", "predictors", "linear map")
+_PATHS = {
+    "network_r2": ("mlp", "full", "r_squared"),
+    "relative_r2": ("relative", "mlp", "r_squared"),
+    "mrr": (*_MAPPED, "mrr"),
+    "hits_1": (*_MAPPED, "hits_1"),
+    "pre": (*_MAPPED, "pre"),
+    "procrustes": ("geometry", "procrustes"),
+    "gamma": ("geometry", "gamma"),
+    "composition": ("geometry", "composition"),
+}
+# Predictors that a method itself has.
+_OF_METHODS = ("bins shifted", "own predictor")
+# The same, of the run.
+_LOCAL = ("local", "rotation", "full", "invariant", "error")
 
 # By name, path and cache directory of the data set.
 _identities: dict[tuple[str, str, str], Identity | None] = {}
@@ -141,10 +159,12 @@ class Trial(NamedTuple):
         """Returns True if it was measured at that step, with the flags and fields."""
         found, known = self.result(mode), dict(checks.fields(self.config))
         asked = {name: known[name] for name in EVALUATORS[mode].fields}
-        flags = self.measures[mode].items()
+        flags = dict(self.measures[mode])
+        if flags.get("measures") == BASIC:  # what every result has
+            del flags["measures"]
         return (
             found["step"] == step
-            and flags <= found["options"].items()
+            and flags.items() <= found["options"].items()
             and asked.items() <= found["settings"].items()
         )
 
@@ -225,6 +245,7 @@ class Trial(NamedTuple):
             found["online"] = last["online_top1"]
         for code, of_code in self._measured(results).items():
             found |= self._named(code, _of_code(code, of_code))
+        found["local"] = _at(results, ("equivariance", *_LOCAL))
         if "generation" in results:
             decoded = results["generation"]["reconstruction"]["full"]
             found["reconstruction"] = decoded["mse"]["mean"]
@@ -336,7 +357,19 @@ def _of_code(code: str, results: Mapping[str, Any]) -> dict[str, float]:
         values["divergence"] = results["divergence"]["mean"]
     crosstalk = results.get("crosstalk", {})
     read = crosstalk.get("structure") or crosstalk.get("regression") or {}
-    return values | _crosstalk(code, read.get("moves", {}))
+    values |= {name: _at(results, path) for name, path in _PATHS.items()}
+    predictors = results.get("retrieval", {}).get("predictors", {})
+    for name in _OF_METHODS:
+        values |= {"mrr_own": predictors[name]["mrr"]} if name in predictors else {}
+    values |= _crosstalk(code, read.get("moves", {}))
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _at(results: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    """Returns the number at a path of keys; None if it was not measured."""
+    for key in path:
+        results = (results or {}).get(key)
+    return results
 
 
 def _crosstalk(code: str, moves: Mapping[str, Any]) -> dict[str, float]:

@@ -72,7 +72,7 @@ def test_a_run_with_one_more_of_everything(place):
     options = [each for each in TINY if not each.startswith("--config=")]
     command = [
         *(sys.executable, "main.py", "--config=configs/smoke.py", "--workdir=run"),
-        *(*options, "--mode=train,rank,equivariance"),
+        *(*options, "--mode=train,rank,equivariance", "--measures=basic"),
         *("--config.dataset.name=pets", "--config.dataset.path=pets.npz"),
         *("--config.method=aligned", "--config.encoder.name=cifar10_resnet26"),
         "--config.encoder.width_multiplier=0.125",

@@ -52,6 +52,7 @@ def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "duet"
     command = ["main.py", SMOKE, f"--workdir={directory}", "--config.learned=rot,sca"]
     command += ["--config.duet.num_bins=8,4", "--config.tensorboard=False"]
+    command += ["--measures=basic"]
     modes = "train,linear_probe,knn,equivariance,generation,features,report"
     assert cli.main([*command, f"--mode={modes}"]) == 0
     return directory
@@ -170,6 +171,7 @@ def test_a_comparison_draws_crosstalk_together(run, tmp_path, monkeypatch):
     other = tmp_path / "other"
     command = ["main.py", SMOKE, f"--workdir={other}", "--config.method=simclr"]
     command += ["--config.tensorboard=False", "--mode=train,equivariance"]
+    command += ["--measures=basic"]
     assert cli.main([*command, "--codes=rot,sca"]) == 0
     assert cli.main(["main.py", "--mode=compare", f"--workdirs={run},{other}"]) == 0
     text = (tmp_path / "compare.html").read_text()
@@ -207,7 +209,8 @@ def measured(run, leak):
     restored = trained_run.load_run(run)
     encoder = Constructed(restored.method, leak)
     evaluation = Evaluation(dataclasses.replace(restored, encoder=encoder), EVALUATORS)
-    found = EVALUATORS["equivariance"].measure(evaluation, codes="rot,sca")
+    measure = EVALUATORS["equivariance"].measure
+    found = measure(evaluation, codes="rot,sca", measures="basic")
     return {code: found.values[code]["crosstalk"] for code in CODES}
 
 
