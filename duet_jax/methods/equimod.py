@@ -1,8 +1,8 @@
 """EquiMod: SimCLR plus the prediction of where an augmentation moves an embedding.
 
 Source: Devillers & Lefort 2023, "EquiMod: An Equivariance Module to Improve Visual
-Instance Discrimination", on SimCLR. Here the predictions of one view are contrasted with
-the embeddings of that view; the paper takes the embeddings of both views as negatives.
+Instance Discrimination", on SimCLR. Here the predictions of one view are contrasted
+with the embeddings of that view; the paper has those of both views as negatives.
 Its predictor is one layer behind a projection of the parameters; ours has the three of
 ESSL's. Both losses are sums of two directions, as NT-Xent is here.
 """
@@ -44,7 +44,7 @@ class EquiMod(base.Method):
     predictive_parts: ClassVar[tuple[str, ...]] = ("equivariant_projector", "predictor")
 
     def init(self, rngs: nnx.Rngs) -> base.Networks:
-        """Returns newly initialized networks, with a second projector and a predictor."""
+        """Returns newly initialized networks, with the two `predictive_parts`."""
         networks, stack = self.two_views.networks(rngs), self.two_views.stack
         told = jax.eval_shape(lambda: self._told(stack.parameters(stack.identity(1))))
         embedding = self.two_views.projector_output

@@ -63,12 +63,12 @@ class SIE(base.Method):
             )
 
     def init(self, rngs: nnx.Rngs) -> base.Networks:
-        """Returns newly initialized networks, with a second projector and a predictor."""
+        """Returns newly initialized networks, with the two `predictive_parts`."""
         stack, half = self.two_views.stack, self.two_views.encoder.num_features // 2
         networks = self.two_views.networks(rngs, half)
         plain = jax.eval_shape(lambda: stack.parameters(stack.identity(1)))
         told = jax.eval_shape(self._told, plain, plain)
-        # Its last layer is linear: behind a normalized one there is no variance to keep.
+        # Its last layer is linear: behind a normalization the variance is kept anyway.
         networks.equivariant_projector = heads.Predictor(
             half,
             self.output,
@@ -82,7 +82,7 @@ class SIE(base.Method):
         return networks
 
     def representations(self, features: Array) -> dict[str, Array]:
-        """Returns "full", the features, and their halves, "invariant", "equivariant"."""
+        """Returns "full", as given, and the halves, "invariant" and "equivariant"."""
         invariant, equivariant = jnp.split(features, 2, axis=1)
         return {"full": features, "invariant": invariant, "equivariant": equivariant}
 

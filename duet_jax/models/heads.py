@@ -115,7 +115,12 @@ class Hypernetwork(nnx.Module):
         self.output = _linear(hidden, (dimensions + 1) * dimensions, None, rngs)
 
     def __call__(self, embeddings: Array, parameters: Array) -> Array:
-        """Maps [batch, dimensions] with [batch, num_parameters] to [batch, dimensions]."""
+        """Returns moved embeddings, [batch, dimensions].
+
+        Args:
+          embeddings: float32, [batch, dimensions].
+          parameters: float32, [batch, num_parameters].
+        """
         batch, dimensions = embeddings.shape
         made = self.output(nnx.relu(self.hidden(parameters)))
         made = made.reshape(batch, dimensions + 1, dimensions) * dimensions**-0.5

@@ -47,5 +47,5 @@ def test_a_method_may_have_what_is_learned(monkeypatch):
     assert build.make_method(config, DATA).learned == ("rot", "sca")
     assert build.reads_learned("weighted")
     config.learned = "fli"
-    with pytest.raises(UsageError, match="learned='fli' is not in .*sca rot"):
+    with pytest.raises(UsageError, match=r"learned='fli' is not in .*sca rot"):
         build.make_method(config, DATA)
