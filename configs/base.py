@@ -155,11 +155,10 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.augself = augself = ml_collections.ConfigDict()
     augself.weight = 1.0  # lambda, of the mean over codes
-    augself.hidden = 2048  # of the predictors
+    augself.hidden = 512  # of the predictors
 
     config.equimod = equimod = ml_collections.ConfigDict()
     equimod.weight = 1.0  # lambda
-    equimod.hidden = 2048  # of the predictor
 
     config.care = care = ml_collections.ConfigDict()
     care.weight = 0.1  # lambda
@@ -168,7 +167,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.sie = sie = ml_collections.ConfigDict()
     sie.weight = 1.0  # of the second loss
     sie.hidden = 64  # of the network that makes the predictor's weights
-    sie.output = 128  # dimension of the embeddings of the equivariant half
 
     config.optimizer = optimizer = ml_collections.ConfigDict()  # AdamW
     optimizer.learning_rate = 4e-4  # after the warm-up. [--lr]

@@ -20,11 +20,6 @@ def get_config():
     config.projector.hidden = 32
     config.projector.output = 16
     config.essl.hidden = 32
-    config.augself.hidden = 32
-    config.equimod.hidden = 32
-    config.care.chunk = 4
-    config.sie.hidden = 8
-    config.sie.output = 16
     config.duet.structure_weight = 1000.0
     config.evaluate_every = 1
     config.checkpoint.every = 1

@@ -29,17 +29,16 @@ with epy.lazy_imports():
 class EquiMod(base.Method):
     """NT-Xent plus the contrast of predicted with true embeddings.
 
-    The embeddings that are predicted come from a projector of their own.
+    The embeddings that are predicted come from a projector of their own; it and the
+    predictor are as wide as the other projector.
 
     Attributes:
       learned: codes of the augmentations that the predictor is told.
       weight: lambda.
-      hidden: width of the predictor's hidden layers.
     """
 
     learned: tuple[str, ...]
     weight: float
-    hidden: int
 
     predictive_parts: ClassVar[tuple[str, ...]] = ("equivariant_projector", "predictor")
 
@@ -54,7 +53,7 @@ class EquiMod(base.Method):
         networks.predictor = heads.Predictor(
             embedding + told.shape[1],
             embedding,
-            hidden=self.hidden,
+            hidden=self.two_views.projector_hidden,
             dtype=jnp.dtype(self.two_views.encoder.dtype),
             rngs=rngs,
         )

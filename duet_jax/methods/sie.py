@@ -40,7 +40,6 @@ class SIE(base.Method):
       learned: codes of the augmentations that the predictor is told.
       weight: of the second loss.
       hidden: width of the hypernetwork's hidden layer.
-      output: dimensions of the embeddings of the equivariant half.
 
     Raises:
       UsageError: the features have no halves.
@@ -49,7 +48,6 @@ class SIE(base.Method):
     learned: tuple[str, ...]
     weight: float
     hidden: int
-    output: int
 
     predictive_parts: ClassVar[tuple[str, ...]] = ("equivariant_projector", "predictor")
 
@@ -71,13 +69,16 @@ class SIE(base.Method):
         # Its last layer is linear: behind a normalization the variance is kept anyway.
         networks.equivariant_projector = heads.Predictor(
             half,
-            self.output,
+            self.two_views.projector_output,
             hidden=self.two_views.projector_hidden,
             dtype=jnp.dtype(self.two_views.encoder.dtype),
             rngs=rngs,
         )
         networks.predictor = heads.Hypernetwork(
-            told.shape[1], self.output, hidden=self.hidden, rngs=rngs
+            told.shape[1],
+            self.two_views.projector_output,
+            hidden=self.hidden,
+            rngs=rngs,
         )
         return networks
 
