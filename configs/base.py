@@ -22,11 +22,12 @@ def get_config() -> ml_collections.ConfigDict:
     """Returns DUET with rotation on CIFAR-10, at the reference's default settings."""
     config = ml_collections.ConfigDict()
 
-    # duet, simclr or essl. [--model]
+    # duet, simclr, essl; augself, equimod, care, sie. [--model]
     config.method = "duet"
     # The augmentation whose parameter becomes structure, or several, such as rot,hue.
-    # DUET learns them and needs them in the stack; ESSL predicts them and removes them
-    # from the stack of its two main views; SimCLR ignores them. [--equi-tx]
+    # DUET learns them and needs them in the stack, AugSelf predicts them, EquiMod and
+    # SIE are told them, likewise; ESSL predicts them and removes them from the stack of
+    # its two main views; SimCLR and CARE ignore them. [--equi-tx]
     config.learned = "rot"
     # Seed of everything random.
     config.seed = 0
@@ -151,6 +152,21 @@ def get_config() -> ml_collections.ConfigDict:
     config.essl = essl = ml_collections.ConfigDict()
     essl.prediction_weight = 0.4  # lambda. [--essl-lambda]
     essl.hidden = 2048  # of the predictor
+
+    config.augself = augself = ml_collections.ConfigDict()
+    augself.weight = 1.0  # lambda, of the mean over codes
+    augself.hidden = 512  # of the predictors
+
+    config.equimod = equimod = ml_collections.ConfigDict()
+    equimod.weight = 1.0  # lambda
+
+    config.care = care = ml_collections.ConfigDict()
+    care.weight = 0.1  # lambda
+    care.chunk = 16  # images that share their augmentations
+
+    config.sie = sie = ml_collections.ConfigDict()
+    sie.weight = 1.0  # of the second loss
+    sie.hidden = 64  # of the network that makes the predictor's weights
 
     config.optimizer = optimizer = ml_collections.ConfigDict()  # AdamW
     optimizer.learning_rate = 4e-4  # after the warm-up. [--lr]

@@ -130,10 +130,13 @@ class View(NamedTuple):
       images: [batch, side, side, channels], normalized to [-0.5, 0.5].
       structure: for every code of the stack that has one, the structure value of the
         parameter that was drawn, [batch], in [0, 1].
+      parameters: for the same codes, all that an image shows of what was drawn,
+        [batch, k], in [0, 1]: of a crop, say, also its place.
     """
 
     images: Array
     structure: Mapping[str, Array]
+    parameters: Mapping[str, Array] = {}
 
 
 class TrainState(NamedTuple):

@@ -178,6 +178,12 @@ def _central_box(values: Array, frame: Frame) -> Params:
     return {"top": corner, "left": corner, "height": sides, "width": sides}
 
 
+def _box_shares(params: Params, frame: Frame) -> Array:
+    """Returns top, left, height and width as shares of the side, [batch, 4]."""
+    pixels = [params[name] for name in ("top", "left", "height", "width")]
+    return jnp.stack(pixels, axis=1).astype(jnp.float32) / frame.side
+
+
 RESIZED_CROP = Augmentation(
     code="sca",
     summary="random crop, resized",
@@ -193,6 +199,7 @@ RESIZED_CROP = Augmentation(
         (frame.side - params["height"]).astype(jnp.float32) / (frame.side - 1)
     ),
     topology="line",
+    parameters=_box_shares,
     scale=Scale(
         unit="side of the crop / side of the image",
         # The height, as in the structure.

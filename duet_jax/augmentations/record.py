@@ -197,6 +197,8 @@ class Augmentation:
         parameter's place in its range. None if there is nothing to learn.
       topology: "circle" if the structure values 0 and 1 are the same, "line" if they
         are the ends of a range; None without a structure.
+      parameters: (params, frame) -> all that an image shows of the params, float32
+        [batch, k] in [0, 1]; by default the structure value alone, k = 1.
       scale: the structure values in own units; None without a structure.
       channels: the numbers of image channels it supports.
       probability: field of Options with the share of images to augment; None to augment
@@ -218,6 +220,7 @@ class Augmentation:
     apply: Callable[[Array, Params, Frame], Array]
     structure: Callable[[Params, Frame], Array] | None = None
     topology: Literal["circle", "line"] | None = None
+    parameters: Callable[[Params, Frame], Array] | None = None
     scale: Scale | None = None
     channels: tuple[int, ...] = (1, 3)
     probability: str | None = None
@@ -228,7 +231,13 @@ class Augmentation:
     stage: str = ""
 
     def __post_init__(self):
-        object.__setattr__(self, "stage", self.stage or self.code)  # it is frozen
+        # It is frozen.
+        object.__setattr__(self, "stage", self.stage or self.code)
+        if self.parameters is None and self.structure is not None:
+            object.__setattr__(self, "parameters", self._structure_alone)
+
+    def _structure_alone(self, params: Params, frame: Frame) -> Array:
+        return self.structure(params, frame)[:, None]
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -218,6 +218,53 @@ class Stack:
             if AUGMENTATIONS[code].structure
         }
 
+    def parameters(self, params: dict[str, Params]) -> dict[str, Array]:
+        """Returns the parameters of all codes that have a structure.
+
+        Args:
+          params: params by stage, from `draw` or `identity`.
+
+        Returns:
+          Code -> float32 [batch, k] in [0, 1]; see `Augmentation.parameters`.
+        """
+        return {
+            code: AUGMENTATIONS[code].parameters(params[record.stage], frame)
+            for record, frame in self.stages
+            for code in frame.codes
+            if AUGMENTATIONS[code].structure
+        }
+
+
+def points(code: str, parameters: Array) -> Array:
+    """Returns parameters as points: near each other if the augmentations are alike.
+
+    Args:
+      code: of the augmentation.
+      parameters: from `Stack.parameters`, [batch, k].
+
+    Returns:
+      On a circle cosine and sine of the angle, [batch, 2]; else the parameters.
+    """
+    if AUGMENTATIONS[code].topology != "circle":
+        return parameters
+    angle = 2 * jnp.pi * parameters
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
+
+
+def difference(code: str, first: Array, second: Array) -> Array:
+    """Returns what leads from the parameters of one view to those of another.
+
+    Args:
+      code: of the augmentation.
+      first: parameters of the one, from `Stack.parameters`, [batch, k].
+      second: those of the other, [batch, k].
+
+    Returns:
+      On a circle cosine and sine of the angle between, [batch, 2]; else the second
+      minus the first, [batch, k], in [-1, 1].
+    """
+    return points(code, second - first)
+
 
 def _draw_stage(key: Array, n: int, record: Augmentation, frame: Frame) -> Params:
     """Draws one stage's params; the identity's for images it does not augment."""

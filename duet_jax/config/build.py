@@ -27,7 +27,8 @@ def make_method(config: ml_collections.ConfigDict, images: DatasetFacts) -> Meth
     """Returns the method that `config` describes for a set of images.
 
     The attributes of a method's class are the fields of the section with the method's
-    name, and `learned`, the codes in `config.learned`; `_BUILDERS` has the exceptions.
+    name, and `learned`, the codes in `config.learned`, which must be in the stack and
+    have a structure; `_BUILDERS` has the exceptions.
 
     Raises:
       UsageError: the method is unknown, or cannot be trained like that.
@@ -50,13 +51,13 @@ def own_fields(cls: type[Method]) -> set[str]:
 def _build(
     cls: type[Method], config: ml_collections.ConfigDict, images: DatasetFacts
 ) -> Method:
-    own: dict[str, Any] = {
-        name: split_codes(config.learned)
-        if name == "learned"
-        else config[config.method][name]
-        for name in own_fields(cls)
+    views, own = two_views(config, images), own_fields(cls)
+    fields: dict[str, Any] = {
+        name: config[config.method][name] for name in own - {"learned"}
     }
-    return cls(two_views(config, images), **own)
+    if "learned" in own:
+        fields["learned"] = check_learned(config.learned, views.stack.codes)
+    return cls(views, **fields)
 
 
 def _build_duet(

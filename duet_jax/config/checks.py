@@ -96,6 +96,17 @@ RULES: dict[str, Rule] = {
     "duet.concentration": _POSITIVE,
     "essl.prediction_weight": _at_least(0),
     "essl.hidden": _WIDTH,
+    "augself.weight": _at_least(0),
+    "augself.hidden": _WIDTH,
+    "equimod.weight": _at_least(0),
+    "care.weight": _at_least(0),
+    "care.chunk": Rule(
+        lambda x: 2 <= x <= 65_536,
+        "must be from 2 to 65536: the angles between images of a chunk are compared",
+    ),
+    "sie.weight": _at_least(0),
+    # It has as many weights as this times the square of projector.output.
+    "sie.hidden": _between(1, 1024),
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.schedule": _one_of("epoch", "step"),
     "optimizer.b1": _DECAY,

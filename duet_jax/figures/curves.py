@@ -64,6 +64,10 @@ _PANELS = (
         {("train", "prediction_loss"): "-", ("test", "prediction_loss"): "-"},
     ),
     _Panel(
+        "equivariance loss",
+        {("train", "equivariance_loss"): "-", ("test", "equivariance_loss"): "-"},
+    ),
+    _Panel(
         "online probe, augmented images [%]",
         _both("online_top1"),
         scale=100,

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from duet_jax.figures.style import FAINT, INK, MUTED, SERIES, legend, styled, titled
+from duet_jax.methods import METHODS
 
 # Case -> values of the seeds, for one method.
 Cases = Mapping[str, Sequence[float]]
@@ -16,7 +17,7 @@ Cases = Mapping[str, Sequence[float]]
 _LEAST_WIDTH = 9.0  # inches
 _WIDTH = 0.7  # of a group of dots; the distance between groups is 1
 # These have the same color in every figure; other methods take the remaining ones.
-NAMES = {"simclr": "SimCLR", "essl": "ESSL", "duet": "DUET"}
+NAMES = {name: method.__name__ for name, method in METHODS.items()}
 
 
 @styled

@@ -18,6 +18,7 @@ SHOWN = (
     "nt_xent",
     "structure_loss",
     "prediction_loss",
+    "equivariance_loss",
     "online_top1",
     "mse_full",
 )
@@ -27,6 +28,7 @@ _SHED = (
     "nt_xent",
     "structure_loss",
     "prediction_loss",
+    "equivariance_loss",
     "online_top1",
     "epoch",
     "loss",

@@ -1,4 +1,4 @@
-"""The losses of DUET, SimCLR and ESSL, and the accuracies reported with them.
+"""The losses of all methods, and the accuracies reported with them.
 
 Everything is computed in at least float32, whatever the networks' precision. A `mask`
 marks the examples that count: the last batch of an evaluation is padded, and padding is
@@ -10,11 +10,13 @@ from duet_jax.losses.precision import masked_mean
 from duet_jax.losses.prediction import cross_entropy, squared_error, top_k
 from duet_jax.losses.structure import jensen_shannon
 from duet_jax.losses.targets import TARGETS, Target, gaussian, von_mises
+from duet_jax.losses.vicreg import covariance, variance_hinge
 
 __all__ = [
     "TARGETS",
     "Contrast",
     "Target",
+    "covariance",
     "cross_entropy",
     "gaussian",
     "jensen_shannon",
@@ -22,5 +24,6 @@ __all__ = [
     "nt_xent",
     "squared_error",
     "top_k",
+    "variance_hinge",
     "von_mises",
 ]

@@ -13,7 +13,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def squared_error(predictions: Array, targets: Array) -> Array:
-    """Squared error of `predictions` [batch] and `targets` [batch]."""
+    """Squared error of `predictions` and `targets`, both [batch] or [batch, values]."""
     return jnp.square(at_least_float32(predictions) - targets)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from etils import epy
@@ -19,7 +19,7 @@ from duet_jax.augmentations import Stack, normalize, to_float
 from duet_jax.lazy import jax, jnp, nnx
 from duet_jax.losses.precision import at_least_float32
 from duet_jax.methods.groups import Group
-from duet_jax.models.encoders import make_encoder
+from duet_jax.models.encoders import make_encoder, num_features
 from duet_jax.types import Array, View
 
 if TYPE_CHECKING:
@@ -50,11 +50,19 @@ class PredictionView(NamedTuple):
 
 
 class Views(NamedTuple):
-    """The views of one batch."""
+    """The views of one batch.
+
+    Attributes:
+      first: augmented; in evaluation plain.
+      second: augmented.
+      prediction: what ESSL predicts from.
+      plain: the images as they are, for a method that starts from them.
+    """
 
     first: View
     second: View
     prediction: PredictionView | None = None
+    plain: View | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +88,18 @@ class Method(abc.ABC):
     def init(self, rngs: nnx.Rngs) -> Networks:
         """Returns newly initialized networks."""
         return self.two_views.networks(rngs)
+
+    def describe(self) -> str:
+        """Returns what it does with the views, for the start of a run; "" if nothing.
+
+        By default the attributes that its class adds.
+        """
+        own = [f.name for f in dataclasses.fields(self) if f.name != "two_views"]
+        values = {name: getattr(self, name) for name in own}
+        return ", ".join(
+            f"{name} {' '.join(value) if isinstance(value, tuple) else value}"
+            for name, value in values.items()
+        )
 
     def representations(self, features: Array) -> dict[str, Array]:
         """Returns the representations that are evaluated.
@@ -163,6 +183,45 @@ def group_of(method: Method, code: str) -> Group | None:
     return next((each for each in groups_of(method) if each.code == code), None)
 
 
+@runtime_checkable
+class Predictive(Protocol):
+    """A method that predicts how an augmentation moves the embedding of an image.
+
+    An augmentation is told by what it does to the image as it is: by the parameters of
+    a view, from `Stack.parameters`. Both functions return float32 embeddings of one
+    space, [n, dimensions], not normalized: `predict` those that `embed` would return
+    for the augmented images.
+
+    Attributes:
+      learned: codes of the augmentations that the predictor is told.
+      predictive_parts: names of the networks that the two functions use. They read no
+        others, and not the encoder.
+    """
+
+    learned: tuple[str, ...]
+    predictive_parts: tuple[str, ...]
+
+    def embed(self, networks: Networks, features: Array) -> Array:
+        """Returns the embeddings of images, with running statistics.
+
+        Args:
+          networks: anything with `predictive_parts` as attributes.
+          features: the encoder's, [n, features].
+        """
+
+    def predict(
+        self, networks: Networks, embedded: Array, parameters: Mapping[str, Array]
+    ) -> Array:
+        """Returns the predicted embeddings of augmented images.
+
+        Args:
+          networks: anything with `predictive_parts` as attributes.
+          embedded: from `embed`, of the images as they are, [n, dimensions].
+          parameters: for each learned code, those of the augmentation, [n, k] in
+            [0, 1], from `Stack.parameters`; other codes are not read.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderSettings:
     """The arguments of `make_encoder`."""
@@ -175,10 +234,15 @@ class EncoderSettings:
     dtype: str | jnp.dtype
     remat: bool = False
 
+    @property
+    def num_features(self) -> int:
+        """Number of features of the encoder."""
+        return num_features(self.name, self.width_multiplier, self.widths)
+
 
 @dataclasses.dataclass(frozen=True)
 class TwoViews:
-    """What all three methods share.
+    """What all methods share.
 
     Two views, an encoder, a projector whose outputs are contrasted, and the online
     probe on the features of the first view.
@@ -199,35 +263,52 @@ class TwoViews:
     num_classes: int
     temperature: float
 
-    def networks(self, rngs: nnx.Rngs, bins: Sequence[int] = (1,)) -> Networks:
+    def networks(self, rngs: nnx.Rngs, projected: int | None = None) -> Networks:
         """Returns newly initialized networks.
 
         Args:
           rngs: source of the initial weights.
-          bins: of each group of the features; the projector reads their sums over the
-            bins.
+          projected: number of the projector's inputs; by default all features.
         """
         encoder = make_encoder(**vars(self.encoder), rngs=rngs)
-        share = encoder.num_features // len(bins)
-        projector = heads.Projector(
-            sum(share // each for each in bins),
-            hidden=self.projector_hidden,
-            out_features=self.projector_output,
-            dtype=jnp.dtype(self.encoder.dtype),
-            rngs=rngs,
-        )
+        projector = self.projector(projected or encoder.num_features, rngs)
         probe = None
         if self.num_classes:
             probe = heads.OnlineProbe(encoder.num_features, self.num_classes, rngs=rngs)
         return of_methods.Networks(encoder, projector, probe)
 
+    def projector(self, in_features: int, rngs: nnx.Rngs) -> heads.Projector:
+        """Returns a newly initialized projector."""
+        return heads.Projector(
+            in_features,
+            hidden=self.projector_hidden,
+            out_features=self.projector_output,
+            dtype=jnp.dtype(self.encoder.dtype),
+            rngs=rngs,
+        )
+
     def views(self, key: Array, images: Array, *, train: bool) -> Views:
         """Returns the two views of a batch; see `Method.make_views`."""
-        draws = self.draws(key, len(images))
+        return self.views_of(self.draws(key, len(images)), images, train=train)
+
+    def views_of(
+        self, draws: Mapping[str, Draws], images: Array, *, train: bool
+    ) -> Views:
+        """Returns the two views of a batch that are made with given parameters.
+
+        Args:
+          draws: of "first" and "second", for these images.
+          images: uint8, [batch, side, side, channels].
+          train: if false, the first view is plain.
+        """
         images = to_float(images)
         second = self._view(images, draws["second"])
         first = self._view(images, draws["first"] if train else None)
         return Views(first, second)
+
+    def plain(self, images: Array) -> View:
+        """Returns the plain view, the central crop, of uint8 images."""
+        return self._view(to_float(images), None)
 
     def draws(self, key: Array, n: int) -> dict[str, Draws]:
         """Returns the parameters of both views of `n` images, by view."""
@@ -238,11 +319,11 @@ class TwoViews:
         }
 
     def _view(self, images: Array, draws: Draws | None) -> View:
-        """Returns a view; the plain one has the identity's structure values."""
+        """Returns a view; the plain one has the identity's values."""
         view = normalize(self.stack.apply(images, draws))
         if draws is None:
             draws = self.stack.identity(len(images))
-        return View(view, self.stack.structure(draws))
+        return View(view, self.stack.structure(draws), self.stack.parameters(draws))
 
     def loss(
         self,
@@ -256,19 +337,38 @@ class TwoViews:
     ) -> tuple[Array, Metrics]:
         """Returns NT-Xent plus the online probe's cross-entropy, and the metrics.
 
-        Without labels there is no probe, and its loss and metrics are left out.
-
         Args:
           networks: of these, the projector and the online probe are run. The projector
             runs once per view, so its batch statistics are those of one view.
-          features1: of view 1, [batch, features], for the online probe. Their gradient
-            is stopped: the probe never trains the encoder.
+          features1: of view 1, [batch, features], for the online probe.
           inputs: the projector's inputs for each view, [batch, dimensions].
           labels: int32, [batch].
           mask: the examples that count, bool [batch]; None for all.
           train: use batch statistics if true, else running statistics.
         """
-        embeddings = [networks.projector(x, train=train) for x in inputs]
+        one, other = (networks.projector(x, train=train) for x in inputs)
+        return self.contrast(networks, features1, (one, other), labels, mask)
+
+    def contrast(
+        self,
+        networks: Networks,
+        features1: Array,
+        embeddings: tuple[Array, Array],
+        labels: Array,
+        mask: Array | None,
+    ) -> tuple[Array, Metrics]:
+        """Returns what `loss` does, for a method that uses the embeddings itself.
+
+        Without labels there is no probe, and its loss and metrics are left out.
+
+        Args:
+          networks: of these, the online probe is run.
+          features1: of view 1, [batch, features], for the online probe. Their gradient
+            is stopped: the probe never trains the encoder.
+          embeddings: the projector's outputs for each view, [batch, dimensions].
+          labels: int32, [batch].
+          mask: the examples that count, bool [batch]; None for all.
+        """
         contrast = losses.nt_xent(*embeddings, self.temperature, mask)
         features1 = jax.lax.stop_gradient(features1)
         metrics = {

@@ -40,7 +40,17 @@ class DUET(base.Method):
 
     def init(self, rngs: nnx.Rngs) -> base.Networks:
         """Returns newly initialized networks; the projector reads the content."""
-        return self.two_views.networks(rngs, [group.num_bins for group in self.groups])
+        share = self.two_views.encoder.num_features // len(self.groups)
+        channels = sum(share // group.num_bins for group in self.groups)
+        return self.two_views.networks(rngs, channels)
+
+    def describe(self) -> str:
+        """Returns the structures and lambda."""
+        structures = "; ".join(
+            f"{group.code} is structure, {group.num_bins} bins, target {group.target}"
+            for group in self.groups
+        )
+        return f"{structures}, weight {self.structure_weight:g}"
 
     def representations(self, features: Array) -> dict[str, Array]:
         """Returns the features, the content and the structures.

@@ -63,6 +63,11 @@ class ESSL(base.Method):
         )
         return networks
 
+    def describe(self) -> str:
+        """Returns what is predicted, and lambda."""
+        codes = " and ".join(self.learned)
+        return f"predicts {codes}, weight {self.prediction_weight:g}"
+
     def make_views(self, key: Array, images: Array, *, train: bool) -> base.Views:
         """Returns the two main views and the half-size view for the predictions.
 

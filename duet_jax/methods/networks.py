@@ -6,7 +6,7 @@ from duet_jax.models.heads import OnlineProbe, Projector
 
 
 class Networks(nnx.Module):
-    """The networks of a run; ESSL adds a `predictor`.
+    """The networks of a run; methods add their own, such as a `predictor`.
 
     Attributes:
       encoder: images to features; what is kept after training.

@@ -1,4 +1,4 @@
-"""Heads on the encoder's features: projector, ESSL predictor, online probe."""
+"""Heads on the encoder's features: projector, predictors, online probe."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ class Projector(nnx.Module):
 
 
 class Predictor(nnx.Module):
-    """Predicts how an image was transformed.
+    """Predicts how an image was transformed, and other values.
 
     Linear LN ReLU, Linear LN ReLU, Linear.
 
@@ -72,8 +72,8 @@ class Predictor(nnx.Module):
         """Builds the head.
 
         Args:
-          in_features: number of features of the encoder.
-          num_outputs: number of classes, or 1 for regression.
+          in_features: number of features of the encoder; of what else it reads.
+          num_outputs: number of classes, or of values: 1 for ESSL's regression.
           hidden: width of the two hidden layers.
           dtype: compute type.
           rngs: source of the initial weights.
@@ -89,6 +89,43 @@ class Predictor(nnx.Module):
         y = nnx.relu(self.norm1(self.hidden1(features)))
         y = nnx.relu(self.norm2(self.hidden2(y)))
         return at_least_float32(self.output(y))
+
+
+class Hypernetwork(nnx.Module):
+    """Moves embeddings by an affine map that is made from parameters; always float32.
+
+    The map is the identity plus what two layers, Linear ReLU Linear, make of the
+    parameters, over the root of the number of dimensions: at first it moves little.
+
+    Source: the predictor of SIE (Garrido et al., 2023), which has one layer.
+    """
+
+    def __init__(
+        self, num_parameters: int, dimensions: int, *, hidden: int, rngs: nnx.Rngs
+    ):
+        """Builds the two layers.
+
+        Args:
+          num_parameters: number of parameters.
+          dimensions: of the embeddings.
+          hidden: width of the hidden layer.
+          rngs: source of the initial weights.
+        """
+        self.hidden = _linear(num_parameters, hidden, None, rngs)
+        self.output = _linear(hidden, (dimensions + 1) * dimensions, None, rngs)
+
+    def __call__(self, embeddings: Array, parameters: Array) -> Array:
+        """Returns moved embeddings, [batch, dimensions].
+
+        Args:
+          embeddings: float32, [batch, dimensions].
+          parameters: float32, [batch, num_parameters].
+        """
+        batch, dimensions = embeddings.shape
+        made = self.output(nnx.relu(self.hidden(parameters)))
+        made = made.reshape(batch, dimensions + 1, dimensions) * dimensions**-0.5
+        moved = jnp.einsum("bi,bij->bj", embeddings, made[:, :-1])
+        return embeddings + moved + made[:, -1]
 
 
 class OnlineProbe(nnx.Module):

@@ -165,7 +165,12 @@ def _compute_again(
         known = {
             name: {
                 "finite": jnp.isfinite(view.images).all(axis=(1, 2, 3)),
-                **{k: v for k, v in view._asdict().items() if k != "images"},
+                # What is drawn says all that `parameters` does.
+                **{
+                    k: v
+                    for k, v in view._asdict().items()
+                    if k not in ("images", "parameters")
+                },
             }
             for name, view in views._asdict().items()
             if view is not None

@@ -27,6 +27,7 @@ _TOLD = (
     "augmented_nt_xent",
     "structure_loss",
     "prediction_loss",
+    "equivariance_loss",
     "mse_full",
 )
 

@@ -94,18 +94,7 @@ def _describe_method(plan: Plan) -> str:
     codes = " ".join(method.two_views.stack.codes) or "no augmentation"
     if plan.of_decoders:
         return f"decoders of the features of {config.method}, of views with {codes}"
-    if config.method == "essl":
-        return (
-            f"essl on {codes}; predicts {' and '.join(method.learned)}, weight "
-            f"{method.prediction_weight:g}"
-        )
-    if config.method == "duet":
-        structures = "; ".join(
-            f"{group.code} is structure, {group.num_bins} bins, target {group.target}"
-            for group in method.groups
-        )
-        return f"duet on {codes}; {structures}, weight {method.structure_weight:g}"
-    return f"{config.method} on {codes}"
+    return "; ".join(filter(None, (f"{config.method} on {codes}", method.describe())))
 
 
 def _describe_networks(plan: Plan) -> str:

@@ -3,9 +3,11 @@
 import dataclasses
 
 import ml_collections
+import pytest
 import tiny
 
 from duet_jax.config import build
+from duet_jax.errors import UsageError
 from duet_jax.methods import METHODS, Method
 from duet_jax.types import DatasetFacts
 
@@ -41,6 +43,9 @@ def test_a_method_may_have_what_is_learned(monkeypatch):
     with config.unlocked():
         config.weighted = ml_collections.ConfigDict({"weight": 2.5})
     config.method = "weighted"
-    config.learned = "rot,hue"
-    assert build.make_method(config, DATA).learned == ("rot", "hue")
+    config.learned = "rot,sca"
+    assert build.make_method(config, DATA).learned == ("rot", "sca")
     assert build.reads_learned("weighted")
+    config.learned = "fli"
+    with pytest.raises(UsageError, match=r"learned='fli' is not in .*sca rot"):
+        build.make_method(config, DATA)

@@ -11,6 +11,7 @@ from configs import base, smoke
 from duet_jax.augmentations import Options
 from duet_jax.config import checks
 from duet_jax.errors import UsageError
+from duet_jax.methods import METHODS
 from duet_jax.training import optim
 
 
@@ -56,6 +57,12 @@ def test_fields_are_dotted_leaves():
 # --- what is left of a configuration --------------------------------------------------
 
 ESSL = {"essl.prediction_weight", "essl.hidden"}
+# Sections of the methods that are in none of the cases.
+OTHERS = {
+    name
+    for name, _ in checks.fields(base.get_config())
+    if name.partition(".")[0] in {*METHODS} - {"duet", "essl"}
+}
 DUET = {"duet.num_bins", "duet.structure_weight", "duet.target", "duet.marginal"}
 SIGMA, CONCENTRATION = {"duet.sigma"}, {"duet.concentration"}
 TUPLES = {"encoder.blocks", "encoder.widths"}
@@ -82,7 +89,7 @@ TUPLES = {"encoder.blocks", "encoder.widths"}
 def test_what_nothing_reads_is_dropped(changes, dropped):
     config = resolve(**changes)
     asked = flat(build({n.replace("__", "."): v for n, v in changes.items()}))
-    assert set(asked) - set(flat(config)) == dropped
+    assert set(asked) - set(flat(config)) == dropped | OTHERS
     # What is left is as it was, and no empty section remains.
     assert flat(config).items() <= asked.items()
     assert all(len(config[name]) for name in config if hasattr(config[name], "keys"))
@@ -107,7 +114,7 @@ def test_what_nothing_reads_is_known(changes, names, reason):
 
 
 def test_setting_what_is_read_is_fine():
-    for changes in ({}, {"method": "essl"}, {"method": "simclr"}):
+    for changes in ({"method": method} for method in METHODS):
         named = [
             name
             for name in flat(resolve(**changes))
@@ -155,7 +162,7 @@ def test_no_augmentation_at_all():
     assert checks.check(asked, nothing).augmentation.stack == ("fli", "rot")
 
 
-@pytest.mark.parametrize("method", ["duet", "simclr", "essl"])
+@pytest.mark.parametrize("method", METHODS)
 def test_resolving_again_changes_nothing(method):
     config = resolve(method=method)
     text = config.to_json()
@@ -259,6 +266,13 @@ EDGES = {
     "duet.concentration": ([1e-3], [0.0, -1.0]),
     "essl.prediction_weight": ([0.0], [-0.1]),
     "essl.hidden": ([1], [0, 65_537]),
+    "augself.weight": ([0.0], [-0.1]),
+    "augself.hidden": ([1], [0, 65_537]),
+    "equimod.weight": ([0.0], [-0.1]),
+    "care.weight": ([0.0], [-0.1]),
+    "care.chunk": ([2, 65_536], [1, 0, 65_537]),
+    "sie.weight": ([0.0], [-0.1]),
+    "sie.hidden": ([1, 1024], [0, 1025]),
     "optimizer.learning_rate": ([1e-9], [0.0]),
     "optimizer.schedule": (["epoch", "step"], ["cosine", ""]),
     "optimizer.b1": ([0.0, 0.999], [1.0, -0.1]),
@@ -326,7 +340,10 @@ def test_numbers_are_finite(value):
             {"method": "simclr", "encoder.name": "resnet18"},
             ["config.encoder.name='resnet18'", "cifar10_resnet20"],
         ),
-        ({"method": "byol"}, ["config.method='byol'", "duet, simclr, essl"]),
+        (
+            {"method": "byol"},
+            ["config.method='byol'", "simclr, essl, duet, augself, equimod, care, sie"],
+        ),
         ({"learned": "ccr"}, ["config.learned='ccr'", "choose one of"]),
         ({"duet.target": "cauchy"}, ["config.duet.target='cauchy'", "gaussian"]),
         (

@@ -347,6 +347,7 @@ def test_the_grids_are_complete():
         "table2",
         "table3",
         "pairs",
+        "peers",
         "duet_sweep",
         "standard",
     }
@@ -431,6 +432,29 @@ def test_the_rows_of_a_pair_differ_in_what_is_made_of_the_views():
         "duet-sca-beside-rot",
         "simclr-rot+sca",
     ]
+
+
+def test_peers_have_the_same_views():
+    (path,) = (path for path in GRIDS if path.stem == "peers")
+    grid = GRIDS[path]
+    named = [row for row in grid.rows if "-" not in row]
+    assert named == [*METHODS]
+    counts = dict.fromkeys(METHODS, 0)
+    for row in grid.rows:
+        found = row_of(path, row)
+        method, _, weight = row.partition("-weight-")
+        assert found["method"] == method
+        assert found["augmentation.stack"] == ("sca", "rot")
+        assert found["learned"] == "rot"
+        assert grid.codes[row] == ("rot",)
+        if weight:
+            counts[method] += 1
+            (field,) = checks.RULES.keys() & {
+                f"{method}.{name}weight" for name in ("", "structure_", "prediction_")
+            }
+            assert found[field] == float(weight)
+            assert changed(path, method, row) <= {field}
+    assert counts == {**dict.fromkeys(METHODS, 3), "simclr": 0}
 
 
 def test_a_sweep_changes_one_field():

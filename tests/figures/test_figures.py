@@ -267,6 +267,7 @@ SHARED = [
         (None, None),
         ("structure_loss", "structure loss (Jensen-Shannon)"),
         ("prediction_loss", "prediction loss"),
+        ("equivariance_loss", "equivariance loss"),
     ],
 )
 def test_each_method_gets_the_panels_of_its_losses(part, panel):
