@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.codes import Code, spaced
 from duet_jax.evaluation.readouts import span
 from duet_jax.evaluation.result import Table
-from duet_jax.methods.base import group_of
+from duet_jax.methods.base import Predictive, group_of
 from duet_jax.metrics import actions
 from duet_jax.metrics import equivariance as measures
 from duet_jax.models import representation
@@ -66,16 +67,22 @@ def _retrieve(evaluation: Evaluation, code: Code) -> dict[str, Any]:
         candidates = np.stack(
             [_encode_at(evaluation, code, images, value) for value in values], axis=1
         )
-    predictions = _predict(evaluation, code, candidates[:, 0], values)
+    predictions = {
+        name: (predicted, candidates)
+        for name, predicted in _predict(
+            evaluation, code, candidates[:, 0], values
+        ).items()
+    }
+    predictions |= _predict_itself(evaluation, code, candidates, values)
     mrr, hits = actions.chance(len(values))
     scores: dict[str, Any] = {
         "images": len(images),
         "views": len(values),
         "predictors": {},
     }
-    for name, predicted in predictions.items():
+    for name, (predicted, among) in predictions.items():
         with evaluation.timed("retrieval"):
-            scores["predictors"][name] = _score(code, predicted, candidates, values)
+            scores["predictors"][name] = _score(code, predicted, among, values)
     scores[CHANCE] = {
         "mrr": mrr,
         **{f"hits_{k}": hits(k) for k in HITS},
@@ -135,6 +142,37 @@ def _predict(
     found[MAPPED] = _mapped(evaluation, code, start, values)
     found[UNMOVED] = np.repeat(start[:, None], len(values), axis=1)
     return found
+
+
+def _predict_itself(
+    evaluation: Evaluation, code: Code, views: np.ndarray, values: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Returns what a method's own predictor predicts, and what it should.
+
+    Args:
+      evaluation: of a run.
+      code: the augmentation.
+      views: features of the views, the images as they are first, [n, views, d].
+      values: their structure values, [views].
+
+    Returns:
+      Predicted and true embeddings, [n, views, dimensions]; {} for a method without a
+      predictor, or one that is not told of the augmentation.
+    """
+    method = evaluation.run.method
+    if not isinstance(method, Predictive) or code.name not in method.learned:
+        return {}
+    networks = evaluation.run.networks(*method.predictive_parts)
+    n, stack = len(views), method.two_views.stack
+    true = np.asarray(
+        method.embed(networks, jnp.asarray(views.reshape(-1, views.shape[2])))
+    )
+    true = true.reshape(*views.shape[:2], -1)
+    plain, predicted = stack.parameters(stack.identity(n)), []
+    for value in values:
+        told = code.stack.parameters(code.draws_at(np.full(n, value)))
+        predicted.append(method.predict(networks, true[:, 0], plain | told))
+    return {OWN: (np.stack(predicted, axis=1), true)}
 
 
 def _mapped(

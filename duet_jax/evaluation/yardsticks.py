@@ -23,7 +23,7 @@ from duet_jax.training.train_step import initial_key
 _log = logging.getLogger(__name__)
 
 # To be increased when a measure changes its numbers.
-_FORMAT = 1
+_FORMAT = 2
 UNTRAINED, PIXELS, CHANCE = "untrained encoder", "raw pixels", "chance"
 
 Scores = dict[str, Any]

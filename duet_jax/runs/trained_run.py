@@ -11,14 +11,17 @@ import dataclasses
 import functools
 import os
 import pathlib
+import types
 
 import ml_collections
 import numpy as np
+from flax import nnx
 
 from duet_jax.config import build
 from duet_jax.data.decoding import preprocessed_side
 from duet_jax.errors import UsageError
 from duet_jax.methods import Method
+from duet_jax.methods.networks import split
 from duet_jax.runs import frozen_encoder, workdir
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runs.frozen_encoder import FrozenEncoder, Representations
@@ -50,6 +53,31 @@ class Run:
     def fingerprint(self) -> str:
         """Hash of the encoder's parameters and running statistics."""
         return self.encoder.fingerprint()
+
+    def networks(self, *names: str) -> types.SimpleNamespace:
+        """Returns networks of the method beside the encoder, with trained weights.
+
+        Args:
+          *names: of attributes of `Networks`, such as "projector".
+
+        Returns:
+          An object with these attributes.
+
+        Raises:
+          UsageError: the checkpoint is damaged, or was deleted.
+        """
+        shapes = nnx.eval_shape(lambda: self.method.init(nnx.Rngs(0)))
+        parts = {name: split(getattr(shapes, name)) for name in names}
+        params = {name: params for name, (_, params, _) in parts.items()}
+        batch_stats = {name: stats for name, (_, _, stats) in parts.items() if stats}
+        with Checkpoints(self.directory / "checkpoints", create=False) as saved:
+            _, params, batch_stats = saved.restore_model(params, batch_stats, self.step)
+        return types.SimpleNamespace(
+            **{
+                name: nnx.merge(graphdef, params[name], batch_stats.get(name, {}))
+                for name, (graphdef, _, _) in parts.items()
+            }
+        )
 
     def __call__(self, images: np.ndarray) -> Representations:
         """Returns the representations of images, not augmented.
