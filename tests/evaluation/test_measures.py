@@ -1,21 +1,25 @@
 """The measures of equivariance on encoders whose answers are known."""
 
 import contextlib
+import dataclasses
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from duet_jax import figures
-from duet_jax.augmentations import Options, make_stack
+from duet_jax.augmentations import Options, make_stack, normalize
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import actions, local, matrix, options, readouts
 from duet_jax.evaluation.codes import Difference, make_code
 from duet_jax.methods import DUET, EncoderSettings, SimCLR, TwoViews
 from duet_jax.methods.groups import Group
+from duet_jax.methods.networks import split
 from duet_jax.models import representation
+from duet_jax.runs.frozen_encoder import FrozenEncoder
 from duet_jax.types import Split
 
 BINS, CHANNELS, SIDE = 5, 4, 8
@@ -402,3 +406,99 @@ def test_measures_are_chosen():
 def test_measures_that_are_refused(text, message):
     with pytest.raises(UsageError, match=message):
         options.check_equivariance(measures=text)
+
+
+# Real encoders.
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    """An encoder of this project with the weights that it begins with."""
+    settings = EncoderSettings(
+        "Cifar10_ResNet", 1.0, (1, 1, 1), (8, 8, 8, 20), 1, "float32"
+    )
+    views = dataclasses.replace(two_views(), encoder=settings)
+    method = dataclasses.replace(duet(), two_views=views)
+    networks = method.init(nnx.Rngs(0))
+    return FrozenEncoder(method, batch_size=16).use(*split(networks.encoder)[1:])
+
+
+def test_the_differentiable_form_is_the_encoder(encoder):
+    views = np.float32(normal_views(7))
+    found = encoder.differentiable()(encoder.state, views)
+    for name, expected in encoder.of_views(views).items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
+    layers = [name for name in found if name.startswith("layer ")]
+    assert layers == ["layer stem", "layer stage1", "layer stage2", "layer stage3"]
+    assert found["layer stage3"].shape == (7, 20)
+
+
+def normal_views(count):
+    return np.random.default_rng(0).uniform(-0.4, 0.3, (count, SIDE, SIDE, 1))
+
+
+def test_derivatives_of_a_real_encoder_are_those_of_small_steps(encoder):
+    function, state = encoder.differentiable(), encoder.state
+    views, flow = np.float32(normal_views(7)) + 0.5, local.FLOWS["brightness"]
+    parts = local._derivatives(function, state, flow, [], views)
+    assert parts["full"][1].shape == (7, 20)
+    before, after = (
+        np.float64(
+            function(state, normalize(flow.apply(jnp.asarray(views), t)))["full"]
+        )
+        for t in (-0.1, 0.1)
+    )
+    steps = (after - before) / 0.2
+    # Some units of ReLU begin or cease to act within the step.
+    apart = np.linalg.norm(parts["full"][1] - steps) / np.linalg.norm(steps)
+    assert apart < 0.1
+
+
+class Told:
+    """A predictor of its own: it adds what it is told to the features."""
+
+    learned = ("rot",)
+    predictive_parts = ("predictor",)
+
+    def __init__(self, right):
+        self.two_views = two_views()
+        self.right = right
+
+    def embed(self, networks, features):
+        assert networks.predictor == "the network"
+        return features[:, :2]
+
+    def predict(self, networks, embedded, parameters):
+        assert {*parameters} == {"rot", "sca"}
+        angle = 2 * jnp.pi * (parameters["rot"] - 0.5)
+        moved = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=1)
+        return embedded * 0 + moved if self.right else embedded
+
+
+def pointing(images, stack=None, draws=None):
+    """Features that begin with the direction of the turn."""
+    angle = np.zeros(len(images))
+    if stack is not None and "rot" in stack.codes:
+        angle = 2 * np.pi * (np.asarray(stack.structure(draws)["rot"]) - 0.5)
+    noise = matrices(images).reshape(len(images), -1)
+    return {"full": np.float32(np.c_[np.cos(angle), np.sin(angle), noise])}
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_method_with_a_predictor_of_its_own(right):
+    evaluation = evaluation_of(pointing, Told(right))
+    evaluation.run.networks = lambda name: types.SimpleNamespace(
+        predictor="the network"
+    )
+    found = actions._retrieve(evaluation, make_code(evaluation, "rot"))
+    mrr = found["predictors"][actions.OWN]["mrr"]
+    if right:
+        assert mrr == pytest.approx(1)
+        assert found["predictors"][actions.OWN]["pre"] == pytest.approx(0, abs=1e-6)
+    else:
+        assert mrr < 0.2
+    others = actions._retrieve(evaluation, make_code(evaluation, "ron"))
+    assert actions.OWN not in others["predictors"]
+    # Quarter turns: each is one view.
+    assert others["views"] == 4
+    assert others["chance"]["hits_1"] == 0.25

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import r2_score
 
 from duet_jax import losses
 from duet_jax.errors import UsageError
 from duet_jax.metrics import classification
-from duet_jax.probes import inputs, knn, logistic, ridge, sgd
+from duet_jax.probes import inputs, knn, logistic, mlp, ridge, sgd
 
 CLASSES = 3
 
@@ -636,3 +637,65 @@ def test_nan_is_wrong_and_a_tie_counts_against_the_label():
 def test_scores_must_fit_the_labels(values, labels):
     with pytest.raises(UsageError, match="do not fit"):
         classification.classification(values, labels)
+
+
+# The small network.
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(mlp, "HIDDEN", (64, 64))
+
+
+def test_a_network_reads_what_a_linear_map_cannot(quick):
+    x = np.random.default_rng(0).normal(3.0, 2.0, (1500, 3)).astype(np.float32)
+    y = np.stack([np.sin(x[:, 0]), 5 + x[:, 1] * x[:, 2] / 16], axis=1)
+    found = mlp.fit(x[:1000], y[:1000])
+    score = r2_score(y[1000:], found.predict(x[1000:]))
+    linear = ridge.fit_with_selection(x[:1000], y[:1000]).predict(x[1000:])
+    assert score > 0.8 > r2_score(y[1000:], linear)
+    # Training ended when the held-out tenth did not improve, or at the limit.
+    assert found.held_out[found.epoch - 1] == min(found.held_out)
+    late = len(found.held_out) - found.epoch
+    assert late == mlp.PATIENCE or len(found.held_out) == mlp.MOST_EPOCHS
+
+
+def test_a_network_names_classes(quick):
+    x = np.random.default_rng(0).normal(size=(900, 2)).astype(np.float32)
+    labels = (x[:, 0] * x[:, 1] > 0).astype(int)
+    found = mlp.fit(x[:600], labels[:600], num_classes=2)
+    outputs = found.predict(x[600:])
+    assert outputs.shape == (300, 2)
+    assert np.mean(outputs.argmax(axis=1) == labels[600:]) > 0.9
+
+
+def test_a_network_is_the_same_again(quick):
+    x = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    one, other = (mlp.fit(x, x[:, :1], seed=seed) for seed in (0, 0))
+    np.testing.assert_array_equal(one.predict(x), other.predict(x))
+    assert not np.array_equal(mlp.fit(x, x[:, :1], seed=1).predict(x), one.predict(x))
+
+
+def test_the_outputs_of_a_network_are_those_of_its_layers(quick):
+    x = np.random.default_rng(0).normal(size=(5000, 4)).astype(np.float32)
+    found = mlp.fit(x, x[:, :2] + 7)
+    h = found.standardization.apply(x)
+    *hidden, (kernel, bias) = found.weights
+    for each, own in hidden:
+        h = np.maximum(h @ np.asarray(each) + np.asarray(own), 0)
+    expected = h @ np.asarray(kernel) + np.asarray(bias) + found.mean
+    assert found.mean == pytest.approx((x[:, :2] + 7).mean(axis=0), abs=1e-5)
+    np.testing.assert_allclose(found.predict(x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (np.zeros((9, 2)), "targets="),
+        (np.zeros(10), "targets="),
+        (np.full((10, 1), np.nan), "NaN"),
+    ],
+)
+def test_targets_that_a_network_refuses(targets, message):
+    with pytest.raises(UsageError, match=message):
+        mlp.fit(np.ones((10, 3)), targets)
