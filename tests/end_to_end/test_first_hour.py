@@ -10,6 +10,7 @@ from sklearn import datasets
 
 from duet_jax import cli
 from duet_jax.evaluation import control
+from duet_jax.evaluation.options import MEASURES
 from duet_jax.loggers import read_rows
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runs.trained_run import load_run
@@ -76,8 +77,18 @@ def test_what_needs_no_labels_works(trained, capsys, monkeypatch):
     }
     assert features["train_full"].shape == (272, 32)
     assert "untrained encoder" in capsys.readouterr().out
+    found = json.loads((trained / "eval" / "equivariance.json").read_text())
+    assert {*found["results"]} == {"rot", "local", "matrix"}
+    of_code = found["results"]["rot"]
+    assert {"mlp", "relative", "retrieval", "geometry"} < {*of_code}
+    assert "bins shifted" in of_code["retrieval"]["predictors"]
+    assert "bins shifted" in found["results"]["local"]["rotation"]["full"]
+    assert {*MEASURES} < {*found["seconds"]}
     page = (trained / "report.html").read_text()
     assert "equivariance to rot" in page
+    assert "what each representation knows of every augmentation" in page
+    assert "local equivariance error" in page
+    assert 'alt="equivariance matrix"' in page
     assert "control of rot" in page
     assert "Linear probe" not in page
 

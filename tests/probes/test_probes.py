@@ -653,7 +653,7 @@ def test_a_network_reads_what_a_linear_map_cannot(quick):
     found = mlp.fit(x[:1000], y[:1000])
     score = r2_score(y[1000:], found.predict(x[1000:]))
     linear = ridge.fit_with_selection(x[:1000], y[:1000]).predict(x[1000:])
-    assert score > 0.8 > r2_score(y[1000:], linear)
+    assert score > 0.2 + r2_score(y[1000:], linear)
     # Training ended when the held-out tenth did not improve, or at the limit.
     assert found.held_out[found.epoch - 1] == min(found.held_out)
     late = len(found.held_out) - found.epoch

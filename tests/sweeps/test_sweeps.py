@@ -843,6 +843,36 @@ def test_one_code_has_the_measures_of_the_row(tmp_path):
     assert trial.yardsticks() == {"chance": {"read_r2": 0.0, "read_error": 90.0}}
 
 
+def test_the_measures_of_the_field(tmp_path):
+    predictors = {
+        "linear map": {"mrr": 0.5, "hits_1": 0.25, "pre": 0.125},
+        "bins shifted": {"mrr": 0.75, "hits_1": 0.5, "pre": 0.0},
+    }
+    of_rot = EQUIVARIANCE["rot"] | {
+        "mlp": {"full": {"r_squared": 0.875}},
+        "relative": {"mlp": {"r_squared": 0.625}},
+        "retrieval": {"predictors": predictors},
+        "geometry": {"procrustes": 0.5, "gamma": None, "composition": 0.25},
+    }
+    turned = {"full": {"invariant": {"error": 0.0625}}}
+    results = {"rot": of_rot, "local": {"rotation": turned}}
+    trial = measured(tmp_path, ("rot",), equivariance=results)
+    assert trial.found() == {
+        **OF_ROT,
+        "network_r2": 0.875,
+        "relative_r2": 0.625,
+        "mrr": 0.5,
+        "hits_1": 0.25,
+        "pre": 0.125,
+        "mrr_own": 0.75,
+        "procrustes": 0.5,
+        "composition": 0.25,
+        "local": 0.0625,
+    }
+    for name in trial.found():
+        assert tables.measure_of(name).note
+
+
 def test_several_codes_have_measures_of_their_own(tmp_path):
     predictions = {"shift": MEASURED["shift"], "oracle": MEASURED["oracle"]}
     of_code = {"levels": None, "predictions": predictions, "chance": {"error": 0.75}}
