@@ -24,7 +24,7 @@ from duet_jax.methods import Method
 _IMAGES = 4000
 HIGH, LOW = "high", "low"
 # Marks in the table, above what is written.
-_MARKS = {HIGH: " ↑", LOW: " ↓", "": ""}
+_MARKS = {HIGH: " ▲", LOW: " ▽", "": ""}
 
 
 def measure(evaluation: Evaluation) -> dict[str, Any]:
@@ -128,8 +128,8 @@ def table(found: Mapping[str, Any]) -> Table:
         ("applied alone", *names, "chance"),
         rows,
         "R² pooled over outputs, or accuracy in percent where there are few levels, of "
-        "the linear readout, with half the width of its 95 % interval. ↑: the method "
-        "is trained to have it there; ↓: it should not be there.",
+        "the linear readout, with half the width of its 95 % interval. ▲: the method "
+        "is trained to have it there; ▽: it should not be there.",
     )
 
 
@@ -144,7 +144,7 @@ def _cell(scores: Mapping[str, Any]) -> str:
     if name == "accuracy":
         half = percent((high - low) / 2)
         return f"{percent(scores[name])} ± {half} %{mark}"
-    return f"{scores[name]:.2f} ± {(high - low) / 2:.2f}{mark}"
+    return f"{_two_digits(scores[name])} ± {(high - low) / 2:.2f}{mark}"
 
 
 def draw(found: Mapping[str, Any]) -> Drawing:
@@ -173,4 +173,8 @@ def draw(found: Mapping[str, Any]) -> Drawing:
 def _short(scores: Mapping[str, Any]) -> str:
     if "accuracy" in scores:
         return f"{percent(scores['accuracy'])} %"
-    return f"{scores['r_squared']:.2f}"
+    return _two_digits(scores["r_squared"])
+
+
+def _two_digits(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # never -0.00
