@@ -961,6 +961,18 @@ def test_rows_of_a_pair_are_measured_for_both(capsys, here):
     assert {each.options["codes"] for each in parsed} == {"rot,hue"}
 
 
+def test_peers_are_chosen_by_name_or_for_their_weights(capsys, here):
+    peers = f"--experiment={ROOT / 'configs' / 'peers.py'}"
+    lines = commands(capsys, peers, "--rows=simclr,care,sie", "--scale=tiny")
+    parsed = [cli.parse(shlex.split(line)[1:]) for line in lines]
+    assert [each.config.method for each in parsed] == ["simclr", "care", "sie"]
+    assert [each.config.get("learned") for each in parsed] == [None, None, "rot"]
+    assert {each.options["codes"] for each in parsed} == {"rot"}
+    lines = commands(capsys, peers, "--rows=augself-weight-*")
+    parsed = [cli.parse(shlex.split(line)[1:]) for line in lines]
+    assert [each.config.augself.weight for each in parsed] == [0.5, 2.0, 8.0]
+
+
 ABOUT = {
     "duet": ({"method": "duet", "learned": "rot,hue"}, ("rot", "hue")),
     "essl": ({"method": "essl", "learned": "rot, hue"}, ("rot", "hue")),
