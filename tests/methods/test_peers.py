@@ -43,13 +43,17 @@ def built(name, channels=3, **changes):
     return build.make_method(configured(name, **changes), DATA[channels])
 
 
+def shown(method, images, *, train):
+    """The views of images; compiled, which takes less than one step at a time."""
+    make_views = functools.partial(method.make_views, train=train)
+    return jax.jit(make_views)(KEY, images)
+
+
 def made(name, channels=3):
     """A method, augmented views of a batch, and its labels."""
     method = built(name, channels)
     data = tiny.dataset(BATCH, 1, side=SIDE, channels=channels)
-    views = jax.jit(functools.partial(method.make_views, train=True))(
-        KEY, data.train.images
-    )
+    views = shown(method, data.train.images, train=True)
     return method, views, jnp.asarray(data.train.labels)
 
 
@@ -288,7 +292,7 @@ def test_images_of_a_chunk_share_their_draws(n):
 def test_alike_images_of_a_chunk_have_alike_views():
     method = built("care")
     images = tiny.dataset(2, 1, side=SIDE, channels=3).train.images
-    views = method.make_views(KEY, np.repeat(images[:1], 7, axis=0), train=True)
+    views = shown(method, np.repeat(images[:1], 7, axis=0), train=True)
     for view in views[:2]:
         for row in range(1, CHUNK):
             np.testing.assert_array_equal(view.images[row], view.images[0])
@@ -299,7 +303,7 @@ def test_equimod_starts_from_the_plain_image():
     method = built("equimod")
     images = tiny.dataset(4, 1, side=SIDE, channels=3).train.images
     for train in (True, False):
-        views = method.make_views(KEY, images, train=train)
+        views = shown(method, images, train=train)
         np.testing.assert_allclose(views.plain.images, images / 255 - 0.5, atol=1e-6)
     assert set(method.draws(KEY, 4)) == {"first", "second", "plain"}
     np.testing.assert_array_equal(views.plain.parameters["sca"][0], [0, 0, 1, 1])

@@ -314,7 +314,9 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("scale", loading.scales())
-@pytest.mark.parametrize("name", ["figure4", "table2", "table3", "pairs", "duet_sweep"])
+@pytest.mark.parametrize(
+    "name", ["figure4", "table2", "table3", "pairs", "peers", "duet_sweep"]
+)
 def test_every_row_can_be_run(name, scale, capsys, here):
     path = ROOT / "configs" / f"{name}.py"
     experiment = loading.load_experiment(str(path))

@@ -280,8 +280,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "padding is compared",
-            "present[:, :, None] & present[:, None, :] & different",
-            "present[:, :, None] & different",
+            "pairs = present[:, :, None] & present[:, None, :]",
+            "pairs = present[:, :, None]",
         ),
     ),
     *_rows(
