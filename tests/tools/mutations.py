@@ -242,7 +242,7 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
-        "methods",
+        "methods/test_peers.py",
         "methods/augself.py",
         ("a difference without its weight", "self.weight * mean", "mean"),
         (
@@ -257,7 +257,7 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
-        "methods",
+        "methods/test_peers.py",
         "methods/equimod.py",
         (
             "told of the other view",
@@ -271,7 +271,7 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
-        "methods",
+        "methods/test_peers.py",
         "methods/care.py",
         (
             "every image its own draw",
@@ -280,12 +280,12 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "padding is compared",
-            "pairs = present[:, :, None] & present[:, None, :]",
-            "pairs = present[:, :, None]",
+            "present[:, :, None] & present[:, None, :]",
+            "present[:, :, None]",
         ),
     ),
     *_rows(
-        "methods",
+        "methods/test_peers.py",
         "methods/sie.py",
         (
             "the halves exchanged",
@@ -299,7 +299,7 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
-        "losses",
+        "losses/test_vicreg.py",
         "losses/vicreg.py",
         (
             "the mean with padding",
