@@ -1,4 +1,4 @@
-"""Trains DUET, SimCLR or ESSL, and measures what has been trained.
+"""Trains DUET or one of its peers, and measures what has been trained.
 
 `python main.py --help` says more; `duet_jax/cli.py` reads the command line.
 """

@@ -1,4 +1,4 @@
-"""Trains DUET, SimCLR or ESSL, and evaluates trained runs.
+"""Trains DUET or one of its peers, and evaluates trained runs.
 
     python main.py --config=configs/cifar10_duet_rot.py --workdir=runs/rot
     python main.py --workdir=runs/rot --mode=linear_probe,knn

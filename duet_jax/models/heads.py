@@ -30,7 +30,7 @@ class Projector(nnx.Module):
         """Builds the head.
 
         Args:
-          in_features: channels of the content; for SimCLR and ESSL all features.
+          in_features: all features, of DUET the channels of the content, of SIE half.
           hidden: width of the two hidden layers.
           out_features: dimensions of the embeddings.
           dtype: compute type.

@@ -89,7 +89,8 @@ class Run:
         Returns:
           Name -> float32 [n, dimensions]. "full": the encoder's features. DUET adds
           "content", the sum over the bins [n, features / bins], and "structure", the
-          predicted distribution over the bins [n, bins].
+          predicted distribution over the bins [n, bins]; SIE the halves of the
+          features, "invariant" and "equivariant" [n, features / 2].
 
         Raises:
           ValueError: the images have another type or shape.

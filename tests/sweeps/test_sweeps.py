@@ -314,7 +314,9 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("scale", loading.scales())
-@pytest.mark.parametrize("name", ["figure4", "table2", "table3", "pairs", "duet_sweep"])
+@pytest.mark.parametrize(
+    "name", ["figure4", "table2", "table3", "pairs", "peers", "duet_sweep"]
+)
 def test_every_row_can_be_run(name, scale, capsys, here):
     path = ROOT / "configs" / f"{name}.py"
     experiment = loading.load_experiment(str(path))
@@ -989,6 +991,18 @@ def test_rows_of_a_pair_are_measured_for_both(capsys, here):
     learned = [each.config.get("learned") for each in parsed]
     assert learned == ["rot,hue", "rot", "hue", "rot,hue", None]  # SimCLR ignores both
     assert {each.options["codes"] for each in parsed} == {"rot,hue"}
+
+
+def test_peers_are_chosen_by_name_or_for_their_weights(capsys, here):
+    peers = f"--experiment={ROOT / 'configs' / 'peers.py'}"
+    lines = commands(capsys, peers, "--rows=simclr,care,sie", "--scale=tiny")
+    parsed = [cli.parse(shlex.split(line)[1:]) for line in lines]
+    assert [each.config.method for each in parsed] == ["simclr", "care", "sie"]
+    assert [each.config.get("learned") for each in parsed] == [None, None, "rot"]
+    assert {each.options["codes"] for each in parsed} == {"rot"}
+    lines = commands(capsys, peers, "--rows=augself-weight-*")
+    parsed = [cli.parse(shlex.split(line)[1:]) for line in lines]
+    assert [each.config.augself.weight for each in parsed] == [0.5, 2.0, 8.0]
 
 
 ABOUT = {

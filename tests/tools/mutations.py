@@ -242,6 +242,72 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
+        "methods/test_peers.py",
+        "methods/augself.py",
+        ("a difference without its weight", "self.weight * mean", "mean"),
+        (
+            "the sum of the codes, not the mean",
+            "sum(by_code.values()) / len(by_code)",
+            "sum(by_code.values())",
+        ),
+        (
+            "the difference the other way",
+            "losses.squared_error(outputs, difference(code, first, second))",
+            "losses.squared_error(outputs, difference(code, second, first))",
+        ),
+    ),
+    *_rows(
+        "methods/test_peers.py",
+        "methods/equimod.py",
+        (
+            "told of the other view",
+            "self.predict(networks, embedded, view.parameters)",
+            "self.predict(networks, embedded, views.first.parameters)",
+        ),
+        (
+            "predicted from a view",
+            "networks.encoder(views.plain.images, train=train)",
+            "features[0]",
+        ),
+    ),
+    *_rows(
+        "methods/test_peers.py",
+        "methods/care.py",
+        (
+            "every image its own draw",
+            "jnp.repeat(drawn, self.chunk, axis=0)[:n]",
+            "jnp.tile(drawn, (self.chunk, *[1] * (drawn.ndim - 1)))[:n]",
+        ),
+        (
+            "padding is compared",
+            "present[:, :, None] & present[:, None, :]",
+            "present[:, :, None]",
+        ),
+    ),
+    *_rows(
+        "methods/test_peers.py",
+        "methods/sie.py",
+        (
+            "the halves exchanged",
+            "invariant, equivariant = jnp.split(",
+            "equivariant, invariant = jnp.split(",
+        ),
+        (
+            "no covariance",
+            "_VARIANCE, _COVARIANCE = 1.0, 0.04",
+            "_VARIANCE, _COVARIANCE = 1.0, 0.0",
+        ),
+    ),
+    *_rows(
+        "losses/test_vicreg.py",
+        "losses/vicreg.py",
+        (
+            "the mean with padding",
+            "return jnp.where(mask[:, None], centred, 0), jnp.sum(mask)",
+            "return centred, jnp.sum(mask)",
+        ),
+    ),
+    *_rows(
         "methods",
         "methods/groups.py",
         (
