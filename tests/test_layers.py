@@ -19,8 +19,8 @@ FLOORS = (
     ("config", "data", "figures", "loggers", "runtime"),
     # What is done with it.
     ("evaluation", "profiling", "runs", "training"),
-    # Command lines.
-    ("cli", "main", "sweep", "sweeps"),
+    # Command lines, and the call from Python.
+    ("cli", "equivariance", "main", "sweep", "sweeps"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from duet_jax.augmentations import Stack, normalize, to_float
 from duet_jax.methods import Method
 from duet_jax.methods.networks import split
+from duet_jax.runs.external import External
 from duet_jax.runtime import terminal
 from duet_jax.types import Array
 
@@ -40,7 +41,10 @@ class FrozenEncoder:
 
     Attributes:
       input_shape: side, side and channels of the input images.
+      differentiable: whether its programs are JAX's, so that features have derivatives.
     """
+
+    differentiable = True
 
     def __init__(self, method: Method, *, batch_size: int):
         """Prepares an encoder without parameters; `use` sets them.
@@ -199,6 +203,48 @@ class PixelEncoder(FrozenEncoder):
             return {"full": reduced.reshape(len(views), -1).astype(np.float32)}
 
         return represent
+
+
+class ExternalEncoder(FrozenEncoder):
+    """Calls a function from elsewhere on the views, which the device makes.
+
+    The function is given batches of one size, [n, side, side, channels] in [0, 1], the
+    last one padded; what it returns is "full", the only representation.
+    """
+
+    differentiable = False
+
+    def __init__(
+        self, method: Method, external: External, *, batch_size: int, fingerprint: str
+    ):
+        """Prepares the views that `external` encodes; see `FrozenEncoder`.
+
+        Args:
+          method: defines the size of the views.
+          external: the function.
+          batch_size: images that it is given at a time.
+          fingerprint: identifies the function, and the views that it is given.
+        """
+        super().__init__(method, batch_size=batch_size)
+        self.use({}, {})
+        self._external, self._fingerprint = external, fingerprint
+        self._encode, self._represent = (
+            functools.partial(self._call, make)
+            for make in (self._encode, self._represent)
+        )
+
+    def _representations(self, method: Method) -> Callable[..., dict[str, Array]]:
+        """Returns the views from 0 to 1; the function cannot be compiled with them."""
+        return lambda params, batch_stats, views: {"views": views + 0.5}
+
+    def _call(self, make: Callable[..., dict[str, Array]], *arguments) -> dict:
+        # A copy: PyTorch warns of an array that cannot be written to.
+        views = np.array(make(*arguments)["views"], np.float32)
+        return {"full": self._external.features(views)}
+
+    def fingerprint(self) -> str:
+        """Returns what it was made with."""
+        return self._fingerprint
 
 
 def _views(images: Array, draws: Draws, stack: Stack | None, plain: Stack) -> Array:
