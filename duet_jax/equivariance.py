@@ -45,35 +45,30 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Returns how an encoder's features tell how an image was transformed.
 
-    It is measured as by `--mode=equivariance` of a run that has learned none of the
-    codes; `docs/evaluation.md` defines the numbers. Regressions are fitted on one part
-    of the images and scored on the other. What is not given has the default of
-    `configs/base.py`.
+    It is measured as by `--mode=equivariance`; `docs/evaluation.md` defines the
+    numbers. What is not given has the default of `configs/base.py`.
 
     Args:
       encoder: takes float32 images [n, image_size, image_size, channels] in [0, 1], an
         array of NumPy, and returns features [n, d], an array of NumPy or JAX or a
-        tensor of PyTorch. The last batch is padded, so each row must depend on its own
-        image only.
+        tensor of PyTorch. The last batch is padded: a row is of its image only.
       images: uint8, or floating numbers in [0, 1], which are rounded to the 256 values
         of uint8; [n, side, side, channels] with 1 or 3 channels.
       codes: augmentations that have a parameter, such as ("rot", "hue") or "rot,hue".
-      test_images: of the same shape, to score on. None: a share of `images` is held
-        out, and not fitted on.
-      holdout: that share, above 0, below 1. The number of an image decides, as in a
-        folder its name does, so one call takes the images that another takes.
-      image_size: side of the views, up to that of the images, of which they are the
-        center; the default is all of it.
+      test_images: of the same shape. Regressions are fitted on `images` and scored on
+        these; None: a share of `images` is held out for that.
+      holdout: that share, above 0, below 1. The number of an image decides, and always
+        alike, as the name of a file does in a folder.
+      image_size: side of the views, the center of the images; all of it by default.
       batch_size: images that the encoder is given at a time.
       seed: of the parameters that are drawn.
       cache_dir: where the scores of the raw pixels are kept; "" for `duet_jax` in the
         user's cache directory.
-      **augmentation: options of the augmentations by their names in the section
-        `augmentation`, such as rotation_degrees=90.0.
+      **augmentation: options, named as in the section `augmentation`, such as
+        rotation_degrees=90.0.
 
     Returns:
-      Code -> what `eval/equivariance.json` holds under `results`: numbers, texts, lists
-      and dicts only.
+      Code -> what `eval/equivariance.json` holds of it under `results`.
 
     Raises:
       UsageError: an argument is wrong, an augmentation does not suit the images, or the
@@ -81,26 +76,27 @@ def evaluate(
     """
     codes = codes if isinstance(codes, str) else ",".join(codes)
     options.check_codes(codes)
-    images = _as_bytes("images", images)
-    side = images.shape[1]
     _check_options(augmentation, codes)
-    config = _config(
-        {
-            "dataset.image_size": side if image_size is None else image_size,
-            "dataset.holdout": holdout,
-            "dataset.cache_dir": cache_dir,
-            "batch_size": batch_size,
-            "seed": seed,
-            **{f"augmentation.{name}": value for name, value in augmentation.items()},
-        }
-    )
-    if config.dataset.image_size > side:
+    dataset = _split(images, test_images, holdout)
+    given = {
+        "dataset.image_size": image_size or dataset.side,
+        "dataset.cache_dir": cache_dir,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    given |= {f"augmentation.{name}": value for name, value in augmentation.items()}
+    return _measure(External("encoder", encoder), dataset, _config(given), codes)
+
+
+def _measure(
+    external: External, dataset: Dataset, config: ml_collections.ConfigDict, codes: str
+) -> dict[str, dict[str, Any]]:
+    size = config.dataset.image_size
+    if size > dataset.side:
         raise UsageError(
-            f"image_size={image_size} is more than {side}, the side of the images; "
+            f"image_size={size} is more than {dataset.side}, the side of the images; "
             "enlarge them first."
         )
-    dataset = _split(images, test_images, config.dataset.holdout)
-    external = External("encoder", encoder)
     # Nothing is stored, but an evaluation has a place.
     with tempfile.TemporaryDirectory() as place:
         run = trained_run.external_run(
@@ -168,13 +164,17 @@ def _as_bytes(name: str, images: Any) -> np.ndarray:
     return np.rint(array * np.float32(255)).astype(np.uint8)
 
 
-def _split(images: np.ndarray, test_images: Any, holdout: float) -> Dataset:
+def _split(images: Any, test_images: Any, holdout: float | None) -> Dataset:
     """Returns training and test images, without labels."""
+    images = _as_bytes("images", images)
     if test_images is None:
+        share = _config({"dataset.holdout": holdout}).dataset.holdout
         if len(images) < 2:
-            raise UsageError("images are 1; give two or more, or test_images.")
-        held = held_out([str(number) for number in range(len(images))], holdout)
+            raise UsageError("images holds one; give two or more, or test_images.")
+        held = held_out([str(number) for number in range(len(images))], share)
         train, test = images[~held], images[held]
+    elif holdout is not None:
+        raise UsageError(f"holdout={holdout} has no effect with test_images.")
     else:
         train, test = images, _as_bytes("test_images", test_images)
     if train.shape[1:] != test.shape[1:]:

@@ -110,7 +110,7 @@ def check(spec: str) -> None:
         forms = " or ".join(f"{FLAG}={name}:{what}" for name, what in KINDS.items())
         raise UsageError(f"{FLAG}={spec} names no encoder; write {forms}.")
     if kind == "onnx":
-        path = files.local(place, f"{FLAG}=onnx:")
+        path = files.local(place, f"{FLAG}: onnx")
         if not path.is_file():
             raise UsageError(f"{FLAG}={spec}: {path} is not a file; name an ONNX file.")
         if importlib.util.find_spec("onnxruntime") is None:
