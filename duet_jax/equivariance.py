@@ -79,7 +79,7 @@ def evaluate(
     _check_options(augmentation, codes)
     dataset = _split(images, test_images, holdout)
     given = {
-        "dataset.image_size": image_size or dataset.side,
+        "dataset.image_size": dataset.side if image_size is None else image_size,
         "dataset.cache_dir": cache_dir,
         "batch_size": batch_size,
         "seed": seed,

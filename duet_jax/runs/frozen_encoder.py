@@ -7,6 +7,7 @@ import collections
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -41,10 +42,7 @@ class FrozenEncoder:
 
     Attributes:
       input_shape: side, side and channels of the input images.
-      differentiable: whether its programs are JAX's, so that features have derivatives.
     """
-
-    differentiable = True
 
     def __init__(self, method: Method, *, batch_size: int):
         """Prepares an encoder without parameters; `use` sets them.
@@ -212,8 +210,6 @@ class ExternalEncoder(FrozenEncoder):
     last one padded; what it returns is "full", the only representation.
     """
 
-    differentiable = False
-
     def __init__(
         self, method: Method, external: External, *, batch_size: int, fingerprint: str
     ):
@@ -245,6 +241,11 @@ class ExternalEncoder(FrozenEncoder):
     def fingerprint(self) -> str:
         """Returns what it was made with."""
         return self._fingerprint
+
+    @property
+    def differentiable(self) -> NoReturn:
+        """Is not there: JAX does not see into the function, to take derivatives."""
+        raise AttributeError("an encoder from elsewhere has no derivatives")
 
 
 def _views(images: Array, draws: Draws, stack: Stack | None, plain: Stack) -> Array:
