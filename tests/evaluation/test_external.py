@@ -128,8 +128,8 @@ def test_a_file_gives_the_numbers_of_the_run(place, capsys):
     assert_close(*(each["full"]["top1"] for each in representations), 2.1 / 355)
     assert (found["method"], found["step"]) == ("onnx:encoder.onnx", 0)
     found, expected = (results(each, "equivariance") for each in (other, place / "run"))
-    assert found["results"].keys() == expected["results"].keys() == {"sca", "rot"}
-    for code, each in found["results"].items():
+    for code in ("sca", "rot"):
+        each = found["results"][code]
         own = expected["results"][code]
         assert each["yardsticks"] == {k: own["yardsticks"][k] for k in (PIXELS, CHANCE)}
         scores, own = each["regression"]["full"], own["regression"]["full"]
@@ -214,7 +214,6 @@ def test_arrays_are_split(place):
         return images.mean(axis=(1, 2))
 
     found = equivariance.evaluate(encode, data.train.images, "hue", batch_size=16)
-    assert found.keys() == {"hue"}
     assert 2 <= found["hue"]["images"] <= 12
     assert {*seen} <= {2, 4, 8, 16}  # tried on two; else powers of two
     half = equivariance.evaluate(encode, data.train.images, "hue", holdout=0.5)
