@@ -115,15 +115,15 @@ FLAGS = {
         f"What to do: {', '.join(MODES)}; or several in this order, such as "
         "train,linear_probe,knn. Default train.",
     ),
+    "step": Flag(
+        EVALUATORS, "Checkpoint to evaluate: a number, newest or best; default newest."
+    ),
     "encoder": Flag(
         tuple(mode for mode, each in EVALUATORS.items() if not each.needs_run),
         "For evaluations: an encoder from elsewhere in the place of a run, onnx:<file> "
         "or python:<module>:<function>, which takes float32 images [n, side, side, "
         "channels] from 0 to 1 and returns features [n, d]. --config says on which "
         "images and views it is measured, --workdir where the results go.",
-    ),
-    "step": Flag(
-        EVALUATORS, "Checkpoint to evaluate: a number, newest or best; default newest."
     ),
     "init_from": Flag(
         ("train",),
