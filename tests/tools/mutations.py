@@ -736,7 +736,7 @@ MUTATIONS: list[Mutation] = [
         (
             "channels of a file mixed up",
             "transpose(0, 3, 1, 2)",
-            "reshape(-1, 1, 16, 16)",
+            "transpose(0, 3, 2, 1)",
         ),
         ("padding of a file kept", "[: len(rows)])", ")"),
         ("any features of a function", "not np.isfinite(found).all()", "False"),
