@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from numpy.typing import ArrayLike
@@ -231,7 +232,13 @@ class ExternalEncoder(FrozenEncoder):
 
     def _representations(self, method: Method) -> Callable[..., dict[str, Array]]:
         """Returns the views from 0 to 1; the function cannot be compiled with them."""
-        return lambda params, batch_stats, views: {"views": views + 0.5}
+
+        def represent(params, batch_stats, views):
+            del params, batch_stats
+            # Rounding may have taken a pixel past an end.
+            return {"views": jnp.clip(views + 0.5, 0, 1)}
+
+        return represent
 
     def _call(self, make: Callable[..., dict[str, Array]], *arguments) -> dict:
         # A copy: PyTorch warns of an array that cannot be written to.

@@ -752,8 +752,8 @@ MUTATIONS: list[Mutation] = [
         "runs/frozen_encoder.py",
         (
             "an encoder given centered views",
-            '{"views": views + 0.5}',
-            '{"views": views}',
+            "jnp.clip(views + 0.5, 0, 1)",
+            "views",
         ),
     ),
     *_rows(
