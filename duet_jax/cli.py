@@ -4,6 +4,7 @@
     python main.py --workdir=runs/rot --mode=linear_probe,knn
     python main.py --config=configs/figure4.py:duet-rot --mode=train,linear_probe
     python main.py --mode=compare --workdirs=runs/rot,runs/simclr
+    python main.py --mode=equivariance,knn --encoder=onnx:encoder.onnx --workdir=other
 
 Any field of the configuration can be set: --config.batch_size=512. An evaluation uses
 the configuration of its run; only fields that do not alter the run can be set then.
@@ -30,6 +31,7 @@ from etils import epy
 from ml_collections import config_flags
 
 import duet_jax
+from duet_jax.augmentations import options_read, split_codes
 from duet_jax.config import checks, loading, naming
 from duet_jax.errors import (
     InterruptionError,
@@ -41,7 +43,7 @@ from duet_jax.errors import (
 from duet_jax.evaluation import EVALUATORS, follow_up
 from duet_jax.evaluation import options as of_evaluators
 from duet_jax.evaluation.evaluator import check_labels
-from duet_jax.runs import workdir
+from duet_jax.runs import external, workdir
 from duet_jax.runs.history import parse_source
 from duet_jax.runtime import files, processes
 from duet_jax.runtime.terminal import (
@@ -115,6 +117,13 @@ FLAGS = {
     ),
     "step": Flag(
         EVALUATORS, "Checkpoint to evaluate: a number, newest or best; default newest."
+    ),
+    "encoder": Flag(
+        tuple(mode for mode, each in EVALUATORS.items() if not each.needs_run),
+        "For evaluations: an encoder from elsewhere in the place of a run, onnx:<file> "
+        "or python:<module>:<function>, which takes float32 images [n, side, side, "
+        "channels] from 0 to 1 and returns features [n, d]. --config says on which "
+        "images and views it is measured, --workdir where the results go.",
     ),
     "init_from": Flag(
         ("train",),
@@ -244,12 +253,16 @@ def read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
     path = given.get("config", _DEFAULT_CONFIG)
     names = [name for name in map(field_of, overrides) if name is not None]
     evaluators = [EVALUATORS[mode] for mode in modes if mode in EVALUATORS]
-    of_a_run = modes[0] in EVALUATORS
+    measured = [field for each in evaluators for field in each.fields]
+    of_a_run = modes[0] in EVALUATORS and "encoder" not in given
     defaults = _config_of_run(given) if of_a_run else loading.load(path)
     checks.check_names(defaults, names)
     if of_a_run:
-        measured = [field for each in evaluators for field in each.fields]
         checks.check_evaluation(names, measured)
+    elif "encoder" in given:
+        _check_external(given, modes)
+        checks.check_external(names, measured)
+        defaults.method = "simclr"  # two views of the stack, and no structure
     asked = _override(defaults, overrides)
     config = checks.check(asked, defaults)
     for each in evaluators:
@@ -261,7 +274,11 @@ def read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
         name = naming.run_name(loading.stem(path), defaults, config, **others)
         directory = f"runs/{name}"
     command = Command(config, files.local(directory, "--workdir"), modes, options)
-    return command, checks.unused(asked, names)
+    unused = checks.unused(asked, names)
+    for code in split_codes(options.get("codes", "")) if "encoder" in given else ():
+        for option in options_read(code):  # in no view, but measured
+            unused.pop(f"augmentation.{option}", None)
+    return command, unused
 
 
 def field_of(argument: str) -> str | None:
@@ -354,6 +371,33 @@ def _config_of_run(given: Mapping[str, str]) -> ml_collections.ConfigDict:
             "auto names one only where there is a --config."
         )
     return workdir.load_config(files.local(given["workdir"], "--workdir"))
+
+
+def _check_external(given: Mapping[str, str], modes: Sequence[str]) -> None:
+    """Raises a UsageError unless the modes can measure the encoder that is given."""
+    takers = FLAGS["encoder"].modes
+    for mode in modes:
+        if mode not in takers:
+            raise UsageError(
+                f"--encoder={given['encoder']}: --mode={mode} takes a run of this "
+                f"program only; choose of {', '.join(takers)}."
+            )
+    if "step" in given:
+        raise UsageError(
+            f"--step={given['step']} has no effect with --encoder, which has no "
+            "checkpoints; leave it out."
+        )
+    if given.get("workdir", _AUTO) == _AUTO:
+        raise UsageError(
+            "--encoder needs --workdir, a directory for the results; name one."
+        )
+    directory = files.local(given["workdir"], "--workdir")
+    if (directory / "config.json").exists():
+        raise UsageError(
+            f"--workdir={directory} holds a run, whose results would be replaced by "
+            "those of --encoder; name another directory."
+        )
+    external.check(given["encoder"])
 
 
 def _override(

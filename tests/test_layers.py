@@ -19,8 +19,8 @@ FLOORS = (
     ("config", "data", "figures", "loggers", "runtime"),
     # What is done with it.
     ("evaluation", "profiling", "runs", "training"),
-    # Command lines.
-    ("cli", "main", "sweep", "sweeps"),
+    # Command lines, and the call from Python.
+    ("cli", "equivariance", "main", "sweep", "sweeps"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -186,7 +186,7 @@ def test_pyproject_has_the_same_requirements():
     """The default and all extras together are what requirements.txt has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert {*extras} == {"cuda", "parquet", "streaming", "tfds", "wandb"}
+    assert {*extras} == {"cuda", "onnx", "parquet", "streaming", "tfds", "wandb"}
     together = [
         *project["dependencies"],
         *(x for each in extras.values() for x in each),

@@ -183,6 +183,37 @@ EVALUATION = frozenset(
     {"dataset.path", "dataset.cache_dir", "batch_size", "device", "compilation_cache"}
 )
 
+# Sections and fields that an encoder from elsewhere is measured with.
+OF_EXTERNAL = (
+    "method",
+    "seed",
+    "device",
+    "batch_size",
+    "compilation_cache",
+    "dataset",
+    "augmentation",
+    "knn",
+    "linear_probe",
+)
+# Of these, besides the augmentations, what decides which images and views it is given.
+_ALTER_EXTERNAL = frozenset(
+    {
+        "seed",
+        "dataset.name",
+        "dataset.image_size",
+        "dataset.center_crop",
+        "dataset.num_classes",
+        "dataset.train_fraction",
+        "dataset.holdout",
+        "dataset.channels",
+    }
+)
+
+
+def alters_external(name: str) -> bool:
+    """Returns whether a field decides what an encoder from elsewhere is given."""
+    return name in _ALTER_EXTERNAL or name.startswith("augmentation.")
+
 
 def fields(config: ml_collections.ConfigDict | dict) -> Iterator[tuple[str, Any]]:
     """Yields every field as (dotted name, value), in alphabetical order.
@@ -422,6 +453,23 @@ def check_evaluation(names: Iterable[str], measured: Iterable[str]) -> None:
             raise UsageError(
                 f"config.{name} cannot be set here: it was decided by the training, or "
                 f"this evaluation does not read it; only {', '.join(allowed)} can."
+            )
+
+
+def check_external(names: Iterable[str], measured: Iterable[str]) -> None:
+    """Raises a UsageError for a field that does not concern an encoder from elsewhere.
+
+    Args:
+      names: dotted names of the fields that the user sets.
+      measured: those that the evaluators read.
+    """
+    allowed = {*EVALUATION, *measured, *_ALTER_EXTERNAL}
+    for name in names:
+        if name not in allowed and not alters_external(name):
+            raise UsageError(
+                f"config.{name} has no effect with --encoder, or this evaluation does "
+                f"not read it; only {', '.join(sorted(allowed))} and "
+                "config.augmentation.* can be set."
             )
 
 

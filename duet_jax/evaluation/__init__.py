@@ -67,6 +67,7 @@ EVALUATORS: dict[str, Evaluator] = {
             "generation.learning_rate",
             "generation.width",
         ),
+        needs_run=True,  # it trains decoders of the run's views
     ),
     "transfer": Evaluator(
         transfer, options.check_datasets, ("datasets",), images=options.images

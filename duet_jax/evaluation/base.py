@@ -29,7 +29,15 @@ class Evaluation:
       directory: `eval/` of its work directory, which holds the results.
     """
 
-    def __init__(self, run: Run, evaluators: Mapping[str, Evaluator]):
+    def __init__(
+        self,
+        run: Run,
+        evaluators: Mapping[str, Evaluator],
+        dataset: Dataset | None = None,
+    ):
+        """Reads no data yet; `dataset` is used instead of what the run names."""
+        if dataset is not None:
+            self.dataset = dataset  # in the place of the cached property
         self.run = run
         self.directory = run.directory / "eval"
         self._evaluators = evaluators

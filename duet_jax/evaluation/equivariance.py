@@ -105,8 +105,9 @@ def measure(
         pictures["crosstalk"] = crosstalk.draw(chosen, found)
     if "local" in wanted:
         with evaluation.timed("local"):
-            values["local"] = local.measure(evaluation)
-        tables += local.tables(values["local"])
+            found = local.measure(evaluation)
+        values |= {"local": found} if found else {}
+        tables += local.tables(found)
     if "matrix" in wanted:
         with evaluation.timed("matrix"):
             values["matrix"] = matrix.measure(evaluation)

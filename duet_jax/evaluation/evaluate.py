@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import ml_collections
 
+from duet_jax.data import find_dataset
 from duet_jax.evaluation import EVALUATORS
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.evaluator import check_labels
 from duet_jax.evaluation.result import Table
-from duet_jax.runs import trained_run, workdir
+from duet_jax.runs import external, trained_run, workdir
+from duet_jax.runs.trained_run import Run
 from duet_jax.runtime import devices
 
 _log = logging.getLogger(__name__)
@@ -23,9 +25,10 @@ def evaluate(
     directory: pathlib.Path,
     *,
     step: int | str | None = None,
+    encoder: str | None = None,
     **options: str,
 ) -> None:
-    """Evaluates the run in `directory`; stores and prints the results.
+    """Evaluates the run in `directory`, or an encoder; stores and prints the results.
 
     Args:
       names: keys of EVALUATORS, in order. They share the restored encoder and its
@@ -33,6 +36,8 @@ def evaluate(
       config: of the run, from `config.checks.check`.
       directory: the run's work directory; receives eval/<name>.json and pictures.
       step: of the checkpoint: a number, "newest" (None) or "best".
+      encoder: one from elsewhere instead of a run, as `runs.external.check` takes it;
+        `config` says on which images and views, and how, it is measured.
       **options: flags of the evaluators; each is given its own.
 
     Raises:
@@ -42,10 +47,15 @@ def evaluate(
     devices.select(config.device)
     devices.check(config.device)
     devices.enable_compilation_cache(config.compilation_cache)
-    check_labels(EVALUATORS, names, workdir.load_facts(directory))
-    run = trained_run.load_run(directory, step, config=config)
+    if encoder is None:
+        check_labels(EVALUATORS, names, workdir.load_facts(directory))
+        run = trained_run.load_run(directory, step, config=config)
+        source = f"checkpoint   step {run.step} of {directory}, {config.method}"
+    else:
+        run = _load_external(encoder, names, config, directory)
+        source = f"encoder      {encoder}"
     _log.info("devices      %s", devices.describe())
-    _log.info("checkpoint   step %d of %s, %s", run.step, directory, config.method)
+    _log.info("%s", source)
     evaluation = Evaluation(run, EVALUATORS)
     columns = max(80, shutil.get_terminal_size().columns)
     for name in names:
@@ -58,3 +68,20 @@ def evaluate(
         _log.info("results in   %s", evaluation.directory / f"{stem}.json")
         for picture in found["pictures"]:
             _log.info("picture      %s", evaluation.directory / picture)
+
+
+def _load_external(
+    spec: str,
+    names: Sequence[str],
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+) -> Run:
+    """Returns an encoder from elsewhere as a run; the images are not decoded yet."""
+    loaded = external.load(spec)  # what is wrong with it, before files are read
+    described = config.dataset.to_dict()
+    for field in ("placement", "workers"):  # of trainings
+        del described[field]
+    facts = find_dataset(**described).facts
+    check_labels(EVALUATORS, names, facts)
+    name = external.short_name(spec)
+    return trained_run.external_run(loaded, config, facts, directory, name=name)

@@ -36,6 +36,7 @@ class Evaluator(NamedTuple):
       fields: configuration fields that its result depends on, such as "knn.k".
       images: (section `dataset`, options) -> the data sets it measures on.
       needs_labels: True if it cannot measure on images without labels.
+      needs_run: True if it cannot measure an encoder from elsewhere.
     """
 
     module: ModuleType
@@ -44,6 +45,7 @@ class Evaluator(NamedTuple):
     fields: tuple[str, ...] = ()
     images: Callable[[Mapping[str, Any], Mapping[str, str]], Sources] = _own_images
     needs_labels: bool = False
+    needs_run: bool = False
 
     @property
     def measure(self) -> "Callable[..., Result]":

@@ -16,7 +16,11 @@ from flax import nnx
 
 from duet_jax.data import cache
 from duet_jax.methods.networks import split
-from duet_jax.runs.frozen_encoder import FrozenEncoder, PixelEncoder
+from duet_jax.runs.frozen_encoder import (
+    ExternalEncoder,
+    FrozenEncoder,
+    PixelEncoder,
+)
 from duet_jax.runs.trained_run import Run
 from duet_jax.training.train_step import initial_key
 
@@ -36,7 +40,7 @@ def yardsticks(
 
     Args:
       run: whose encoder is compared with them. The untrained one is its own, with the
-        weights that it began with.
+        weights that it began with; there is none of an encoder from elsewhere.
       about: everything else that the scores depend on, JSON-able: the measure with its
         settings, and the images.
       measure: returns the scores of an encoder, JSON-able.
@@ -44,11 +48,14 @@ def yardsticks(
     views = run.method.two_views
     sides = [views.stack.input_side, views.stack.image_size, views.stack.channels]
     settings = {name: str(value) for name, value in vars(views.encoder).items()}
-    found = {}
-    for name, encoder, parts in (
+    encoders = [
         (UNTRAINED, _untrained, [sides, settings, run.config.seed]),
         (PIXELS, _pixels, [sides]),
-    ):
+    ]
+    if isinstance(run.encoder, ExternalEncoder):
+        del encoders[0]
+    found = {}
+    for name, encoder, parts in encoders:
         found[name] = cache.remembered(
             run.config.dataset.cache_dir,
             "yardstick",

@@ -7,6 +7,7 @@ import collections
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike
 from duet_jax.augmentations import Stack, normalize, to_float
 from duet_jax.methods import Method
 from duet_jax.methods.networks import split
+from duet_jax.runs.external import External
 from duet_jax.runtime import terminal
 from duet_jax.types import Array
 
@@ -225,6 +227,57 @@ class PixelEncoder(FrozenEncoder):
             return {"full": reduced.reshape(len(views), -1).astype(np.float32)}
 
         return represent
+
+
+class ExternalEncoder(FrozenEncoder):
+    """Calls a function from elsewhere on the views, which the device makes.
+
+    The function is given batches of one size, [n, side, side, channels] in [0, 1], the
+    last one padded; what it returns is "full", the only representation.
+    """
+
+    def __init__(
+        self, method: Method, external: External, *, batch_size: int, fingerprint: str
+    ):
+        """Prepares the views that `external` encodes; see `FrozenEncoder`.
+
+        Args:
+          method: defines the size of the views.
+          external: the function.
+          batch_size: images that it is given at a time.
+          fingerprint: identifies the function, and the views that it is given.
+        """
+        super().__init__(method, batch_size=batch_size)
+        self.use({}, {})
+        self._external, self._fingerprint = external, fingerprint
+        self._encode, self._represent = (
+            functools.partial(self._call, make)
+            for make in (self._encode, self._represent)
+        )
+
+    def _representations(self, method: Method) -> Callable[..., dict[str, Array]]:
+        """Returns the views from 0 to 1; the function cannot be compiled with them."""
+
+        def represent(params, batch_stats, views):
+            del params, batch_stats
+            # Rounding may have taken a pixel past an end.
+            return {"views": jnp.clip(views + 0.5, 0, 1)}
+
+        return represent
+
+    def _call(self, make: Callable[..., dict[str, Array]], *arguments) -> dict:
+        # A copy: PyTorch warns of an array that cannot be written to.
+        views = np.array(make(*arguments)["views"], np.float32)
+        return {"full": self._external.features(views)}
+
+    def fingerprint(self) -> str:
+        """Returns what it was made with."""
+        return self._fingerprint
+
+    @property
+    def differentiable(self) -> NoReturn:
+        """Is not there: JAX does not see into the function, to take derivatives."""
+        raise AttributeError("an encoder from elsewhere has no derivatives")
 
 
 def _views(images: Array, draws: Draws, stack: Stack | None, plain: Stack) -> Array:

@@ -17,14 +17,20 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from duet_jax.config import build
+from duet_jax.config import build, checks
 from duet_jax.data.decoding import preprocessed_side
+from duet_jax.data.source import short_hash
 from duet_jax.errors import UsageError
-from duet_jax.methods import Method
+from duet_jax.methods import Method, SimCLR
 from duet_jax.methods.networks import split
 from duet_jax.runs import frozen_encoder, workdir
 from duet_jax.runs.checkpoints import Checkpoints
-from duet_jax.runs.frozen_encoder import FrozenEncoder, Representations
+from duet_jax.runs.external import External
+from duet_jax.runs.frozen_encoder import (
+    ExternalEncoder,
+    FrozenEncoder,
+    Representations,
+)
 from duet_jax.runtime import files
 from duet_jax.types import Dataset, DatasetFacts
 
@@ -39,7 +45,8 @@ class Run:
       facts: of the images it was trained on.
       step: of the checkpoint.
       method: that it was trained with.
-      encoder: with the checkpoint's parameters.
+      encoder: with the checkpoint's parameters; or one from elsewhere, see
+        `external_run`.
     """
 
     directory: pathlib.Path
@@ -147,6 +154,49 @@ def load_run(
     encoder = FrozenEncoder(method, batch_size=batch_size or config.batch_size)
     encoder.use(params["encoder"], batch_stats["encoder"])
     return Run(directory, config, facts, step, method, encoder)
+
+
+def external_run(
+    external: External,
+    config: ml_collections.ConfigDict,
+    facts: DatasetFacts,
+    directory: pathlib.Path,
+    *,
+    name: str,
+) -> Run:
+    """Returns an encoder from elsewhere as a run that can be evaluated.
+
+    Its method is SimCLR: two views of the stack, no structure. Its step is 0. The
+    encoder is tried on two gray images.
+
+    Args:
+      external: the encoder.
+      config: resolved; says how views are made and measured.
+      facts: of the images.
+      directory: for the results.
+      name: what results call it, in the place of a method.
+
+    Raises:
+      UsageError: the encoder does not take these views, or returns no features.
+    """
+    method = SimCLR(build.two_views(config, facts))
+    # What the encoder was trained with is not known; so nothing else is kept.
+    kept = ml_collections.ConfigDict({k: config[k] for k in checks.OF_EXTERNAL})
+    kept.method = name
+    settings = {
+        field: value
+        for field, value in checks.fields(kept)
+        if checks.alters_external(field)
+    }
+    encoder = ExternalEncoder(
+        method,
+        external,
+        batch_size=config.batch_size,
+        fingerprint=short_hash([external.digest, settings]),
+    )
+    side = method.two_views.stack.image_size
+    external.features(np.full((2, side, side, facts.channels), 0.5, np.float32))
+    return Run(directory, kept, facts, 0, method, encoder)
 
 
 def _check_kind(directory: pathlib.Path) -> None:

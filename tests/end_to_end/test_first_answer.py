@@ -40,6 +40,11 @@ REFUSED = {
     "an unknown code": ["--mode=equivariance", "--workdir=run", "--codes=rott"],
     "no data sets": ["--mode=transfer", "--workdir=run", "--datasets="],
     "no file": ["--mode=features", "--workdir=run", "--out="],
+    "no encoder": ["--encoder=onnx:no.onnx", "--mode=knn", "--workdir=new"],
+    "no module": ["--encoder=python:no:f", "--mode=knn", "--workdir=new"],
+    "decoders of an encoder": [
+        *("--encoder=python:no:f", "--mode=generation,knn", "--workdir=new"),
+    ],
     "one run to compare": ["--mode=compare", "--workdirs=run"],
     "an extension by another name": [SMOKE, "--extend", "--workdir=auto"],
 }
@@ -90,6 +95,18 @@ def answer(script, arguments, place):
 @pytest.mark.parametrize("case", ANSWERED)
 def test_answers_import_little(case, place):
     assert answer("main.py", ANSWERED[case], place) == (0, [])
+
+
+def test_the_call_from_python_imports_little():
+    done = subprocess.run(
+        [*(sys.executable, "-X", "importtime"), "-c", "import duet_jax.equivariance"],
+        cwd=ROOT,
+        env=changed({}),
+        capture_output=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert not imports(done.stderr.decode().splitlines()) & {*SLOW}
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -797,6 +797,46 @@ MUTATIONS: list[Mutation] = [
         ("of another seed", "np.uint32(run.config.seed)", "np.uint32(0)"),
     ),
     *_rows(
+        "evaluation/test_external.py",
+        "runs/external.py",
+        (
+            "channels of a file mixed up",
+            "transpose(0, 3, 1, 2)",
+            "transpose(0, 3, 2, 1)",
+        ),
+        ("padding of a file kept", "[: len(rows)])", ")"),
+        ("any features of a function", "not np.isfinite(found).all()", "False"),
+        ("weights beside a file ignored", "in sorted(others) if", "in () if"),
+        (
+            "a module by its name only",
+            "_hash(name.encode(), content)",
+            "_hash(name.encode())",
+        ),
+    ),
+    *_rows(
+        "evaluation/test_external.py",
+        "runs/frozen_encoder.py",
+        (
+            "an encoder given centered views",
+            "jnp.clip(views + 0.5, 0, 1)",
+            "views",
+        ),
+    ),
+    *_rows(
+        "evaluation/test_external.py",
+        "runs/trained_run.py",
+        (
+            "views of an encoder forgotten",
+            "short_hash([external.digest, settings])",
+            "external.digest",
+        ),
+    ),
+    *_rows(
+        "evaluation/test_external.py",
+        "cli.py",
+        ("results of a run replaced", '(directory / "config.json").exists()', "False"),
+    ),
+    *_rows(
         "sweeps/test_sweeps.py",
         "sweeps/tables.py",
         (
