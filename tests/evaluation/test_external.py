@@ -109,12 +109,12 @@ def _here(place, monkeypatch):
 
 def test_a_file_gives_the_numbers_of_the_run(place, capsys):
     """The same features but for rounding: errors within 1 %, kNN within two images."""
-    modes = "--mode=equivariance,knn"
-    assert run(f"--workdir={place / 'run'}", modes) == 0
+    modes = ["--mode=equivariance,knn", "--measures=actions"]
+    assert run(f"--workdir={place / 'run'}", *modes) == 0
     own = capsys.readouterr().out
     other = place / "file"
     options = ["--encoder=onnx:encoder.onnx", f"--workdir={other}"]
-    assert run(SMOKE, FEW, modes, *options) == 0
+    assert run(SMOKE, FEW, *modes, *options) == 0
     text = capsys.readouterr().out
     titles = [line for line in text.splitlines() if line.startswith("equivariance to")]
     assert len(titles) == 2
@@ -135,6 +135,11 @@ def test_a_file_gives_the_numbers_of_the_run(place, capsys):
         scores, own = each["regression"]["full"], own["regression"]["full"]
         assert_close(scores["error"], own["error"], 0.01 * own["error"])
         assert_close(scores["r_squared"], own["r_squared"], 0.01)
+        ranked, own = (
+            each["results"][code]["retrieval"]["predictors"]["linear map"]["mrr"]
+            for each in (found, expected)
+        )
+        assert_close(ranked, own, 0.01)
 
 
 def assert_close(found: float, expected: float, most: float) -> None:
@@ -184,6 +189,7 @@ def test_arrays_give_the_numbers_of_the_program(place, tmp_path):
     """On the same images and views, whatever array the function returns."""
     spec = "--encoder=python:encoder_of_mine:features"
     command = [SMOKE, FEW, "--mode=equivariance", spec, f"--workdir={tmp_path}"]
+    command.append("--measures=actions,matrix")
     options = ["--codes=rot,fli", "--config.augmentation.rotation_degrees=90.0"]
     assert run(*command, *options, "--config.seed=3", "--config.knn.k=5") == 2
     assert run(*command, *options, "--config.seed=3") == 0
@@ -193,14 +199,18 @@ def test_arrays_give_the_numbers_of_the_program(place, tmp_path):
     module = sys.modules["encoder_of_mine"]
     arguments = {"rotation_degrees": 90.0, "seed": 3, "cache_dir": str(tmp_path)}
     found = equivariance.evaluate(
-        module.features, train, ("rot", "fli"), test_images=test, **arguments
+        module.features,
+        train,
+        ("rot", "fli"),
+        measures=("actions", "matrix"),
+        test_images=test,
+        **arguments,
     )
-    for code in ("rot", "fli"):
-        assert found[code] == stored[code]
+    assert found == stored
+    assert {*found} == {"rot", "fli", "matrix"}
     halves = np.float32(1) / np.float32(255) * train, test / np.float32(255)
-    again = equivariance.evaluate(
-        module.jax_features, halves[0], "rot", test_images=halves[1], **arguments
-    )
+    arguments |= {"test_images": halves[1], "measures": "basic"}
+    again = equivariance.evaluate(module.jax_features, halves[0], "rot", **arguments)
     scores, own = (each["rot"]["regression"]["full"] for each in (again, found))
     assert_close(scores["error"], own["error"], 0.03 * own["error"])
 
@@ -214,14 +224,20 @@ def test_arrays_are_split(place):
         seen.append(len(images))
         return images.mean(axis=(1, 2))
 
-    found = equivariance.evaluate(encode, data.train.images, "hue", batch_size=16)
+    found = equivariance.evaluate(
+        encode, data.train.images, "hue", batch_size=16, measures="basic"
+    )
     assert 2 <= found["hue"]["images"] <= 12
     assert {*seen} <= {2, 4, 8, 16}  # tried on two; else powers of two
-    half = equivariance.evaluate(encode, data.train.images, "hue", holdout=0.5)
+    half = equivariance.evaluate(
+        encode, data.train.images, "hue", holdout=0.5, measures="basic"
+    )
     assert 20 <= half["hue"]["images"] <= 40
     # Of larger images the center is taken.
     padded = np.pad(data.train.images, ((0, 0), (4, 4), (4, 4), (0, 0)))
-    again = equivariance.evaluate(encode, padded, "hue", image_size=8, batch_size=16)
+    again = equivariance.evaluate(
+        encode, padded, "hue", image_size=8, batch_size=16, measures="basic"
+    )
     assert again["hue"]["regression"] == found["hue"]["regression"]
 
 
@@ -272,7 +288,8 @@ def test_a_tensor_of_torch(place):
         return encode(images).detach().numpy()
 
     found, expected = (
-        equivariance.evaluate(each, images, "rot") for each in (encode, plain)
+        equivariance.evaluate(each, images, "rot", measures="basic")
+        for each in (encode, plain)
     )
     assert found == expected
 
