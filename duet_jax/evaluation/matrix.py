@@ -19,6 +19,7 @@ from duet_jax.evaluation.codes import make_code
 from duet_jax.evaluation.result import Table, percent
 from duet_jax.figures import Drawing
 from duet_jax.methods import Method
+from duet_jax.runs.frozen_encoder import ExternalEncoder
 
 # Images of each split, for each augmentation.
 _IMAGES = 4000
@@ -35,10 +36,12 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
 
     Returns:
       Code -> "role" ("learned", "in the stack" or "left out"); "chance"; and by
-      representation its scores with "should_be": "high", "low" or "" for neither.
+      representation its scores with "should_be": "high", "low" or "" for neither. Of an
+      encoder from elsewhere both are "": nobody knows how it was trained.
     """
     run = evaluation.run
     learned, stack = _known(run.method)
+    elsewhere = isinstance(run.encoder, ExternalEncoder)
     channels = run.method.two_views.stack.channels
     possible = [c for c in LEARNABLE if channels in AUGMENTATIONS[c].channels]
     order = [*learned, *stack, *possible]
@@ -53,15 +56,16 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
             scores = {
                 rep: fit.scores(test) for rep, fit in readouts.fits(code, train).items()
             }
+        role = "in the stack" if name in stack else "left out"
+        role = "learned" if name in learned else role
         found[name] = {
-            "role": "learned"
-            if name in learned
-            else "in the stack"
-            if name in stack
-            else "left out",
+            "role": "" if elsewhere else role,
             "chance": readouts.constant(code, train.values, test.values),
             "representations": {
-                rep: {**each, "should_be": expected(run.method, name, rep)}
+                rep: {
+                    **each,
+                    "should_be": "" if elsewhere else expected(run.method, name, rep),
+                }
                 for rep, each in scores.items()
             },
         }
@@ -117,7 +121,7 @@ def table(found: Mapping[str, Any]) -> Table:
     names = _columns(found)
     rows = tuple(
         (
-            f"{code} ({row['role']})",
+            f"{code} ({row['role']})" if row["role"] else code,
             *(_cell(row["representations"][name]) for name in names),
             _cell(row["chance"]),
         )

@@ -20,7 +20,8 @@ class Matrix(NamedTuple):
 
     Attributes:
       rows: codes of the augmentations.
-      roles: what each is to the method: "learned", "in the stack" or "left out".
+      roles: what each is to the method: "learned", "in the stack" or "left out"; "" if
+        nobody knows.
       columns: names of the representations.
       skills: 0 for a constant answer, 1 if exact, [R, C]; NaN where it is not known.
       texts: what is written, R lists of C.
@@ -71,7 +72,10 @@ def _draw(axes: Axes, drawn: Matrix) -> AxesImage:
         text = f"{_SIGNS[drawn.wanted[row][column]]}{drawn.texts[row][column]}"
         color = "white" if value > 0.55 else INK
         axes.text(column, row, text, ha="center", va="center", color=color)
-    names = [f"{c} ({role})" for c, role in zip(drawn.rows, drawn.roles, strict=True)]
+    names = [
+        f"{code} ({role})" if role else code
+        for code, role in zip(drawn.rows, drawn.roles, strict=True)
+    ]
     axes.set_xticks(range(len(drawn.columns)), drawn.columns)
     axes.set_yticks(range(len(names)), names)
     for label, role in zip(axes.get_yticklabels(), drawn.roles, strict=True):

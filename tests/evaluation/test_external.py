@@ -208,6 +208,7 @@ def test_arrays_give_the_numbers_of_the_program(place, tmp_path):
     )
     assert found == stored
     assert {*found} == {"rot", "fli", "matrix"}
+    assert {row["role"] for row in found["matrix"].values()} == {""}
     halves = np.float32(1) / np.float32(255) * train, test / np.float32(255)
     arguments |= {"test_images": halves[1], "measures": "basic"}
     again = equivariance.evaluate(module.jax_features, halves[0], "rot", **arguments)
