@@ -56,9 +56,8 @@ def evaluate(
       images: uint8, or floating numbers in [0, 1], which are rounded to the 256 values
         of uint8; [n, side, side, channels] with 1 or 3 channels.
       codes: augmentations that have a parameter, such as ("rot", "hue") or "rot,hue".
-      measures: what to measure beside readings and shifts, such as ("actions",): of
-        "readouts", "actions", "matrix"; all by default, none for "basic". "local" needs
-        derivatives, which an encoder from elsewhere does not have.
+      measures: what to measure beside readings and shifts, of "readouts", "actions"
+        and "matrix"; all by default, nothing else for "basic".
       test_images: of the same shape. Regressions are fitted on `images` and scored on
         these; None: a share of `images` is held out for that.
       holdout: that share, above 0, below 1. The number of an image decides, and always
@@ -72,8 +71,7 @@ def evaluate(
         rotation_degrees=90.0.
 
     Returns:
-      Code -> what `eval/equivariance.json` holds of it under `results`; and, if it was
-      asked for, "matrix", of all augmentations.
+      What `eval/equivariance.json` holds under `results`, by code; and the "matrix".
 
     Raises:
       UsageError: an argument is wrong, an augmentation does not suit the images, or the
@@ -91,17 +89,17 @@ def evaluate(
         "seed": seed,
     }
     given |= {f"augmentation.{name}": value for name, value in augmentation.items()}
-    external = External("encoder", encoder)
-    return _measure(external, dataset, _config(given), codes, measures)
+    return _measure(encoder, dataset, _config(given), codes, measures)
 
 
 def _measure(
-    external: External,
+    encoder: Callable[[np.ndarray], Any],
     dataset: Dataset,
     config: ml_collections.ConfigDict,
     codes: str,
     measures: str | None,
 ) -> dict[str, dict[str, Any]]:
+    external = External("encoder", encoder)
     size = config.dataset.image_size
     if size > dataset.side:
         raise UsageError(

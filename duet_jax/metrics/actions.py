@@ -189,8 +189,7 @@ def composition_residuals(
       first: M_a.
       second: M_b.
 
-    Source: CARE (Gupta et al. 2023) compares maps that were fitted to shared actions;
-    the weighting is ours.
+    Source: the maps of a group's actions compose; the weighting is ours.
     """
     base = np.asarray(base, np.float64)
     difference = base @ (both - first @ second).T
