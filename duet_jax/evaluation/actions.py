@@ -19,7 +19,7 @@ import numpy as np
 
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.codes import Code, spaced
-from duet_jax.evaluation.readouts import span
+from duet_jax.evaluation.readouts import PLUS_MINUS, plus_minus
 from duet_jax.evaluation.result import Table
 from duet_jax.methods.base import Predictive, group_of
 from duet_jax.metrics import actions
@@ -335,7 +335,7 @@ def tables(code: Code, found: Mapping[str, Any]) -> list[Table]:
 def _retrieval_table(code: Code, found: Mapping[str, Any]) -> Table:
     names = ("mrr", *(f"hits_{k}" for k in HITS), "pre")
     rows = [
-        (name, *(_cell(scores, each) for each in names))
+        (name, *(plus_minus(scores, each, ".3f") for each in names))
         for name, scores in found["predictors"].items()
     ]
     rows.append((CHANCE, *(f"{found[CHANCE][each]:.3f}" for each in names)))
@@ -347,7 +347,7 @@ def _retrieval_table(code: Code, found: Mapping[str, Any]) -> Table:
         "image as it is and the parameter. MRR, H@k: rank of the right view among "
         "those of the image by cosine, higher is better. PRE: distance of the "
         "parameter of the nearest view of all images from the wanted one, lower is "
-        "better. In parentheses: 95 % intervals.",
+        f"better. {PLUS_MINUS}",
         code.name,
     )
 
@@ -361,19 +361,15 @@ def _geometry_table(code: Code, found: Mapping[str, Any]) -> Table:
         "composition": "composition error",
     }
     rows = tuple(
-        (title, _cell(scores, name)) for name, title in names.items() if name in scores
+        (title, plus_minus(scores, name, ".3f"))
+        for name, title in names.items()
+        if name in scores
     )
     return Table(
         f"{code.name}: geometry of shared transformations",
         ("measure", "lower is better"),
         rows,
         f"Over {scores['images']} test images, all transformed alike, and "
-        f"{len(scores['actions'])} transformations. In parentheses: 95 % intervals.",
+        f"{len(scores['actions'])} transformations. {PLUS_MINUS}",
         code.name,
     )
-
-
-def _cell(scores: Mapping[str, Any], name: str) -> str:
-    if scores[name] is None:
-        return "-"
-    return f"{scores[name]:.3f} ({span(scores[f'{name}_interval'], '.3f')})"

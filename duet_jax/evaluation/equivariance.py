@@ -430,9 +430,7 @@ def _tables(code: Code, found: dict[str, Any]) -> list[Table]:
             for name, s in found["yardsticks"].items()
         },
     }
-    rows = tuple(
-        (name, *readouts.cells(scores)[:2]) for name, scores in sources.items()
-    )
+    rows = tuple((name, *readouts.cells(scores)) for name, scores in sources.items())
     title = f"equivariance to {code.name} ({code.record.summary})"
     note = "In parentheses: 95 % intervals."
     if "divergence" in found:

@@ -22,7 +22,7 @@ import numpy as np
 from duet_jax.augmentations import geometric, normalize, photometric, to_float
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.codes import spaced
-from duet_jax.evaluation.readouts import span
+from duet_jax.evaluation.readouts import PLUS_MINUS, plus_minus
 from duet_jax.evaluation.result import Table
 from duet_jax.methods.base import groups_of
 from duet_jax.methods.groups import Group
@@ -91,7 +91,7 @@ FLOWS = {
     "translation": Flow("pixel", _translate),
     "scale": Flow("percent", _zoom),
     "brightness": Flow("percent", _brighten),
-    "hue": Flow("degree of hue", _shift_hue, channels=(3,)),
+    "hue": Flow("degree", _shift_hue, channels=(3,)),
 }
 # Codes whose structure is the angle of a turned image.
 _TURNS = ("rot", "ron")
@@ -191,8 +191,11 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     rhos = [*dict.fromkeys(rho for each in found.values() for rho in each["full"])]
     rows = tuple(
         (
-            f"{name}, per {each['unit']}",
-            *(_cell(each["full"].get(rho)) for rho in rhos),
+            f"{name}, {each['unit']}",
+            *(
+                plus_minus(each["full"].get(rho, {"error": None}), "error", ".3g")
+                for rho in rhos
+            ),
             *(f"{layer['error']:.2g}" for layer in each["layers"].values()),
         )
         for name, each in found.items()
@@ -201,13 +204,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         "Root mean square of d/dt rho(-t) f(T(t) x) at t = 0, relative to the distance "
         "of test images' representations from their mean; lower is better. Columns: "
         "full features under each action rho, then the layers' means over pixels, "
-        "invariant. In parentheses: 95 % intervals."
+        f"invariant. {PLUS_MINUS}"
     )
-    header = ("local equivariance error", *rhos, *first["layers"])
+    header = ("per", *rhos, *first["layers"])
     return [Table("local equivariance error", header, rows, note)]
-
-
-def _cell(score: Mapping[str, Any] | None) -> str:
-    if score is None:
-        return "-"
-    return f"{score['error']:.3g} ({span(score['error_interval'], '.3g')})"

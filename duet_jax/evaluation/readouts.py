@@ -7,7 +7,7 @@ or by a small network (`probes.mlp`). A linear map cannot read the angle between
 views, which is a product of their features: what it reads there is a check.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,6 +19,9 @@ from duet_jax.evaluation.result import Table, percent
 from duet_jax.metrics import equivariance as measures
 from duet_jax.probes import logistic, mlp, ridge
 from duet_jax.runs.frozen_encoder import FrozenEncoder, Representations
+
+PLUS_MINUS = "±: half the width of the 95 % interval."
+"""Explains `plus_minus` below a table."""
 
 # Training images of the networks, and of relative readouts.
 _MOST_IMAGES = 10_000
@@ -244,34 +247,42 @@ def table(code: Code, found: dict[str, Any]) -> Table:
         "relative, network": found["relative"]["mlp"],
         "relative, chance": found["relative"]["chance"],
     }
-    header = ("read off full features", "accuracy [%]")
+    header, names = ("readout", "accuracy"), {"accuracy": ".3f"}
     if code.levels is None:
         unit = code.record.scale.unit
-        header = (header[0], f"error [{unit}]", "R² pooled", "R² averaged")
+        header = ("readout", f"error [{unit}]", "R² pooled", "R² averaged")
+        names = {"error": ".3g", "r_squared": ".3f", "mean_r_squared": ".3f"}
     return Table(
-        f"{code.name}: individual and relative readouts",
+        f"{code.name}: individual and relative readouts of full features",
         header,
-        tuple((name, *cells(scores)) for name, scores in rows.items()),
+        tuple(
+            (row, *(plus_minus(scores, name, form) for name, form in names.items()))
+            for row, scores in rows.items()
+        ),
         "individual: of one view; relative: how much more of it the second of two "
         "views of an image has. R² over all outputs together, and the mean of those of "
-        "each output (circles: cosine and sine). In parentheses: 95 % intervals.",
+        f"each output (circles: cosine and sine). {PLUS_MINUS}",
         code.name,
     )
 
 
 def cells(scores: dict[str, Any]) -> tuple[str, ...]:
-    """Returns scores as texts: accuracy; or error, R² pooled and R² averaged."""
+    """Returns scores as texts with their intervals: accuracy; or error and R²."""
     if "accuracy" in scores:
         low, high = map(percent, scores["accuracy_interval"])
         return (f"{percent(scores['accuracy'])} ({low} to {high})",)
     return tuple(
         f"{scores[name]:{form}} ({span(scores[f'{name}_interval'], form)})"
-        for name, form in (
-            ("error", ".3g"),
-            ("r_squared", ".3f"),
-            ("mean_r_squared", ".3f"),
-        )
+        for name, form in (("error", ".3g"), ("r_squared", ".3f"))
     )
+
+
+def plus_minus(scores: Mapping[str, Any], name: str, form: str) -> str:
+    """Returns a score and half the width of its interval as text; "-" for None."""
+    if scores[name] is None:
+        return "-"
+    low, high = scores[f"{name}_interval"]
+    return f"{scores[name]:{form}} ± {(high - low) / 2:{form.replace('3g', '2g')}}"
 
 
 def span(interval: Sequence[float], form: str) -> str:

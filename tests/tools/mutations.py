@@ -1109,6 +1109,62 @@ MUTATIONS: list[Mutation] = [
         "training/health.py",
         ("a collapse goes unsaid", "COLLAPSED = 0.01", "COLLAPSED = 0.0"),
     ),
+    *_rows(
+        "metrics/test_actions.py",
+        "metrics/actions.py",
+        (
+            "ties count as hits",
+            "np.clip(most - self.better, 0, self.tied) / self.tied",
+            "(self.better < most).astype(float)",
+        ),
+        (
+            "a mirror image is a rotation",
+            "np.sign(np.linalg.det(left) * np.linalg.det(right)) or 1.0",
+            "1.0",
+        ),
+        ("the inverse of a map", "else base @ matrix.T", "else base @ matrix"),
+        ("maps in the other order", "both - first @ second", "both - second @ first"),
+        ("one image of a pair counts twice", "way + way[other]", "2 * way"),
+        ("the whole angle", "np.sin(np.pi * apart)", "np.sin(2 * np.pi * apart)"),
+    ),
+    *_rows(
+        "evaluation/test_measures.py",
+        "evaluation/local.py",
+        ("bins shifted onwards", "back = -t *", "back = t *"),
+        (
+            "brightness by a tenth",
+            "1 + percent / 100)\n    return photo",
+            "1 + percent / 10)\n    return photo",
+        ),
+    ),
+    *_rows(
+        "evaluation/test_measures.py",
+        "evaluation/actions.py",
+        (
+            "features shifted back",
+            "by = group.num_bins * (value",
+            "by = -group.num_bins * (value",
+        ),
+        (
+            "maps of other views",
+            "for value in (code.identity(), *values)",
+            "for value in (code.identity(), *values[::-1])",
+        ),
+    ),
+    *_rows(
+        "evaluation/test_measures.py",
+        "evaluation/codes.py",
+        (
+            "differences are sums",
+            "second, np.float64) - np.asarray(first",
+            "second, np.float64) + np.asarray(first",
+        ),
+    ),
+    *_rows(
+        "probes",
+        "probes/mlp.py",
+        ("the outputs lack their mean", " + self.mean[None, :]", ""),
+    ),
 ]
 
 
