@@ -31,8 +31,9 @@ from duet_jax.probes import ridge
 _IMAGES, _VIEWS, HITS = 500, 50, (1, 5, 10)
 # Views of an image whose nearest neighbor among all views is looked for.
 _QUERIES = 10
-# Training images for a linear map, for each feature.
-_PER_FEATURE = 4
+# Training images for a linear map, for each feature, and at most; and outputs that are
+# fitted together, whose arrays must fit into memory.
+_PER_FEATURE, _MOST_FITTED, _OUTPUTS = 4, 2000, 16_384
 # Images of a split that are transformed alike, by so many parameters over the range.
 _SHARED, _ACTIONS = 2000, 8
 # A parameter counts as drawn if one of so many draws comes so near to it.
@@ -179,18 +180,23 @@ def _mapped(
     evaluation: Evaluation, code: Code, start: np.ndarray, values: np.ndarray
 ) -> np.ndarray:
     """Returns what a linear map for each view makes of features, [n, views, d]."""
-    count = _PER_FEATURE * start.shape[1]
+    features = start.shape[1]
+    count = min(_PER_FEATURE * features, _MOST_FITTED)
     images = spaced(evaluation.split("train").images, count)
-    with evaluation.timed("encoding"):
-        base, *moved = (
-            _encode_at(evaluation, code, images, value)
-            for value in (code.identity(), *values)
-        )
-    with evaluation.timed("regression"):
-        # Side by side: they share the decomposition, and the strength of the penalty.
-        fit = ridge.fit_with_selection(base, np.concatenate(moved, axis=1))
-        found = np.float32(fit.predict(start))
-    return found.reshape(len(start), len(values), -1)
+
+    def encode(value: float) -> np.ndarray:
+        with evaluation.timed("encoding"):
+            return _encode_at(evaluation, code, images, value)
+
+    base, together, found = encode(code.identity()), max(1, _OUTPUTS // features), []
+    for first in range(0, len(values), together):
+        moved = [encode(value) for value in values[first : first + together]]
+        with evaluation.timed("regression"):
+            # Side by side: they share the decomposition, and a strength.
+            fit = ridge.fit_with_selection(base, np.concatenate(moved, axis=1))
+            made = np.float32(fit.predict(start))
+        found.append(made.reshape(len(start), len(moved), -1))
+    return np.concatenate(found, axis=1)
 
 
 def _score(

@@ -104,6 +104,7 @@ def found():
         patch.setattr(readouts.mlp, "HIDDEN", (64, 64))
         patch.setattr(readouts.mlp, "MOST_EPOCHS", 30)
         patch.setattr(actions, "_VIEWS", 21)
+        patch.setattr(actions, "_OUTPUTS", 170)  # eight views at a time
         patch.setattr(matrix, "LEARNABLE", ("sca", "rot", "ron", "hue", "bri", "sol"))
         for name, encoder in encoders.items():
             evaluation = evaluation_of(encoder)

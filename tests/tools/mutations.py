@@ -1147,8 +1147,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "maps of other views",
-            "for value in (code.identity(), *values)",
-            "for value in (code.identity(), *values[::-1])",
+            "for value in values[first : first + together]",
+            "for value in values[::-1][first : first + together]",
         ),
     ),
     *_rows(
