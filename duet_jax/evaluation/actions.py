@@ -39,7 +39,7 @@ _SHARED, _ACTIONS = 2000, 8
 # A parameter counts as drawn if one of so many draws comes so near to it.
 _DRAWS, _REACHED = 4096, 0.01
 # Structure values that are nearer to each other are the same.
-_SAME = 1e-6
+_SAME = 1e-5
 
 SHIFT, MAPPED, OWN = "bins shifted", "linear map", "own predictor"
 UNMOVED, CHANCE = "unmoved", "chance"
@@ -63,7 +63,7 @@ def measure(evaluation: Evaluation, code: Code) -> dict[str, Any]:
 
 def _retrieve(evaluation: Evaluation, code: Code) -> dict[str, Any]:
     images = spaced(evaluation.split("test").images, _IMAGES)
-    values = _views(evaluation, code)
+    values = _views(code)
     with evaluation.timed("encoding"):
         candidates = np.stack(
             [_encode_at(evaluation, code, images, value) for value in values], axis=1
@@ -92,31 +92,48 @@ def _retrieve(evaluation: Evaluation, code: Code) -> dict[str, Any]:
     return scores
 
 
-def _views(evaluation: Evaluation, code: Code) -> np.ndarray:
+def _views(code: Code) -> np.ndarray:
     """Returns the structure values of the views of every image, [views].
 
-    View 0 is the image as it is; the others are evenly spread over what is drawn.
+    View 0 is the image as it is; the others are evenly spread over what is drawn, and
+    all different: a crop has a whole number of pixels, and so fewer views.
     """
     start = code.identity()
     if code.levels is not None:
-        others = [x for x in code.levels if abs(x - start) > _SAME]
-    else:
-        drawn = _drawn(evaluation, code)
-        places = (np.arange(_VIEWS - 1) + 0.5) / (_VIEWS - 1)
-        others = np.quantile(drawn, places)
-    return np.array([start, *others])
+        others = np.array([x for x in code.levels if abs(x - start) > _SAME])
+        return np.array([start, *others])
+    others = _distinct(code, np.quantile(_drawn(code), _places(_VIEWS)))
+    apart = np.abs(measures.errors(start, others, circular=code.circular))
+    # Of as many as there are views, that which is nearest to view 0 is not needed.
+    nearest = np.argmin(apart) if len(others) == _VIEWS else -1
+    kept = (apart > _SAME) & (np.arange(len(others)) != nearest)
+    return np.array([start, *others[kept]])
 
 
-def _drawn(evaluation: Evaluation, code: Code) -> np.ndarray:
-    key = jax.random.key(evaluation.run.config.seed)
-    return np.asarray(code.values(code.stack.draw(key, _DRAWS)), np.float64)
+def _places(count: int) -> np.ndarray:
+    return (np.arange(count) + 0.5) / count
+
+
+def _distinct(code: Code, values: np.ndarray) -> np.ndarray:
+    """Returns the structure values nearest to some that images can have, each once."""
+    possible = np.asarray(code.values(code.draws_at(values)), np.float64)
+    return np.unique(possible.round(6))
+
+
+def _drawn(code: Code) -> np.ndarray:
+    """Returns structure values that are drawn, the same for every run."""
+    draws = code.stack.draw(jax.random.key(0), _DRAWS)
+    return np.asarray(code.values(draws), np.float64)
 
 
 def _encode_at(
     evaluation: Evaluation, code: Code, images: np.ndarray, value: float
 ) -> np.ndarray:
     """Returns the full features of images at one structure value, [n, d]."""
-    draws = code.draws_at(np.full(len(images), value))
+    if abs(value - code.identity()) < _SAME:  # not solarized a little, say
+        draws = code.stack.identity(len(images))
+    else:
+        draws = code.draws_at(np.full(len(images), value))
     return evaluation.run.encoder(images, code.stack, draws)["full"]
 
 
@@ -241,13 +258,18 @@ def _chance_pre(code: Code, values: np.ndarray) -> float:
 
 def _compare(evaluation: Evaluation, code: Code) -> dict[str, Any]:
     """Returns Procrustes error, gamma and composition error, over shared actions."""
-    values = _shared_actions(evaluation, code)
+    values = _shared_actions(code)
+    if not len(values):  # every image is left as it is
+        return {}
     start = {
         split: spaced(evaluation.split(split).images, _SHARED)
         for split in ("train", "test")
     }
     with evaluation.timed("encoding"):
-        plain = {s: evaluation.run.encoder(each)["full"] for s, each in start.items()}
+        plain = {
+            split: _encode_at(evaluation, code, each, code.identity())
+            for split, each in start.items()
+        }
         moved = {
             split: [_encode_at(evaluation, code, each, value) for value in values]
             for split, each in start.items()
@@ -261,20 +283,24 @@ def _compare(evaluation: Evaluation, code: Code) -> dict[str, Any]:
         }
 
 
-def _shared_actions(evaluation: Evaluation, code: Code) -> np.ndarray:
+def _shared_actions(code: Code) -> np.ndarray:
     """Returns structure values that are drawn, without that of the image as it is.
 
-    On a circle they are evenly spaced, on a line quantiles of what is drawn.
+    On a circle they are evenly spaced, on both sides if only a part of it is drawn; on
+    a line quantiles of what is drawn.
     """
     start = code.identity()
     if code.levels is not None:
-        return np.array([x for x in code.levels if abs(x - start) > _SAME])
-    drawn = _drawn(evaluation, code)
-    if not code.circular:
-        return np.quantile(drawn, (np.arange(_ACTIONS) + 0.5) / _ACTIONS)
-    values = (start + np.arange(1, _ACTIONS) / _ACTIONS) % 1
-    reach = np.abs(measures.errors(values[:, None], drawn[None, :], circular=True))
-    return values[reach.min(axis=1) < _REACHED]
+        values = np.asarray(code.levels)
+    elif not code.circular:
+        values = _distinct(code, np.quantile(_drawn(code), _places(_ACTIONS)))
+    else:
+        reach = np.abs(measures.errors(start, _drawn(code), circular=True)).max()
+        step = 1 / _ACTIONS if reach > 0.5 - _REACHED else 2 * reach / _ACTIONS
+        values = (start + step * np.arange(-_ACTIONS // 2, _ACTIONS // 2 + 1)) % 1
+        values = np.unique(values.round(6))
+    apart = np.abs(measures.errors(start, values, circular=code.circular))
+    return values[apart > _SAME]
 
 
 def _geometry(
@@ -335,7 +361,8 @@ def _composition(
 
 def tables(code: Code, found: Mapping[str, Any]) -> list[Table]:
     """Returns a table of the retrieval and one of the geometry."""
-    return [_retrieval_table(code, found["retrieval"]), _geometry_table(code, found)]
+    retrieval = _retrieval_table(code, found["retrieval"])
+    return [retrieval, *([_geometry_table(code, found)] if found["geometry"] else [])]
 
 
 def _retrieval_table(code: Code, found: Mapping[str, Any]) -> Table:

@@ -10,6 +10,7 @@ import ml_collections
 
 from duet_jax import figures, loggers
 from duet_jax.config import checks
+from duet_jax.config.build import reads_learned
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import foot, headlines, html_report, options, page, store
 from duet_jax.evaluation.result import Table
@@ -139,7 +140,8 @@ def _overview(runs: Sequence[_Run]) -> Table:
         steps = {found["step"] for found in run.results.values()}
         steps = ", ".join(map(str, sorted(steps, key=str))) or "no results"
         config = run.config
-        about = [config.method, config.learned if config.method != "simclr" else _NONE]
+        learned = config.learned if reads_learned(config.method) else _NONE
+        about = [config.method, learned]
         numbers = [str(config.epochs), str(config.seed), steps]
         rows.append((run.name, *about, run.facts.name, *numbers))
     header = ("run", "method", "learned", "data", "epochs", "seed", "step of results")

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 
 from duet_jax import figures, losses
 from duet_jax.augmentations import normalize, to_float
+from duet_jax.errors import UsageError
 from duet_jax.evaluation import (
     actions,
     crosstalk,
@@ -78,10 +79,16 @@ def measure(
       Values by code; with "local" and "matrix", those of the run, by these names.
 
     Raises:
-      UsageError: no code to measure, or one that these images cannot take.
+      UsageError: no code to measure, one that these images cannot take, or a measure
+        that the encoder cannot.
     """
     chosen = make_codes(evaluation, codes)
     wanted = options.chosen_measures(measures)
+    if measures and "local" in wanted and not local.possible(evaluation):
+        raise UsageError(
+            f"--measures={measures}: local takes derivatives, which an encoder from "
+            "elsewhere does not have; leave it out."
+        )
     values, tables, pictures, readers = {}, [], {}, {}
     for code in chosen:
         found, drawn, readers[code.name] = _measure_one(evaluation, code)
@@ -110,9 +117,11 @@ def measure(
         tables += local.tables(found)
     if "matrix" in wanted:
         with evaluation.timed("matrix"):
-            values["matrix"] = matrix.measure(evaluation)
-        tables.append(matrix.table(values["matrix"]))
-        pictures["matrix"] = matrix.draw(values["matrix"])
+            found = matrix.measure(evaluation)
+        if found:
+            values["matrix"] = found
+            tables.append(matrix.table(found))
+            pictures["matrix"] = matrix.draw(found)
     return Result(values, tuple(tables), pictures)
 
 

@@ -32,6 +32,8 @@ from duet_jax.models import representation
 from duet_jax.types import Array
 
 _IMAGES, _BATCH = 512, 128
+# A variance below this share of the mean square is rounding: there is no distance.
+_CONSTANT = 1e-12
 INVARIANT, SHIFTED = "invariant", "bins shifted"
 
 
@@ -97,6 +99,11 @@ FLOWS = {
 _TURNS = ("rot", "ron")
 
 
+def possible(evaluation: Evaluation) -> bool:
+    """Returns whether the encoder has derivatives."""
+    return hasattr(evaluation.run.encoder, "differentiable")
+
+
 def measure(evaluation: Evaluation) -> dict[str, Any]:
     """Returns the local equivariance errors of every flow; {} without derivatives.
 
@@ -106,10 +113,11 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
     Returns:
       Flow -> "unit"; "full", by action rho: "error", the root mean square change per
       unit over the root mean square distance of representations from their mean, and
-      its interval over images; and "layers", the same of each layer, invariant.
+      its interval over images, nan if all are equal; and "layers", the same of each
+      layer, invariant.
     """
     encoder = evaluation.run.encoder
-    if not hasattr(encoder, "differentiable"):
+    if not possible(evaluation):
         return {}
     images = spaced(evaluation.split("test").images, _IMAGES)
     stack = evaluation.run.method.two_views.stack
@@ -174,9 +182,12 @@ def _scores(parts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Any
 def _error(values: np.ndarray, changes: np.ndarray) -> dict[str, Any]:
     """Returns the relative root mean square of derivatives, with its interval."""
     centered = values - values.mean(axis=0, dtype=np.float64)[None, :]
-    columns = np.stack(
-        [np.square(x).sum(axis=1, dtype=np.float64) for x in (changes, centered)], 1
+    change, spread, size = (
+        np.square(x).sum(axis=1, dtype=np.float64) for x in (changes, centered, values)
     )
+    if spread.sum() <= _CONSTANT * size.sum():
+        spread = np.zeros_like(spread)
+    columns = np.stack([change, spread], axis=1)
     return {
         "error": float(actions.relative_error(columns.mean(axis=0))),
         "error_interval": measures.bootstrap(columns, actions.relative_error),

@@ -6,6 +6,7 @@ for each representation. Each is applied alone, and its parameter is read off as
 entries should be high and which low follows from what the method was trained for.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from duet_jax import figures
 from duet_jax.augmentations import AUGMENTATIONS, LEARNABLE
+from duet_jax.errors import UsageError
 from duet_jax.evaluation import readouts
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.codes import make_code
@@ -20,6 +22,8 @@ from duet_jax.evaluation.result import Table, percent
 from duet_jax.figures import Drawing
 from duet_jax.methods import Method
 from duet_jax.runs.frozen_encoder import ExternalEncoder
+
+_log = logging.getLogger(__name__)
 
 # Images of each split, for each augmentation.
 _IMAGES = 4000
@@ -52,10 +56,13 @@ def measure(evaluation: Evaluation) -> dict[str, Any]:
             readouts.encode(evaluation, code, split, run.encoder, most=_IMAGES, again=3)
             for split in ("train", "test")
         )
-        with evaluation.timed("regression"):
-            scores = {
-                rep: fit.scores(test) for rep, fit in readouts.fits(code, train).items()
-            }
+        try:
+            with evaluation.timed("regression"):
+                fits = readouts.fits(code, train)
+        except UsageError as error:  # too few images; the code was not asked for
+            _log.warning("matrix       without %s: %s", name, error)
+            continue
+        scores = {rep: fit.scores(test) for rep, fit in fits.items()}
         role = "in the stack" if name in stack else "left out"
         role = "learned" if name in learned else role
         found[name] = {
@@ -102,7 +109,7 @@ def expected(method: Method, code: str, representation: str) -> str:
         return HIGH if code == own else LOW if code in (*learned, *stack) else ""
     if code in learned:
         return HIGH
-    return LOW if code in stack else ""
+    return LOW if code in stack and method.is_invariant else ""
 
 
 def skill(scores: Mapping[str, Any], chance: Mapping[str, Any]) -> float:
@@ -144,6 +151,8 @@ def _columns(found: Mapping[str, Any]) -> Sequence[str]:
 def _cell(scores: Mapping[str, Any]) -> str:
     mark = _MARKS[scores.get("should_be", "")]
     name = "accuracy" if "accuracy" in scores else "r_squared"
+    if not np.isfinite(scores[name]):
+        return "-"
     low, high = scores[f"{name}_interval"]
     if name == "accuracy":
         half = percent((high - low) / 2)

@@ -278,8 +278,8 @@ def cells(scores: dict[str, Any]) -> tuple[str, ...]:
 
 
 def plus_minus(scores: Mapping[str, Any], name: str, form: str) -> str:
-    """Returns a score and half the width of its interval as text; "-" for None."""
-    if scores[name] is None:
+    """Returns a score and half the width of its interval as text; "-" for none."""
+    if scores[name] is None or not np.isfinite(scores[name]):
         return "-"
     low, high = scores[f"{name}_interval"]
     return f"{scores[name]:{form}} ± {(high - low) / 2:{form.replace('3g', '2g')}}"

@@ -10,7 +10,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Protocol,
+    runtime_checkable,
+)
 
 from etils import epy
 
@@ -71,9 +78,16 @@ class Method(abc.ABC):
 
     A method implements `loss` and overrides whatever else is different. One that makes
     other views also reports what it draws for them.
+
+    Attributes:
+      two_views: what it shares with the others.
+      is_invariant: True if two views of an image are to have the same features, but for
+        what is learned.
     """
 
     two_views: TwoViews
+
+    is_invariant: ClassVar[bool] = True
 
     def __init_subclass__(cls, **options):
         """Raises a TypeError if only one of `make_views` and `draws` is overridden."""

@@ -11,6 +11,7 @@ uniformity. Here NT-Xent has both directions added, and the same shared views.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from duet_jax.lazy import jax, jnp
 from duet_jax.losses.precision import at_least_float32
@@ -30,6 +31,8 @@ class CARE(base.Method):
 
     weight: float
     chunk: int
+
+    is_invariant: ClassVar[bool] = False  # augmentations turn them
 
     def make_views(self, key: Array, images: Array, *, train: bool) -> base.Views:
         """Returns the two views of a batch, whose parameters are shared by chunks."""

@@ -64,8 +64,12 @@ def ranks(predicted: np.ndarray, candidates: np.ndarray) -> Ranks:
     """
     cosines = np.einsum("njd,nkd->njk", unit(predicted), unit(candidates))
     right = np.einsum("njj->nj", cosines)[:, :, None]
-    tied = np.abs(cosines - right) <= _TIE
-    return Ranks((cosines > right + _TIE).sum(axis=2), tied.sum(axis=2))
+    better = (cosines > right + _TIE).sum(axis=2)
+    tied = (np.abs(cosines - right) <= _TIE).sum(axis=2)
+    # What is not finite is never found.
+    finite = np.isfinite(predicted).all(axis=2)
+    last = predicted.shape[1] - 1
+    return Ranks(np.where(finite, better, last), np.where(finite, tied, 1))
 
 
 def chance(candidates: int) -> tuple[float, Callable[[int], float]]:
@@ -225,10 +229,12 @@ def gamma(base: np.ndarray, moved: np.ndarray) -> np.ndarray:
     Returns:
       (||f(ax') - f(ax)||² - ||f(x') - f(x)||²)² / (||f(ax') - f(x')||² +
       ||f(ax) - f(x)||²)²; nan where the action moves neither image of the pair, as for
-      an invariant representation: there is nothing to measure then.
+      an invariant representation: there is nothing to measure then. Also of one image.
 
     Source: Gupta et al. 2023 (CARE), section 5.
     """
+    if len(base) < 2:
+        return np.full(len(base), np.nan)
     base, moved = unit(base), unit(moved)
     other = derangement(len(base))
     before = _squares(base[other] - base)

@@ -58,6 +58,11 @@ def fit(features, targets, *, l2: Sequence[float]) -> tuple[RidgeFit, ...]:
     Raises:
       UsageError: shapes, values or strengths are out of range.
     """
+    return tuple(_fits(features, targets, l2))
+
+
+def _fits(features, targets, l2: Sequence[float]) -> Iterator[RidgeFit]:
+    """Yields what `fit` returns: with many outputs, all kernels together are large."""
     if not l2 or min(l2) <= 0:
         raise UsageError(f"l2={tuple(l2)} must be positive; use 0.001, say.")
     features, targets = _examples(features, targets)
@@ -75,12 +80,10 @@ def fit(features, targets, *, l2: Sequence[float]) -> tuple[RidgeFit, ...]:
     second_moment -= shift[:, None] * shift[None, :]
     eigenvalues, basis = np.linalg.eigh(second_moment)
     eigenvalues, moments = np.maximum(eigenvalues, 0), basis.T @ moments
-    fits = []
     for strength in l2:
         kernel = basis @ (moments / (eigenvalues + strength)[:, None])
         intercept = mean - shift @ kernel
-        fits.append(RidgeFit(standard, kernel, intercept, strength, {}))
-    return tuple(fits)
+        yield RidgeFit(standard, kernel, intercept, strength, {})
 
 
 def _standardized(
@@ -128,7 +131,7 @@ def fit_with_selection(
     held_out = inputs.held_out_tenth(np.zeros(len(targets), int))
     ordered = sorted(strengths, reverse=True)
     queries, scores = features[held_out], {}
-    for candidate in fit(features[~held_out], targets[~held_out], l2=ordered):
+    for candidate in _fits(features[~held_out], targets[~held_out], ordered):
         predictions = candidate.predict(queries)
         scores[candidate.l2] = r_squared(predictions, targets[held_out])
     best = max(scores, key=lambda l2: (scores[l2], l2))

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from duet_jax import cli as program
 from duet_jax.augmentations import split_codes
 from duet_jax.config import loading
+from duet_jax.config.build import reads_learned
 from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.evaluation import EVALUATORS
 from duet_jax.lazy import jax
@@ -218,10 +219,13 @@ def _trials(
 
 
 def _codes(name: str) -> tuple[str, ...]:
-    """Returns the augmentations that a row is about; of SimCLR, those in its stack."""
+    """Returns the augmentations that a row is about.
+
+    Of a method that learns none, those that its stack has.
+    """
     config = loading.load(name)
     codes = split_codes(config.learned)
-    if config.method == "simclr":
+    if not reads_learned(config.method):
         return tuple(code for code in codes if code in config.augmentation.stack)
     return codes
 

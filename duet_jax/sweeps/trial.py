@@ -19,7 +19,7 @@ from duet_jax import data, loggers
 from duet_jax.config import checks
 from duet_jax.errors import UsageError
 from duet_jax.evaluation import EVALUATORS
-from duet_jax.evaluation.options import BASIC
+from duet_jax.evaluation.options import chosen_measures
 from duet_jax.metrics.knobs import best_knob
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
@@ -159,12 +159,15 @@ class Trial(NamedTuple):
         """Returns True if it was measured at that step, with the flags and fields."""
         found, known = self.result(mode), dict(checks.fields(self.config))
         asked = {name: known[name] for name in EVALUATORS[mode].fields}
-        flags = dict(self.measures[mode])
-        if flags.get("measures") == BASIC:  # what every result has
-            del flags["measures"]
+        flags, options = dict(self.measures[mode]), dict(found["options"])
+        # More than is asked for will do.
+        wanted, had = (
+            {*chosen_measures(each.pop("measures", None))} for each in (flags, options)
+        )
         return (
             found["step"] == step
-            and flags.items() <= found["options"].items()
+            and wanted <= had
+            and flags.items() <= options.items()
             and asked.items() <= found["settings"].items()
         )
 

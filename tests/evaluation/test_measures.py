@@ -13,9 +13,16 @@ from flax import nnx
 from duet_jax import figures
 from duet_jax.augmentations import Options, make_stack, normalize
 from duet_jax.errors import UsageError
-from duet_jax.evaluation import actions, local, matrix, options, readouts
+from duet_jax.evaluation import (
+    actions,
+    equivariance,
+    local,
+    matrix,
+    options,
+    readouts,
+)
 from duet_jax.evaluation.codes import Difference, make_code
-from duet_jax.methods import DUET, EncoderSettings, SimCLR, TwoViews
+from duet_jax.methods import CARE, DUET, EncoderSettings, SimCLR, TwoViews
 from duet_jax.methods.groups import Group
 from duet_jax.methods.networks import split
 from duet_jax.models import representation
@@ -169,8 +176,14 @@ def test_every_number_has_an_interval(found):
         for scores in results["retrieval"]["predictors"].values():
             for name in ("mrr", "hits_1", "hits_5", "hits_10", "pre"):
                 assert brackets(scores, name)
-        for name in ("procrustes", "unmoved", "composition"):
-            assert brackets(results["geometry"], name)
+        for name in ("procrustes", "unmoved", "composition", "gamma"):
+            if results["geometry"][name] is not None:
+                assert brackets(results["geometry"], name)
+        for row in results["matrix"].values():
+            for scores in (row["chance"], *row["representations"].values()):
+                known = {"accuracy", "error", "r_squared"} & {*scores}
+                assert known
+                assert all(brackets(scores, name) for name in known)
         for scores in (*results["relative"].values(), results["mlp"]["full"]):
             for name in ("error", "r_squared", "mean_r_squared"):
                 assert brackets(scores, name)
@@ -194,7 +207,7 @@ def test_geometry_of_a_perfect_encoder(found):
     assert geometry["composition"] == pytest.approx(0, abs=1e-4)
     np.testing.assert_allclose(
         geometry["actions"],
-        [45, 90, 135, -180, -135, -90, -45],
+        [-180, -135, -90, -45, 45, 90, 135],
     )
 
 
@@ -210,6 +223,79 @@ def test_geometry_of_a_random_encoder(found):
     geometry = found["random"]["geometry"]
     assert geometry["procrustes"] == pytest.approx(np.sqrt(2), abs=0.1)
     assert geometry["composition"] > 0.7
+
+
+# Which views and transformations there are.
+
+
+def code_of(name, options=None, side=SIDE):
+    stack = make_stack(
+        ("sca",),
+        input_side=side,
+        image_size=side,
+        channels=3,
+        options=options or Options(),
+    )
+    views = dataclasses.replace(two_views(), stack=stack)
+    return make_code(evaluation_of(perfect, SimCLR(views)), name)
+
+
+@pytest.mark.parametrize("name", ["rot", "bri", "hue", "sca", "ron", "fli", "sol"])
+@pytest.mark.parametrize("side", [8, 32])
+def test_views_are_all_different(name, side):
+    code = code_of(name, side=side)
+    values = actions._views(code)
+    assert values[0] == code.identity()
+    apart = np.abs(values[:, None] - values[None, :])
+    if code.circular:
+        apart = np.minimum(apart, 1 - apart)
+    assert (apart + np.eye(len(values))).min() > (0.008 if name != "sca" else 0.02)
+    # They are those that images have.
+    possible = code.values(code.draws_at(values[1:]))
+    np.testing.assert_allclose(possible, values[1:], atol=1e-5)
+    counts = {"ron": 4, "fli": 2, "sca": len(values)}
+    assert len(values) == counts.get(name, 50)
+    assert len(values) > {"sca": 4}.get(name, 0)
+
+
+@pytest.mark.parametrize("degrees", [180.0, 45.0, 30.0, 1.0])
+def test_actions_where_a_part_of_the_circle_is_drawn(degrees):
+    code = code_of("rot", Options(rotation_degrees=degrees))
+    found = code.parameter(actions._shared_actions(code))
+    step = degrees / 4
+    expected = [-4, -3, -2, -1, 1, 2, 3, 4][: 7 if degrees == 180 else 8]
+    np.testing.assert_allclose(found, np.multiply(expected, step), atol=0.01 * degrees)
+
+
+def test_crops_of_the_whole_image_are_no_action():
+    code = code_of("sca", Options(crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0)))
+    assert not len(actions._shared_actions(code))
+    assert actions._compare(evaluation_of(perfect), code) == {}
+    nothing = {"retrieval": {"predictors": {}, "chance": {}, "images": 1, "views": 1}}
+    nothing["retrieval"]["chance"] = dict.fromkeys(
+        ("mrr", "hits_1", "hits_5", "hits_10", "pre"), 0.5
+    )
+    (table,) = actions.tables(code, {**nothing, "geometry": {}})
+    assert table.title.startswith("sca:")
+
+
+def sized(images, stack=None, draws=None):
+    """Features that tell the size of a crop exactly."""
+    value = np.zeros(len(images))
+    if stack is not None and "sca" in stack.codes:
+        value = np.asarray(stack.structure(draws)["sca"])
+    noise = matrices(images).reshape(len(images), -1)[:, :6]
+    return {"full": np.float32(np.c_[np.cos(3 * value), np.sin(3 * value), noise / 9])}
+
+
+def test_a_perfect_encoder_of_crops_is_found():
+    evaluation = evaluation_of(sized, SimCLR(two_views()))
+    code = make_code(evaluation, "sca")
+    found = actions._retrieve(evaluation, code)
+    assert found["views"] < 50  # crops of whole pixels
+    scores = found["predictors"][actions.MAPPED]
+    assert scores["mrr"] > 0.95
+    assert scores["pre"] < 0.01
 
 
 # Readouts.
@@ -291,6 +377,8 @@ def test_what_should_be_where():
     }
     for (code, name), wanted in expected.items():
         assert matrix.expected(method, code, name) == wanted
+    care = CARE(two_views(("sca", "rot")), 0.1, 4)
+    assert matrix.expected(care, "rot", "full") == ""
     baseline = SimCLR(two_views(("sca", "rot")))
     assert matrix.expected(baseline, "rot", "full") == "low"
     colored = SimCLR(two_views(("sca", "jit"), channels=3))
@@ -394,6 +482,12 @@ def test_measures_are_chosen():
     assert options.chosen_measures(None) == options.MEASURES
     assert options.chosen_measures("basic") == ()
     assert options.chosen_measures("local,matrix") == ("local", "matrix")
+
+
+def test_derivatives_that_are_asked_for_in_vain():
+    evaluation = evaluation_of(perfect)
+    with pytest.raises(UsageError, match="an encoder from elsewhere does not have"):
+        equivariance.measure(evaluation, "rot", "local")
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,16 @@ def test_ranks_agree_with_scikit_learn():
     assert 0.2 < mrr < 0.9
 
 
+def test_what_is_not_finite_is_found_last():
+    views = normal(2, VIEWS, 6)
+    predicted = views.copy()
+    predicted[1, 3, 0] = np.nan
+    found = actions.ranks(predicted, views)
+    assert found.reciprocal()[1, 3] == pytest.approx(1 / VIEWS)
+    assert found.hits(VIEWS - 1)[1, 3] == 0
+    assert found.reciprocal().sum() == pytest.approx(2 * VIEWS - 1 + 1 / VIEWS)
+
+
 def test_ties_share_their_ranks():
     found = actions.Ranks(np.array([0, 1, 2]), np.array([1, 2, 3]))
     expected = [1, (1 / 2 + 1 / 3) / 2, (1 / 3 + 1 / 4 + 1 / 5) / 3]
@@ -159,6 +169,7 @@ def test_gamma_of_rotations_and_of_what_is_invariant():
     base = normal(30, 4)
     assert actions.gamma(base, base @ turned(4, seed=1).T).max() < 1e-10
     assert np.isnan(actions.gamma(base, 3 * base)).all()
+    assert np.isnan(actions.gamma(base[:1], base[1:2])).all()  # no pair
 
 
 def test_maps_compose_if_they_are_a_group():

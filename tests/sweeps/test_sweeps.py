@@ -845,6 +845,30 @@ def test_one_code_has_the_measures_of_the_row(tmp_path):
     assert trial.yardsticks() == {"chance": {"read_r2": 0.0, "read_error": 90.0}}
 
 
+@pytest.mark.parametrize(
+    ("asked", "had", "enough"),
+    [
+        ({}, {}, True),
+        ({}, {"measures": "basic"}, False),
+        ({}, {"measures": "local"}, False),
+        ({"measures": "basic"}, {}, True),
+        ({"measures": "basic"}, {"measures": "local"}, True),
+        ({"measures": "actions"}, {"measures": "matrix,actions"}, True),
+        ({"measures": "actions"}, {"measures": "matrix"}, False),
+    ],
+)
+def test_more_measures_than_are_asked_for_will_do(asked, had, enough, tmp_path):
+    trial = measured(tmp_path, ("rot",), equivariance=EQUIVARIANCE)
+    measures = {"equivariance": {"codes": "rot", **asked}}
+    trial = trial._replace(measures=measures)
+    path = trial.directory / "eval" / "equivariance.json"
+    found = json.loads(path.read_text())
+    found |= {"step": 7, "settings": {}, "options": {"codes": "rot", **had}}
+    path.write_text(json.dumps(found))
+    assert trial._is_measured("equivariance", 7) == enough
+    assert not trial._is_measured("equivariance", 8)
+
+
 def test_the_measures_of_the_field(tmp_path):
     predictors = {
         "linear map": {"mrr": 0.5, "hits_1": 0.25, "pre": 0.125},
