@@ -1,8 +1,10 @@
 """Strictness that every test runs under."""
 
+import gc
 import importlib
 import logging
 import os
+import pathlib
 import pkgutil
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -26,6 +28,23 @@ for module in pkgutil.walk_packages(duet_jax.__path__, "duet_jax."):
 caches.keep()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 terminal.QUIET = 1e6  # signs of life depend on how slow a machine is
+
+
+# Of the 65,530 mappings of memory that Linux allows a process.
+_MOST_MAPPINGS = 25_000
+
+
+@pytest.fixture(autouse=True)
+def _few_programs():
+    """Forgets compiled programs before XLA crashes for want of another mapping.
+
+    A program takes dozens of them, and those of hundreds of tests would stay.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
