@@ -40,7 +40,8 @@ def place(tmp_path_factory) -> pathlib.Path:
     (package / "methods/aligned.py").write_text(block("**A method**"))
     change(
         "methods/__init__.py",
-        "\nMETHODS: dict[str, type[Method]] = {",
+        "\n# In the order of their colors in figures.\n"
+        "METHODS: dict[str, type[Method]] = {",
         "from duet_jax.methods.aligned import Aligned\n\n"
         'METHODS: dict[str, type[Method]] = {"aligned": Aligned, ',
     )

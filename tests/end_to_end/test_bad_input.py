@@ -67,7 +67,7 @@ COMMAND_LINES = {
     ),
     "an unknown method": (
         ["--config.method=byol"],
-        ["config.method='byol'", "duet, simclr, essl"],
+        ["config.method='byol'", "choose one of simclr, essl, duet"],
     ),
     "an unknown encoder": (
         ["--config.encoder.name=resnet50"],

@@ -185,9 +185,12 @@ REFUSED = {
     ),
     "unknown method": (
         ["--config.method=byol"],
-        ["config.method='byol'", "duet, simclr, essl"],
+        ["config.method='byol'", "choose one of simclr, essl, duet"],
     ),
-    "empty method": (["--config.method="], ["config.method=''", "duet, simclr, essl"]),
+    "empty method": (
+        ["--config.method="],
+        ["config.method=''", "of simclr, essl, duet"],
+    ),
     "unknown encoder": (
         ["--config.encoder.name=cifar10-resnet20"],
         ["config.encoder.name='cifar10-resnet20'", "mean 'cifar10_resnet20'?"],
@@ -429,6 +432,13 @@ OUT_OF_RANGE = {
     "duet.concentration": "0",
     "essl.prediction_weight": "-0.1",
     "essl.hidden": "0",
+    "augself.weight": "-1",
+    "augself.hidden": "0",
+    "equimod.weight": "-1",
+    "care.weight": "-1",
+    "care.chunk": "1",
+    "sie.weight": "-1",
+    "sie.hidden": "0",
     "optimizer.learning_rate": "0",
     "optimizer.schedule": "cosine",
     "optimizer.b1": "1",
