@@ -22,12 +22,16 @@ splits is given (dataset.holdout).
         --scale=short --workdir=runs/peers-weights --config.dataset.name=folder \
         --config.dataset.path=<images>/train
 
-With the weights that were picked, for all rows that read them:
+With the weights that were picked, each for the row that reads it (digits come with a
+split of their own, so they take the weights of CIFAR-10):
 
     python sweep.py --experiment=configs/peers.py --seeds=3 --scale=short \
         --rows='simclr,essl,duet,augself,equimod,care,sie' --workdir=runs/peers \
         --config.dataset.name=folder --config.dataset.path=<images> \
-        --config.augself.weight=<weight> --config.equimod.weight=<weight>
+        --config.essl.prediction_weight=<weight> \
+        --config.duet.structure_weight=<weight> --config.augself.weight=<weight> \
+        --config.equimod.weight=<weight> --config.care.weight=<weight> \
+        --config.sie.weight=<weight>
 
 Not measured yet, and no number is quoted: the settings of the papers are others. The
 candidates are about the papers' weights, four or ten times apart. NT-Xent is the sum of

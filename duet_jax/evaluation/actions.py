@@ -13,7 +13,6 @@ What is fitted is fitted to training images. Definitions: `metrics.actions`.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,8 +35,6 @@ _QUERIES = 10
 _PER_FEATURE, _MOST_FITTED, _OUTPUTS = 4, 2000, 16_384
 # Images of a split that are transformed alike, by so many parameters over the range.
 _SHARED, _ACTIONS = 2000, 8
-# A parameter counts as drawn if one of so many draws comes so near to it.
-_DRAWS, _REACHED = 4096, 0.01
 # Structure values that are nearer to each other are the same.
 _SAME = 1e-5
 
@@ -46,7 +43,7 @@ UNMOVED, CHANCE = "unmoved", "chance"
 
 
 def measure(evaluation: Evaluation, code: Code) -> dict[str, Any]:
-    """Returns "retrieval" and "geometry" of one augmentation; see `table`.
+    """Returns "retrieval" and "geometry" of one augmentation; see `tables`.
 
     Args:
       evaluation: of a run.
@@ -68,12 +65,8 @@ def _retrieve(evaluation: Evaluation, code: Code) -> dict[str, Any]:
         candidates = np.stack(
             [_encode_at(evaluation, code, images, value) for value in values], axis=1
         )
-    predictions = {
-        name: (predicted, candidates)
-        for name, predicted in _predict(
-            evaluation, code, candidates[:, 0], values
-        ).items()
-    }
+    predictions = _predict(evaluation, code, candidates[:, 0], values)
+    predictions = {name: (each, candidates) for name, each in predictions.items()}
     predictions |= _predict_itself(evaluation, code, candidates, values)
     mrr, hits = actions.chance(len(values))
     scores: dict[str, Any] = {
@@ -102,7 +95,7 @@ def _views(code: Code) -> np.ndarray:
     if code.levels is not None:
         others = np.array([x for x in code.levels if abs(x - start) > _SAME])
         return np.array([start, *others])
-    others = _distinct(code, np.quantile(_drawn(code), _places(_VIEWS)))
+    others = _distinct(code, np.quantile(code.drawn(), _places(_VIEWS)))
     apart = np.abs(measures.errors(start, others, circular=code.circular))
     # Of as many as there are views, that which is nearest to view 0 is not needed.
     nearest = np.argmin(apart) if len(others) == _VIEWS else -1
@@ -118,12 +111,6 @@ def _distinct(code: Code, values: np.ndarray) -> np.ndarray:
     """Returns the structure values nearest to some that images can have, each once."""
     possible = np.asarray(code.values(code.draws_at(values)), np.float64)
     return np.unique(possible.round(6))
-
-
-def _drawn(code: Code) -> np.ndarray:
-    """Returns structure values that are drawn, the same for every run."""
-    draws = code.stack.draw(jax.random.key(0), _DRAWS)
-    return np.asarray(code.values(draws), np.float64)
 
 
 def _encode_at(
@@ -293,10 +280,11 @@ def _shared_actions(code: Code) -> np.ndarray:
     if code.levels is not None:
         values = np.asarray(code.levels)
     elif not code.circular:
-        values = _distinct(code, np.quantile(_drawn(code), _places(_ACTIONS)))
+        values = _distinct(code, np.quantile(code.drawn(), _places(_ACTIONS)))
     else:
-        reach = np.abs(measures.errors(start, _drawn(code), circular=True)).max()
-        step = 1 / _ACTIONS if reach > 0.5 - _REACHED else 2 * reach / _ACTIONS
+        reach = np.abs(measures.errors(start, code.drawn(), circular=True)).max()
+        whole = code.reached([start + 0.5])[0]
+        step = 1 / _ACTIONS if whole else 2 * reach / _ACTIONS
         values = (start + step * np.arange(-_ACTIONS // 2, _ACTIONS // 2 + 1)) % 1
         values = np.unique(values.round(6))
     apart = np.abs(measures.errors(start, values, circular=code.circular))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,6 +21,9 @@ from duet_jax.evaluation.base import Evaluation
 from duet_jax.methods import Method
 from duet_jax.metrics import equivariance as measures
 from duet_jax.types import Array
+
+# A structure value counts as drawn if one of so many draws comes so near to it.
+_DRAWS, _REACHED = 4096, 0.01
 
 
 class Code(NamedTuple):
@@ -73,6 +77,20 @@ class Code(NamedTuple):
     def draws_at(self, values: np.ndarray) -> dict:
         """Returns the stack's parameters with given structure values."""
         return self.stack.params_at({self.name: jnp.asarray(values, jnp.float32)})
+
+    def drawn(self) -> np.ndarray:
+        """Returns structure values as they are drawn, the same for every run, [n]."""
+        draws = self.stack.draw(jax.random.key(0), _DRAWS)
+        return np.asarray(self.values(draws), np.float64)
+
+    def reached(self, values: np.ndarray) -> np.ndarray:
+        """Returns which structure values [n] are drawn: bool [n].
+
+        The parameter may have few levels, or cover a part of the circle only.
+        """
+        values = np.asarray(values, np.float64)[:, None]
+        apart = measures.errors(values, self.drawn()[None, :], circular=self.circular)
+        return np.abs(apart).min(axis=1) <= _REACHED
 
     def identity(self) -> float:
         """Returns the structure value of an image as it is."""

@@ -28,8 +28,6 @@ from duet_jax.types import Array
 STEPS = 24  # parameters over the whole range, if they are not few
 # Features without bins are shifted as if they had so many, for a control.
 _CONTROL_BINS = 8
-# A parameter counts as drawn if one of so many draws comes so near to it.
-_DRAWS, _REACHED = 4096, 0.01
 
 STEERED, SHIFTED, MAPPED = KNOBS
 TARGET, TRUE = "steer to target", "steer to true"
@@ -103,15 +101,14 @@ def parameters(code: Code, steps: int = STEPS) -> np.ndarray:
       code: the augmentation.
       steps: their number on a line or on a whole circle, if they are not few.
     """
-    drawn = np.asarray(code.values(code.stack.draw(jax.random.key(0), _DRAWS)))
     if code.levels is not None:
         values = np.asarray(code.levels)
     elif code.circular:
         values = (code.identity() + np.arange(steps) / steps) % 1
     else:
+        drawn = code.drawn()
         return np.linspace(drawn.min(), drawn.max(), steps)
-    apart = measures.errors(values[:, None], drawn[None, :], circular=code.circular)
-    values = values[np.abs(apart).min(axis=1) <= _REACHED]
+    values = values[code.reached(values)]
     first = np.argmin(
         np.abs(measures.errors(code.identity(), values, circular=code.circular))
     )

@@ -54,8 +54,6 @@ from duet_jax.types import Array
 # Images whose representations are shifted: each is encoded once per bin.
 _SHIFTED_IMAGES = 2000
 _TURNED_STEPS = 12
-# A structure value counts as drawn if one of so many draws comes so near to it.
-_DRAWS, _REACHED = 4096, 0.01
 # Features without bins are read as if they had as many bins as the greatest common
 # divisor of their number and this one, the default of `duet.num_bins`.
 _CONTROL_BINS = 8
@@ -299,17 +297,14 @@ def _shifts(evaluation: Evaluation, code: Code, views: Views) -> dict[str, Any]:
     bins = group.num_bins if group else math.gcd(features, _CONTROL_BINS)
     if bins < 2:
         return {}
-    drawn = code.values(code.stack.draw(jax.random.key(0), _DRAWS))
     images = spaced(evaluation.split("test").images, _SHIFTED_IMAGES)
     start = code.identity()
     read = _Matrices(evaluation, code, group, bins)
     original = read(images, start)
     by_shift: dict[str, Any] = {}
-    for shift in range(bins):
-        value = (start + shift / bins) % 1
-        distance = np.abs(measures.errors(value, drawn, circular=True)).min()
-        if distance > _REACHED:
-            continue
+    values = (start + np.arange(bins) / bins) % 1
+    for shift in np.flatnonzero(code.reached(values)).tolist():
+        value = values[shift]
         moved = read(images, value)
         by_shift[str(shift)] = {
             name: _means(measures.shift_errors(original[name], moved[name], shift))

@@ -210,12 +210,13 @@ def mean_r_squared(true: np.ndarray, predicted: np.ndarray) -> float:
 
     Source: scikit-learn's `r2_score`, which seq-JEPA (Ghaemi et al. 2025) reports.
     """
-    each = [
-        r_squared(t[:, None], p[:, None])
-        for t, p in zip(np.asarray(true).T, np.asarray(predicted).T, strict=True)
-    ]
-    known = [value for value in each if np.isfinite(value)]
-    return float(np.mean(known)) if known else float("nan")
+    true = np.asarray(true, np.float64)
+    errors = np.sum(np.square(true - predicted), axis=0)
+    spread = np.sum(np.square(true - true.mean(axis=0)[None, :]), axis=0)
+    varies = spread > _ROUNDING * np.sum(np.square(true), axis=0)
+    if not varies.any():
+        return float("nan")
+    return float(np.mean(1 - errors[varies] / spread[varies]))
 
 
 def r_squared_intervals(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from duet_jax.errors import UsageError
+from duet_jax.metrics.equivariance import mean_r_squared
 from duet_jax.probes import inputs
 
 STRENGTHS = tuple(float(10.0**-exponent) for exponent in np.arange(-2, 6.5, 0.5))
@@ -133,24 +134,8 @@ def fit_with_selection(
     queries, scores = features[held_out], {}
     for candidate in _fits(features[~held_out], targets[~held_out], ordered):
         predictions = candidate.predict(queries)
-        scores[candidate.l2] = r_squared(predictions, targets[held_out])
+        score = mean_r_squared(targets[held_out], predictions)
+        scores[candidate.l2] = 0.0 if np.isnan(score) else score  # none varies
     best = max(scores, key=lambda l2: (scores[l2], l2))
     (chosen,) = fit(features, targets, l2=[best])
     return chosen._replace(held_out=scores)
-
-
-def r_squared(predictions: np.ndarray, targets: np.ndarray) -> float:
-    """Returns the explained share of the variance, averaged over outputs.
-
-    Args:
-      predictions: [n, k].
-      targets: [n, k].
-
-    Returns:
-      1 at best, 0 for the mean of the targets. Outputs that do not vary are left out;
-      0 if none varies.
-    """
-    errors = np.sum((predictions - targets) ** 2, axis=0)
-    spread = np.sum((targets - np.mean(targets, axis=0)[None, :]) ** 2, axis=0)
-    varies = spread > 0
-    return float(np.mean(1 - errors[varies] / spread[varies])) if varies.any() else 0.0
