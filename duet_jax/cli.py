@@ -31,6 +31,7 @@ from etils import epy
 from ml_collections import config_flags
 
 import duet_jax
+from duet_jax import catalog
 from duet_jax.augmentations import options_read, split_codes
 from duet_jax.config import checks, loading, naming
 from duet_jax.errors import (
@@ -43,9 +44,10 @@ from duet_jax.errors import (
 from duet_jax.evaluation import EVALUATORS, follow_up
 from duet_jax.evaluation import options as of_evaluators
 from duet_jax.evaluation.evaluator import check_labels
+from duet_jax.lazy import jax
 from duet_jax.runs import external, workdir
 from duet_jax.runs.history import parse_source
-from duet_jax.runtime import files, processes
+from duet_jax.runtime import devices, files, processes, provenance
 from duet_jax.runtime.terminal import (
     doing,
     flush_output,
@@ -62,10 +64,8 @@ with epy.lazy_imports():  # what is done, when it is
 
 _log = logging.getLogger(__name__)
 
-_ROOT = pathlib.Path(__file__).parents[1]
 # A --workdir that is named by the configuration.
 _AUTO = "auto"
-_DEFAULT_CONFIG = str(_ROOT / "configs" / "digits_duet_rot.py")
 
 # Modes that take a configuration: name -> function of (resolved config, work directory,
 # **flags). The other modes are EVALUATORS, which take the directory of a run.
@@ -79,7 +79,13 @@ PROGRAMS: dict[str, Callable[..., None]] = {
 }
 # Programs that several processes carry out together.
 _SHARED = ("train", "benchmark")
-MODES = (*PROGRAMS, *EVALUATORS)
+# Name -> what it does.
+MODES = {
+    "train": "trains an encoder, or continues a training",
+    "benchmark": "times the compiled step of a configuration",
+    "compare": "a page of several runs",
+    **{mode: each.summary for mode, each in EVALUATORS.items()},
+}
 
 
 class Flag(NamedTuple):
@@ -250,7 +256,7 @@ def read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
         )
     if modes == ("compare",):
         of_evaluators.directories(options.get("workdirs", ""))
-    path = given.get("config", _DEFAULT_CONFIG)
+    path = given.get("config", loading.DEFAULT)
     names = [name for name in map(field_of, overrides) if name is not None]
     evaluators = [EVALUATORS[mode] for mode in modes if mode in EVALUATORS]
     measured = [field for each in evaluators for field in each.fields]
@@ -317,7 +323,7 @@ def _modes(names: str) -> tuple[str, ...]:
     """Returns the modes that --mode names, in order."""
     modes = tuple(name.strip() for name in names.split(","))
     for mode in modes:
-        lookup(dict.fromkeys(MODES), mode, "--mode")
+        lookup(MODES, mode, "--mode")
     for mode in modes[1:]:
         if mode in PROGRAMS or modes[0] in ("benchmark", "compare"):
             raise UsageError(
@@ -446,13 +452,14 @@ def _explained(error: Exception) -> UsageError:
 
 def help_text(argv: Sequence[str]) -> str:
     """Returns what --help prints: the flags, and the fields with their values."""
-    path = _parse_flags(argv)[0].get("config", _DEFAULT_CONFIG)
+    path = _parse_flags(argv)[0].get("config", loading.DEFAULT)
     defaults = checks.fields(loading.load(path))
     about = [f"  --{name}: {flag.meaning}" for name, flag in FLAGS.items()]
     about += [
         f"  --debug: {_DEBUG_MEANING}",
-        "  --list: Print the names that --config takes.",
-        "  --version: Print the version.",
+        "  --list: Print what there is: configurations, modes, methods, augmentations, "
+        "encoders, data sets.",
+        "  --version: Print the version, the commit, JAX's version and the devices.",
     ]
     shown = [f"  --config.{name}={value!r}" for name, value in defaults]
     title = f"Fields, explained in configs/base.py, with the values of {path}:"
@@ -485,13 +492,18 @@ def _command_of_evaluations(directory: pathlib.Path, modes: Sequence[str]) -> st
         python = "python"
     elif python.startswith(f"{os.getcwd()}{os.sep}"):
         python = os.path.relpath(python)
-    command = [
-        python,
-        sys.argv[0],
-        f"--workdir={directory}",
-        f"--mode={','.join(modes)}",
-    ]
-    return shlex.join(command)
+    program = provenance.program(sys.argv[0], python)
+    return shlex.join([*program, f"--workdir={directory}", f"--mode={','.join(modes)}"])
+
+
+def _version() -> str:
+    """Returns what --version prints."""
+    commit = str(provenance.commit())
+    devices.select("auto")
+    return (
+        f"duet_jax {duet_jax.__version__}{f', commit {commit}' if commit else ''}; "
+        f"jax {jax.__version__} on {devices.describe()}"
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -506,9 +518,9 @@ def main(argv: Sequence[str]) -> int:
         if _HELP & set(argv):
             print(help_text(argv))
         elif _LIST & set(argv):
-            print(loading.overview())
+            print(catalog.overview(MODES))
         elif _VERSION & set(argv):
-            print(f"duet_jax {duet_jax.__version__}")
+            print(_version())
         else:
             command = parse(argv)
             with signs_of_life(), doing(f"--mode={','.join(command.modes)}"):

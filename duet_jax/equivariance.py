@@ -137,16 +137,8 @@ def _config(given: Mapping[str, Any]) -> ml_collections.ConfigDict:
     defaults = loading.schema()
     defaults.method = "simclr"  # two views of the stack, and no structure
     defaults.augmentation.stack = ()
-    config = defaults.copy_and_resolve_references()
-    known = dict(checks.fields(defaults))
-    for name, value in given.items():
-        if value is None:
-            continue
-        try:
-            config.update_from_flattened_dict({name: value})
-        except TypeError as error:
-            raise checks.bad_value(name, value, known[name]) from error
-    return checks.check(config, defaults)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return checks.with_fields(defaults, chosen)
 
 
 def _as_bytes(name: str, images: Any) -> np.ndarray:

@@ -20,7 +20,7 @@ FLOORS = (
     # What is done with it.
     ("evaluation", "profiling", "runs", "training"),
     # Command lines, and the call from Python.
-    ("cli", "equivariance", "main", "sweep", "sweeps"),
+    ("__main__", "catalog", "cli", "equivariance", "main", "sweep", "sweeps"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -341,6 +341,29 @@ def _numbers(name: str, values: tuple, kind: type, default: Any) -> tuple:
     return tuple(kind(x) for x in values)
 
 
+def with_fields(
+    defaults: ml_collections.ConfigDict, given: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+    """Returns a configuration with other values for some fields, checked and resolved.
+
+    Args:
+      defaults: the configuration.
+      given: values by dotted field, such as {"optimizer.learning_rate": 1e-3}.
+
+    Raises:
+      UsageError: a field or a value is wrong.
+    """
+    check_names(defaults, given)
+    known = dict(fields(defaults))
+    config = open_fields(defaults)
+    for name, value in given.items():
+        try:
+            config.update_from_flattened_dict({name: value})
+        except TypeError as error:
+            raise bad_value(name, value, known[name]) from error
+    return check(config, defaults)
+
+
 def check(
     config: ml_collections.ConfigDict, defaults: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:

@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import runpy
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -22,11 +23,15 @@ from duet_jax.augmentations import LEARNABLE, split_codes
 from duet_jax.config import checks
 from duet_jax.errors import UsageError, lookup, suggestion
 
-_ROOT = pathlib.Path(__file__).parents[2]
+# What holds `configs/`: an installed package itself, else the clone that it is in.
+_INSTALLED = pathlib.Path(__file__).parents[1] / "presets"
+_ROOT = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1]
 _BASE = _ROOT / "configs" / "base.py"
 _SCALES = _ROOT / "configs" / "_scales.py"
 _SHOWN_ROWS = 3
 _STANDARD = _ROOT / "configs" / "standard.py"
+DEFAULT = str(_ROOT / "configs" / "digits_duet_rot.py")
+"""What `--config` is when it is not given."""
 
 # The default of MEASURES. Equivariance is measured for the code of the row.
 _MEASURES = {"linear_probe": {}, "knn": {}, "equivariance": {"measures": "basic"}}
@@ -49,14 +54,38 @@ class Experiment(NamedTuple):
     codes: Mapping[str, tuple[str, ...]] = {}
 
 
+@contextlib.contextmanager
+def _our_configs() -> Iterator[None]:
+    """Lets files import `configs`, and have ours by that name."""
+
+    def taken() -> dict[str, Any]:
+        names = [name for name in sys.modules if name.split(".")[0] == "configs"]
+        return {name: sys.modules.pop(name) for name in names}
+
+    others = taken()  # a program that calls us may have a package of that name
+    sys.path.insert(0, str(_ROOT))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(_ROOT))
+        taken()
+        sys.modules.update(others)
+
+
+def _run(path: str | os.PathLike) -> dict[str, Any]:
+    """Runs a file and returns its globals."""
+    with _our_configs():
+        return runpy.run_path(str(path))
+
+
 def schema() -> ml_collections.ConfigDict:
     """Returns all fields with their defaults: `configs/base.py`."""
-    return runpy.run_path(str(_BASE))["get_config"]()
+    return _run(_BASE)["get_config"]()
 
 
 def scales() -> tuple[str, ...]:
     """Returns the names of the scales at which the rows of an experiment can be run."""
-    return tuple(runpy.run_path(str(_SCALES))["SCALES"])
+    return tuple(_run(_SCALES)["SCALES"])
 
 
 def load(name: str) -> ml_collections.ConfigDict:
@@ -73,7 +102,7 @@ def load(name: str) -> ml_collections.ConfigDict:
     path, row = _standard(*_split(name))
     _check_file(path, "--config", name)
     with _reading(f"--config={name}", "get_config() like configs/base.py"):
-        module = runpy.run_path(path)
+        module = _run(path)
         if "ROWS" in module:
             _check_row(path, row, module["ROWS"])
             config = module["get_config"](row)
@@ -83,6 +112,23 @@ def load(name: str) -> ml_collections.ConfigDict:
             config = module["get_config"]()
         checks.check_schema(config, schema())
     return config
+
+
+def load_config(
+    name: str = "digits_duet_rot", fields: Mapping[str, Any] | None = None
+) -> ml_collections.ConfigDict:
+    """Returns the resolved configuration of a training, to be given to `train`.
+
+        config = load_config("cifar10_duet_rot", {"batch_size": 512})
+
+    Args:
+      name: as `--config` takes it: a file, or the name of one in `configs/`.
+      fields: values by dotted field, as `--config.<field>=<value>` sets them.
+
+    Raises:
+      UsageError: there is no such file or field, or a value is wrong.
+    """
+    return checks.with_fields(load(name), fields or {})
 
 
 def load_experiment(path: str) -> Experiment:
@@ -96,7 +142,7 @@ def load_experiment(path: str) -> Experiment:
     _check_file(path, "--experiment", given)
     needs = "ROWS and get_config(row) like configs/figure4.py"
     with _reading(f"--experiment={path}", needs):
-        module = runpy.run_path(path)
+        module = _run(path)
         rows = {name: dict(row) for name, row in dict(module.get("ROWS", {})).items()}
         measures = {
             mode: {flag: str(value) for flag, value in dict(flags).items()}
@@ -143,7 +189,8 @@ def _codes(given: Any, rows: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 def _reading(shown: str, needs: str) -> Iterator[None]:
     """Turns an error of a file, which is a program, into a UsageError."""
     try:
-        yield
+        with _our_configs():
+            yield
     except UsageError as error:
         raise UsageError(f"{shown}: {error}") from error
     except (Exception, SystemExit) as error:
@@ -189,7 +236,7 @@ def _standard(path: str, row: str) -> tuple[str, str]:
     """Returns where configs/cifar10_simclr.py is: a row of `configs/standard.py`."""
     file = pathlib.Path(path)
     if not (row or os.path.isfile(path)) and file.parent.name == _STANDARD.parent.name:
-        for name in runpy.run_path(str(_STANDARD))["ROWS"]:
+        for name in _run(_STANDARD)["ROWS"]:
             if file.name == f"{name.replace('-', '_')}.py":
                 return str(_STANDARD), name
     return path, row
@@ -203,7 +250,7 @@ def overview(*, experiments: bool = False) -> str:
     """
     lines = []
     for file in sorted(_BASE.parent.glob("[!_]*.py")):
-        module = runpy.run_path(str(file))
+        module = _run(file)
         rows = [*module.get("ROWS", {})]
         if rows or not experiments:
             lines.append(f"{file.stem:<17} {module['__doc__'].partition(chr(10))[0]}")

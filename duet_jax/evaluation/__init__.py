@@ -44,6 +44,7 @@ def follow_up(config: ConfigDict, facts: DatasetFacts) -> list[str]:
 EVALUATORS: dict[str, Evaluator] = {
     "linear_probe": Evaluator(
         linear_probe,
+        "accuracy of a linear classifier of the features",
         options.check_protocol,
         flags=("protocol",),
         fields=(
@@ -53,12 +54,21 @@ EVALUATORS: dict[str, Evaluator] = {
         ),
         needs_labels=True,
     ),
-    "knn": Evaluator(knn, fields=("knn.k", "knn.temperature"), needs_labels=True),
+    "knn": Evaluator(
+        knn,
+        "accuracy of a vote of the nearest neighbors",
+        fields=("knn.k", "knn.temperature"),
+        needs_labels=True,
+    ),
     "equivariance": Evaluator(
-        equivariance, options.check_equivariance, ("codes", "measures")
+        equivariance,
+        "how the features tell, and move with, how an image was transformed",
+        options.check_equivariance,
+        ("codes", "measures"),
     ),
     "generation": Evaluator(
         generation,
+        "decoders of the features; whether an image turns when its features do",
         options.check_codes,
         ("codes",),
         fields=(
@@ -70,9 +80,22 @@ EVALUATORS: dict[str, Evaluator] = {
         needs_run=True,  # it trains decoders of the run's views
     ),
     "transfer": Evaluator(
-        transfer, options.check_datasets, ("datasets",), images=options.images
+        transfer,
+        "linear probe on other data sets",
+        options.check_datasets,
+        ("datasets",),
+        images=options.images,
     ),
-    "features": Evaluator(export_features, options.check_out, ("out",)),
+    "features": Evaluator(
+        export_features,
+        "the features themselves, in an .npz file",
+        options.check_out,
+        ("out",),
+    ),
     # It measures kNN itself where no result is stored.
-    "report": Evaluator(html_report, fields=("knn.k", "knn.temperature")),
+    "report": Evaluator(
+        html_report,
+        "a page of all results and pictures",
+        fields=("knn.k", "knn.temperature"),
+    ),
 }

@@ -30,6 +30,7 @@ class Evaluator(NamedTuple):
     Attributes:
       module: whose `measure` is (Evaluation, **options) -> Result. It is imported when
         it measures.
+      summary: what it measures, for --list.
       check: (**options) -> None; raises a UsageError for options that are wrong for
         any run. It is called before `measure`, and before anything is trained.
       flags: the command line flags it takes as options.
@@ -40,6 +41,7 @@ class Evaluator(NamedTuple):
     """
 
     module: ModuleType
+    summary: str
     check: Callable[..., None] = lambda: None
     flags: tuple[str, ...] = ()
     fields: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ neither averaged nor used as a negative.
 from duet_jax.losses.nt_xent import Contrast, nt_xent
 from duet_jax.losses.precision import masked_mean
 from duet_jax.losses.prediction import cross_entropy, squared_error, top_k
-from duet_jax.losses.structure import jensen_shannon
+from duet_jax.losses.structure import jensen_shannon, structure_loss
 from duet_jax.losses.targets import TARGETS, Target, gaussian, von_mises
 from duet_jax.losses.vicreg import covariance, variance_hinge
 
@@ -23,6 +23,7 @@ __all__ = [
     "masked_mean",
     "nt_xent",
     "squared_error",
+    "structure_loss",
     "top_k",
     "variance_hinge",
     "von_mises",

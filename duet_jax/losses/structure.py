@@ -1,7 +1,7 @@
 """The structure loss of DUET."""
 
 from duet_jax.lazy import jax, jnp
-from duet_jax.losses.precision import at_least_float32
+from duet_jax.losses.precision import at_least_float32, masked_mean
 from duet_jax.types import Array
 
 
@@ -25,3 +25,20 @@ def jensen_shannon(logits: Array, targets: Array) -> Array:
     log_mixture = jnp.logaddexp(log_p, log_q) - jnp.log(2.0).astype(log_p.dtype)
     terms = jnp.exp(log_p) * (log_p - log_mixture) + targets * (log_q - log_mixture)
     return jnp.sum(terms, axis=1) / 2
+
+
+def structure_loss(logits: Array, targets: Array, mask: Array | None = None) -> Array:
+    """The structure loss of one view: the mean of `jensen_shannon`.
+
+    Args:
+      logits: of the structure, from `models.structure_logits`, [batch, bins].
+      targets: around the drawn parameters, from `von_mises` or `gaussian`, [batch,
+        bins].
+      mask: the examples that count, bool [batch]; None for all.
+
+    Returns:
+      A scalar in nats, from 0 to log 2.
+
+    Source: DUET paper, section 3, without its weight lambda.
+    """
+    return masked_mean(jensen_shannon(logits, targets), mask)

@@ -69,17 +69,6 @@ class DUET(base.Method):
             **{group.name: group.structure(features) for group in self.groups},
         }
 
-    def structure_loss(self, group: Group, features: Array, view: View) -> Array:
-        """Returns each example's divergence from a group's target, [batch].
-
-        Args:
-          group: one of `groups`.
-          features: of the view, [batch, features].
-          view: holds the structure values.
-        """
-        targets = group.targets(view.structure[group.code])
-        return losses.jensen_shannon(group.logits(features), targets)
-
     def loss(
         self,
         networks: base.Networks,
@@ -107,14 +96,20 @@ class DUET(base.Method):
         )
         by_group = {}
         for group in self.groups:
-            divergence = self.structure_loss(group, features2, views.second)
+            divergence = _structure_loss(group, features2, views.second, mask)
             if train:
-                first = self.structure_loss(group, features1, views.first)
+                first = _structure_loss(group, features1, views.first, mask)
                 divergence = (divergence + first) / 2
-            by_group[f"structure_loss{group.suffix}"] = losses.masked_mean(
-                divergence, mask
-            )
+            by_group[f"structure_loss{group.suffix}"] = divergence
         structure = sum(by_group.values()) / len(by_group)
         loss = loss + self.structure_weight * structure
         total = {"loss": loss, "structure_loss": structure}
         return loss, {**total, **by_group, **metrics}
+
+
+def _structure_loss(
+    group: Group, features: Array, view: View, mask: Array | None
+) -> Array:
+    """Returns the mean divergence of a view from a group's targets, a scalar."""
+    targets = group.targets(view.structure[group.code])
+    return losses.structure_loss(group.logits(features), targets, mask)

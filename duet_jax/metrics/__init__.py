@@ -1,1 +1,51 @@
-"""Measures: pure functions of arrays that say how good representations are."""
+"""Measures: pure functions of arrays that say how good representations are.
+
+`equivariance.py` is about parameters that are read off representations, `actions.py`
+about what a transformation does to them.
+"""
+
+from duet_jax.metrics.actions import (
+    chance,
+    composition_residuals,
+    gamma,
+    linear_map,
+    nearest,
+    parameter_distance,
+    ranks,
+    relative_error,
+    residuals,
+    rotation,
+)
+from duet_jax.metrics.classification import classification
+from duet_jax.metrics.equivariance import (
+    bootstrap,
+    errors,
+    mean_r_squared,
+    points,
+    r_squared,
+    read_structure,
+    shift_errors,
+    values_at,
+)
+
+__all__ = [
+    "bootstrap",
+    "chance",
+    "classification",
+    "composition_residuals",
+    "errors",
+    "gamma",
+    "linear_map",
+    "mean_r_squared",
+    "nearest",
+    "parameter_distance",
+    "points",
+    "r_squared",
+    "ranks",
+    "read_structure",
+    "relative_error",
+    "residuals",
+    "rotation",
+    "shift_errors",
+    "values_at",
+]

@@ -34,19 +34,30 @@ class EncoderSpec(NamedTuple):
     widths: tuple[int, int, int, int] | None
     lifted: bool = False
 
+    @property
+    def summary(self) -> str:
+        """The architecture in a few words, for --list."""
+        if self.blocks is None:
+            return "ResNet of encoder.blocks and encoder.widths"
+        blocks, widths = (
+            "/".join(map(str, each)) for each in (self.blocks, self.widths)
+        )
+        images = " on a steerable pyramid of the image" if self.lifted else ""
+        return f"ResNet of {blocks} blocks and widths {widths}{images}"
+
 
 def make_encoder(
     name: str,
     *,
-    in_channels: int,
+    in_channels: int = 3,
     width_multiplier: float = 1.0,
     blocks: Sequence[int] | None = None,
     widths: Sequence[int] | None = None,
     dtype: str | np.dtype = "float32",
     remat: bool = False,
-    rngs: nnx.Rngs,
+    rngs: nnx.Rngs | None = None,
 ) -> nnx.Module:
-    """Builds the encoder that a configuration describes.
+    """Builds an encoder.
 
     Args:
       name: a key of `ENCODERS`.
@@ -58,11 +69,11 @@ def make_encoder(
       dtype: compute type, float32 or bfloat16.
       remat: store only the input of each block for the backward pass, and recompute
         the rest.
-      rngs: source of the initial weights.
+      rngs: source of the initial weights; None for `nnx.Rngs(0)`.
 
     Returns:
-      A module with `num_features`; `(images, train=...)` returns float32 features,
-      [batch, num_features].
+      A module with `num_features`; `(images, train=...)` takes normalized images, in
+      [-0.5, 0.5], and returns float32 features, [batch, num_features].
 
     Raises:
       UsageError: the name is unknown.
@@ -75,7 +86,7 @@ def make_encoder(
         in_channels=in_channels,
         dtype=jnp.dtype(dtype),
         remat=remat,
-        rngs=rngs,
+        rngs=nnx.Rngs(0) if rngs is None else rngs,
     )
 
 

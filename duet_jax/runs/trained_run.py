@@ -7,32 +7,36 @@ features = run(images)                         # uint8 [n, side, side, channels]
 features["full"]                               # float32 [n, 512]
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import os
 import pathlib
 import types
+from typing import TYPE_CHECKING
 
 import ml_collections
 import numpy as np
-from flax import nnx
+from etils import epy
 
 from duet_jax.config import build, checks
 from duet_jax.data.decoding import preprocessed_side
 from duet_jax.data.source import short_hash
 from duet_jax.errors import UsageError
+from duet_jax.lazy import nnx
 from duet_jax.methods import Method, SimCLR
-from duet_jax.methods.networks import split
-from duet_jax.runs import frozen_encoder, workdir
-from duet_jax.runs.checkpoints import Checkpoints
+from duet_jax.runs import workdir
 from duet_jax.runs.external import External
-from duet_jax.runs.frozen_encoder import (
-    ExternalEncoder,
-    FrozenEncoder,
-    Representations,
-)
 from duet_jax.runtime import files
 from duet_jax.types import Dataset, DatasetFacts
+
+if TYPE_CHECKING:
+    from duet_jax.runs.frozen_encoder import FrozenEncoder, Representations
+
+with epy.lazy_imports():  # so that `duet_jax.load_run` is there at once
+    from duet_jax.methods import networks as of_methods
+    from duet_jax.runs import checkpoints, frozen_encoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,10 +78,12 @@ class Run:
           UsageError: the checkpoint is damaged, or was deleted.
         """
         shapes = nnx.eval_shape(lambda: self.method.init(nnx.Rngs(0)))
-        parts = {name: split(getattr(shapes, name)) for name in names}
+        parts = {name: of_methods.split(getattr(shapes, name)) for name in names}
         params = {name: params for name, (_, params, _) in parts.items()}
         batch_stats = {name: stats for name, (_, _, stats) in parts.items() if stats}
-        with Checkpoints(self.directory / "checkpoints", create=False) as saved:
+        with checkpoints.Checkpoints(
+            self.directory / "checkpoints", create=False
+        ) as saved:
             _, params, batch_stats = saved.restore_model(params, batch_stats, self.step)
         return types.SimpleNamespace(
             **{
@@ -147,11 +153,13 @@ def load_run(
             f"{directory / 'checkpoints'} does not exist; train first, or name another "
             "--workdir."
         )
-    with Checkpoints(directory / "checkpoints", create=False) as saved:
+    with checkpoints.Checkpoints(directory / "checkpoints", create=False) as saved:
         step, params, batch_stats = saved.restore_model(
             {"encoder": params}, {"encoder": batch_stats}, step
         )
-    encoder = FrozenEncoder(method, batch_size=batch_size or config.batch_size)
+    encoder = frozen_encoder.FrozenEncoder(
+        method, batch_size=batch_size or config.batch_size
+    )
     encoder.use(params["encoder"], batch_stats["encoder"])
     return Run(directory, config, facts, step, method, encoder)
 
@@ -188,7 +196,7 @@ def external_run(
         for field, value in checks.fields(kept)
         if checks.alters_external(field)
     }
-    encoder = ExternalEncoder(
+    encoder = frozen_encoder.ExternalEncoder(
         method,
         external,
         batch_size=config.batch_size,

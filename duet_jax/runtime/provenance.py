@@ -7,6 +7,7 @@ import pathlib
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -64,10 +65,29 @@ def commit() -> Commit:
     return Commit(found[1], all(line.startswith("# ") for line in lines))
 
 
+def program(name: str, python: str = "python") -> list[str]:
+    """Returns how a program was called: the beginning of its command line.
+
+    Args:
+      name: `sys.argv[0]`.
+      python: what stands for Python.
+    """
+    path = pathlib.Path(name)
+    if path.name == "__main__.py" and path.is_relative_to(_ROOT):
+        return [python, "-m", ".".join(path.parent.relative_to(_ROOT).parts)]
+    if path.suffix == ".py":
+        return [python, name]
+    return [path.name if shutil.which(path.name) == name else name]
+
+
 def command_line(arguments: Sequence[str]) -> str:
-    """Returns a command line to paste, with the values of secrets left out."""
-    shown, hidden = [], False
-    for argument in arguments:
+    """Returns a command line to paste, with the values of secrets left out.
+
+    Args:
+      arguments: as in `sys.argv`.
+    """
+    shown, hidden = program(arguments[0]), False
+    for argument in arguments[1:]:
         found = _SECRET.fullmatch(argument)
         if found and found[2]:
             argument = f"{found[1]}=..."
@@ -75,7 +95,7 @@ def command_line(arguments: Sequence[str]) -> str:
             argument = "..."
         hidden = bool(found and not found[2])
         shown.append(_PASSWORD.sub("...@", argument))
-    return shlex.join(["python", *shown])
+    return shlex.join(shown)
 
 
 def describe() -> dict[str, Any]:

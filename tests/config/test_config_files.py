@@ -13,9 +13,13 @@ import pytest
 
 from configs import _scales, standard, table2
 from duet_jax import cli
+from duet_jax.augmentations import AUGMENTATIONS
 from duet_jax.config import build, checks, loading
+from duet_jax.data import SOURCES
+from duet_jax.evaluation import EVALUATORS
 from duet_jax.methods import METHODS
 from duet_jax.methods.groups import Group
+from duet_jax.models import ENCODERS
 from duet_jax.types import DatasetFacts
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -226,12 +230,24 @@ def test_a_configuration_has_a_name(monkeypatch, tmp_path):
     assert loading.load("smoke") == loading.load(f"{ROOT}/configs/smoke.py")
 
 
-def test_all_configurations_are_listed(capsys):
+def test_everything_is_listed(capsys):
     assert cli.main(["main.py", "--list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    names = [line.split()[0] for line in lines if not line.startswith(" ")]
-    assert names == [path.stem for path in sorted([*CONFIGS, *GRIDS])]
-    (place,) = (n for n, line in enumerate(lines) if line.startswith("figure4 "))
+    sections = [part.splitlines() for part in capsys.readouterr().out.split("\n\n")]
+    listed = {
+        flag: [line.split()[0] for line in lines if line[2] != " "]
+        for flag, *lines in sections
+    }
+    assert listed == {
+        "--config": [path.stem for path in sorted([*CONFIGS, *GRIDS])],
+        "--mode": [*cli.PROGRAMS, *EVALUATORS],
+        "--config.method": [*METHODS],
+        "--config.augmentation.stack": [*AUGMENTATIONS],
+        "--config.encoder.name": [*ENCODERS],
+        "--config.dataset.name": [*SOURCES, "any"],
+    }
+    lines = [line for _, *rest in sections for line in rest]
+    assert all(len(line.split()) > 2 for line in lines), "each with a line"
+    (place,) = (n for n, line in enumerate(lines) if line.startswith("  figure4 "))
     assert lines[place + 1].strip() == (
         "rows: simclr simclr-rot simclr-ron ... 31 in all"
     )

@@ -198,8 +198,8 @@ MUTATIONS: list[Mutation] = [
         ),
         (
             "the target of the other view",
-            "self.structure_loss(group, features1, views.first)",
-            "self.structure_loss(group, features1, views.second)",
+            "_structure_loss(group, features1, views.first, mask)",
+            "_structure_loss(group, features1, views.second, mask)",
         ),
         (
             "the content of one view",
