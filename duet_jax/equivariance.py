@@ -24,6 +24,8 @@ from duet_jax.evaluation import EVALUATORS, options
 from duet_jax.runs.external import External
 from duet_jax.types import Dataset, Split
 
+__all__ = ["evaluate"]
+
 with epy.lazy_imports():  # what measures
     from duet_jax.evaluation import base, store
     from duet_jax.evaluation import equivariance as evaluator

@@ -19,8 +19,10 @@ FLOORS = (
     ("config", "data", "figures", "loggers", "runtime"),
     # What is done with it.
     ("evaluation", "profiling", "runs", "training"),
-    # Command lines, and the call from Python.
-    ("__main__", "catalog", "cli", "equivariance", "main", "sweep", "sweeps"),
+    # The calls from Python.
+    ("augment", "encoders", "equivariance"),
+    # Command lines.
+    ("__main__", "catalog", "cli", "main", "sweep", "sweeps"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -71,7 +73,8 @@ def test_every_room_has_a_floor():
 @pytest.mark.parametrize("name", TREES)
 def test_no_import_goes_upwards(name):
     used = {room_of(other) for other in imports(TREES[name])} - {None}
-    floor = FLOOR_OF.get(room_of(name), 0)
+    # The package itself names what is public in any room, and imports it when used.
+    floor = len(FLOORS) if name == "duet_jax" else FLOOR_OF.get(room_of(name), 0)
     assert not {other for other in used if FLOOR_OF[other] > floor}
 
 
@@ -96,7 +99,8 @@ def test_the_modules_have_no_circle():
         }
         for name, tree in TREES.items()
     }
-    assert_no_circle(graph)
+    del graph["duet_jax"]  # it imports what it exports when that is used
+    assert_no_circle({name: targets - {"duet_jax"} for name, targets in graph.items()})
 
 
 def assert_no_circle(graph: dict[str, set[str]]) -> None:

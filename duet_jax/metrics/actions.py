@@ -73,7 +73,11 @@ def ranks(predicted: np.ndarray, candidates: np.ndarray) -> Ranks:
 
 
 def chance(candidates: int) -> tuple[float, Callable[[int], float]]:
-    """Returns the MRR and, as a function of k, H@k of a random order."""
+    """Returns the MRR and, as a function of k, H@k of a random order.
+
+    Args:
+      candidates: number of those that are ranked, the right one among them.
+    """
     return (
         float(_harmonic(candidates)[-1] / candidates),
         lambda most: min(most, candidates) / candidates,

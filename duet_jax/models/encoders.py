@@ -49,15 +49,15 @@ class EncoderSpec(NamedTuple):
 def make_encoder(
     name: str,
     *,
-    in_channels: int = 3,
+    in_channels: int,
     width_multiplier: float = 1.0,
     blocks: Sequence[int] | None = None,
     widths: Sequence[int] | None = None,
     dtype: str | np.dtype = "float32",
     remat: bool = False,
-    rngs: nnx.Rngs | None = None,
+    rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """Builds an encoder.
+    """Builds the encoder that a configuration describes.
 
     Args:
       name: a key of `ENCODERS`.
@@ -69,11 +69,11 @@ def make_encoder(
       dtype: compute type, float32 or bfloat16.
       remat: store only the input of each block for the backward pass, and recompute
         the rest.
-      rngs: source of the initial weights; None for `nnx.Rngs(0)`.
+      rngs: source of the initial weights.
 
     Returns:
-      A module with `num_features`; `(images, train=...)` takes normalized images, in
-      [-0.5, 0.5], and returns float32 features, [batch, num_features].
+      A module with `num_features`; `(images, train=...)` returns float32 features,
+      [batch, num_features].
 
     Raises:
       UsageError: the name is unknown.
@@ -86,7 +86,7 @@ def make_encoder(
         in_channels=in_channels,
         dtype=jnp.dtype(dtype),
         remat=remat,
-        rngs=nnx.Rngs(0) if rngs is None else rngs,
+        rngs=rngs,
     )
 
 

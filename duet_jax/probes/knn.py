@@ -15,6 +15,8 @@ from duet_jax.errors import UsageError
 from duet_jax.probes import inputs
 from duet_jax.types import Array
 
+__all__ = ["NEIGHBORS", "TEMPERATURE", "classify"]
+
 NEIGHBORS = 200
 TEMPERATURE = 0.1
 

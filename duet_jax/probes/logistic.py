@@ -25,6 +25,8 @@ from duet_jax.metrics.classification import classification
 from duet_jax.probes import inputs
 from duet_jax.types import Array
 
+__all__ = ["LogisticFit", "fit", "fit_with_selection"]
+
 STRENGTHS = tuple(float(10.0**-exponent) for exponent in np.arange(0, 5.5, 0.5))
 """L2 strengths to choose from, from the strongest to the weakest."""
 

@@ -20,6 +20,8 @@ from duet_jax.errors import UsageError
 from duet_jax.probes import inputs
 from duet_jax.types import Array
 
+__all__ = ["MlpFit", "fit"]
+
 HIDDEN = (1024, 1024)
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 256

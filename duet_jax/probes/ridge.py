@@ -14,6 +14,8 @@ from duet_jax.errors import UsageError
 from duet_jax.metrics.equivariance import mean_r_squared
 from duet_jax.probes import inputs
 
+__all__ = ["RidgeFit", "fit", "fit_with_selection"]
+
 STRENGTHS = tuple(float(10.0**-exponent) for exponent in np.arange(-2, 6.5, 0.5))
 """L2 strengths to choose from, from the strongest to the weakest."""
 

@@ -19,7 +19,7 @@ from duet_jax.data import SOURCES
 from duet_jax.evaluation import EVALUATORS
 from duet_jax.methods import METHODS
 from duet_jax.methods.groups import Group
-from duet_jax.models import ENCODERS
+from duet_jax.models.encoders import ENCODERS
 from duet_jax.types import DatasetFacts
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -1,15 +1,57 @@
-"""Augmentations for a program of your own: a stack without a configuration."""
+"""Augmentations for a program of your own: without a configuration.
+
+    import jax
+    from duet_jax import augment
+
+    stack = augment.random_stack(("sca", "rot"), rotation_degrees=90.0)
+    views, draws = jax.jit(stack)(jax.random.key(0), images)
+    draws["rot"].parameter                                # degrees
+    turned = augment.rotate(images, degrees)
+
+All are pure functions of batches, floating numbers in [0, 1], [n, side, side,
+channels], with one parameter for each image, [n].
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from duet_jax.augmentations.record import Options
-from duet_jax.augmentations.stack import AUGMENTATIONS, Stack, make_stack, to_float
+from duet_jax.augmentations import (
+    AUGMENTATIONS,
+    Options,
+    Stack,
+    make_stack,
+    normalize,
+    to_float,
+)
+from duet_jax.augmentations.geometric import rotate, turn
+from duet_jax.augmentations.photometric import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    blur,
+    solarize,
+)
 from duet_jax.errors import UsageError, suggestion
 from duet_jax.lazy import jnp
 from duet_jax.types import Array
+
+__all__ = [
+    "AUGMENTATIONS",
+    "Draw",
+    "adjust_brightness",
+    "adjust_contrast",
+    "adjust_hue",
+    "adjust_saturation",
+    "blur",
+    "normalize",
+    "random_stack",
+    "rotate",
+    "solarize",
+    "turn",
+]
 
 
 class Draw(NamedTuple):
@@ -38,10 +80,6 @@ def random_stack(
     **options: Any,
 ) -> RandomStack:
     """Returns a function that augments images and says what it drew for each.
-
-        stack = random_stack(("sca", "rot"), rotation_degrees=90.0)
-        views, draws = stack(jax.random.key(0), images)
-        draws["rot"].parameter                            # degrees
 
     The function is pure and can be compiled; call it outside the differentiated one. It
     takes a JAX random key and images [n, side, side, channels] with 1 or 3 channels,
