@@ -56,6 +56,7 @@ test-fast: $(READY)
 lint: $(READY)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
 
 format: $(READY)
 	@$(VENV)/bin/ruff check --fix .

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 from duet_jax.augmentations import (
     AUGMENTATIONS,
     Options,
-    Stack,
     make_stack,
     normalize,
     to_float,
@@ -118,7 +117,11 @@ def random_stack(
         floating = to_float(images) if images.dtype == jnp.uint8 else images
         params = stack.draw(key, n)
         views = stack.apply(jnp.asarray(floating, jnp.float32), params)
-        return views, _draws(stack, stack.structure(params))
+        values = stack.structure(params)
+        return views, {
+            code: Draw(values[code], scale.parameter(values[code], frame))
+            for code, (scale, frame) in stack.scales.items()
+        }
 
     return augment
 
@@ -137,12 +140,3 @@ def _checked(images: Array, image_size: int | None) -> tuple[int, ...]:
             "the images."
         )
     return shape
-
-
-def _draws(stack: Stack, values: dict[str, Array]) -> dict[str, Draw]:
-    """Returns what was drawn, from the structure values of a stack's codes."""
-    frames = {code: frame for _, frame in stack.stages for code in frame.codes}
-    return {
-        code: Draw(value, AUGMENTATIONS[code].scale.parameter(value, frames[code]))
-        for code, value in values.items()
-    }

@@ -188,5 +188,16 @@ def _split(images: Any, test_images: Any, holdout: float | None) -> Dataset:
     content = hashlib.sha256()  # for what is kept of the raw pixels
     for part in (train, test):
         content.update(str(part.shape).encode() + part.tobytes())
-    splits = (Split(each, np.full(len(each), -1, np.int32)) for each in (train, test))
-    return Dataset("arrays", *splits, (), content=content.hexdigest()[:16])
+
+    def unlabeled(images: np.ndarray) -> Split:
+        return Split(images, np.full(len(images), -1, np.int32))
+
+    return Dataset(
+        "arrays",
+        unlabeled(train),
+        unlabeled(test),
+        class_names=(),
+        files=(),
+        content=content.hexdigest()[:16],
+        digests=(),
+    )

@@ -173,8 +173,9 @@ def test_requirements_are_the_imports():
 def test_tests_need_little_more():
     more = third_party(sorted((ROOT / "tests").rglob("*.py")))
     more -= listed("requirements.txt")
-    # Two are not imported: a program, and what pytest's own options ask for.
-    assert listed("requirements-test.txt") - more == {"ruff", "pytest-xdist"}
+    # Three are not imported: two programs, and what pytest's own options ask for.
+    programs = {"mypy", "ruff", "pytest-xdist"}
+    assert listed("requirements-test.txt") - more == programs
     assert more <= listed("requirements-test.txt")
 
 

@@ -44,13 +44,13 @@ class _Candidates(NamedTuple):
 
     Attributes:
       features: of length temperature ** -0.5, [..., dimensions].
-      index: position among the embeddings of view 1, then view 2. The rows that fill up
+      position: among the embeddings of view 1, then view 2. The rows that fill up
         the last block have positions beyond, where there are no anchors.
       present: False for padding, which is no candidate.
     """
 
     features: Array
-    index: Array
+    position: Array
     present: Array
 
 
@@ -109,8 +109,8 @@ def _candidates(anchors: Array, mask: Array, block: int) -> _Candidates:
     """Returns all anchors [2, batch, dimensions] as candidates in blocks."""
     features = _in_blocks(anchors, block)
     present = _in_blocks(jnp.stack([mask, mask]), block)
-    index = jnp.arange(present.size, dtype=jnp.int32).reshape(present.shape)
-    return _Candidates(features, index, present)
+    position = jnp.arange(present.size, dtype=jnp.int32).reshape(present.shape)
+    return _Candidates(features, position, present)
 
 
 def _compare(anchors: Array, candidates: _Candidates) -> _Pairs:
@@ -123,9 +123,9 @@ def _compare(anchors: Array, candidates: _Candidates) -> _Pairs:
     )
     views, batch, _ = anchors.shape
     own = jnp.arange(views * batch, dtype=jnp.int32).reshape(views, batch, 1)
-    index = candidates.index[None, None, :]
-    place = own[::-1] - candidates.index[0]
-    return _Pairs(logits, index == own[::-1], index != own, place)
+    position = candidates.position[None, None, :]
+    place = own[::-1] - candidates.position[0]
+    return _Pairs(logits, position == own[::-1], position != own, place)
 
 
 def _fold(add: Callable, start: Any, blocks: Any) -> Any:

@@ -16,7 +16,6 @@ from duet_jax.metrics.actions import (
     residuals,
     rotation,
 )
-from duet_jax.metrics.classification import classification
 from duet_jax.metrics.equivariance import (
     bootstrap,
     errors,
@@ -31,7 +30,6 @@ from duet_jax.metrics.equivariance import (
 __all__ = [
     "bootstrap",
     "chance",
-    "classification",
     "composition_residuals",
     "errors",
     "gamma",

@@ -231,8 +231,8 @@ def r_squared_intervals(
     true, predicted = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
     # About their mean, so that little is lost when its square is subtracted.
     centered = true - true.mean(axis=0, keepdims=True)
-    columns = [np.square(true - predicted), centered, np.square(centered)]
-    columns = np.concatenate(columns, axis=1)
+    summands = [np.square(true - predicted), centered, np.square(centered)]
+    columns = np.concatenate(summands, axis=1)
 
     def parts(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         error, mean, square = np.split(means, 3, axis=1)
@@ -272,8 +272,8 @@ def nearest_level(
       finite.
     """
     values = np.asarray(values, np.float64)
-    levels = np.asarray(levels, np.float64)
-    distances = np.abs(errors(levels[None, :], values[:, None], circular=circular))
+    places = np.asarray(levels, np.float64)
+    distances = np.abs(errors(places[None, :], values[:, None], circular=circular))
     return np.where(np.isfinite(values), np.argmin(distances, axis=1), -1)
 
 

@@ -16,9 +16,10 @@ def best_knob(mse: Mapping[str, float | None]) -> str:
     Returns:
       Its name; "" if there is none.
     """
+    found = {name: mse.get(name) for name in KNOBS}
     known = {
-        name: mse[name]
-        for name in KNOBS
-        if isinstance(mse.get(name), int | float) and math.isfinite(mse[name])
+        name: value
+        for name, value in found.items()
+        if isinstance(value, int | float) and math.isfinite(value)
     }
     return min(known, key=known.__getitem__, default="")

@@ -36,16 +36,16 @@ def standardization(features: np.ndarray) -> Standardization:
     Raises:
       UsageError: a feature is not finite.
     """
-    mean = np.mean(features, axis=0, dtype=np.float64)
-    if not np.all(np.isfinite(mean)):
+    exact = np.mean(features, axis=0, dtype=np.float64)
+    if not np.all(np.isfinite(exact)):
         raise UsageError(
             f"features={tuple(features.shape)} hold NaN or infinite values in "
-            f"{int(np.sum(~np.isfinite(mean)))} of {features.shape[1]} columns; "
+            f"{int(np.sum(~np.isfinite(exact)))} of {features.shape[1]} columns; "
             "use finite features, such as those of an earlier checkpoint."
         )
     # Deviations from the mean in float32, which `apply` subtracts: so its rounding does
     # not make a constant feature vary.
-    mean = mean.astype(np.float32)
+    mean = np.asarray(exact, np.float32)
     squares = np.zeros(features.shape[1])
     for start in range(0, len(features), BLOCK):
         block = features[start : start + BLOCK].astype(np.float64) - mean[None, :]

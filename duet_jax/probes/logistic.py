@@ -467,7 +467,7 @@ def _start(
     ratio = np.where(varies, old.scale / np.where(varies, standard.scale, 1), 0)
     shift = ((standard.mean - old.mean) * old.scale).astype(np.float32)
     bias = bias + _matmul(shift, kernel)
-    linear = Linear(ratio.astype(np.float32)[:, None] * kernel, bias)
+    linear = Linear(jnp.asarray(ratio, jnp.float32)[:, None] * kernel, bias)
     return jax.tree.map(lambda x: jnp.repeat(x[None], fits, axis=0), linear)
 
 

@@ -73,7 +73,11 @@ MUTATIONS: list[Mutation] = [
             "(weight + weight[::-1])[..., None]",
             "weight[..., None]",
         ),
-        ("the anchor is its own negative", "index != own, place", "index >= 0, place"),
+        (
+            "the anchor is its own negative",
+            "position != own, place",
+            "position >= 0, place",
+        ),
     ),
     *_rows(
         "losses",
