@@ -192,12 +192,5 @@ def _split(images: Any, test_images: Any, holdout: float | None) -> Dataset:
     def unlabeled(images: np.ndarray) -> Split:
         return Split(images, np.full(len(images), -1, np.int32))
 
-    return Dataset(
-        "arrays",
-        unlabeled(train),
-        unlabeled(test),
-        class_names=(),
-        files=(),
-        content=content.hexdigest()[:16],
-        digests=(),
-    )
+    digest = content.hexdigest()[:16]
+    return Dataset("arrays", unlabeled(train), unlabeled(test), (), content=digest)

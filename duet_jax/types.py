@@ -96,7 +96,10 @@ class Dataset(NamedTuple):
     content: str = ""
     digests: tuple[str, ...] = ()
 
-    streamed = False
+    @property
+    def streamed(self) -> bool:
+        """False: the images are in memory."""
+        return False
 
     @property
     def facts(self) -> DatasetFacts:
