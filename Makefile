@@ -1,6 +1,7 @@
 # make train [CONFIG=configs/....py] [WORKDIR=runs/...] [ARGS="--config.seed=1 ..."]
 # make test
 # make test-fast
+# make package
 # All set up .venv first; `make setup` does that alone. PYTHON=... chooses the Python.
 
 CONFIG ?= configs/digits_duet_rot.py
@@ -18,7 +19,7 @@ ACCELERATOR := $(shell if [ -e /proc/driver/nvidia/version ] || \
 	nvidia-smi >/dev/null 2>&1; then echo cuda; else echo cpu; fi)
 READY := $(VENV)/.ready-$(ACCELERATOR)
 
-.PHONY: setup train test test-fast lint format
+.PHONY: setup train test test-fast lint format package
 .DEFAULT_GOAL := train
 
 setup: $(READY)
@@ -57,6 +58,16 @@ lint: $(READY)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+
+# Builds the wheel, installs it alone, and trains and measures where nothing else is.
+PACKAGE := build/package
+package: $(READY)
+	@rm -rf $(PACKAGE) && mkdir -p $(PACKAGE)/empty
+	@$(VENV)/bin/python -m pip wheel --quiet --no-deps --wheel-dir $(PACKAGE) .
+	@$(VENV)/bin/python -m venv $(PACKAGE)/venv
+	@$(PACKAGE)/venv/bin/python -m pip install --quiet $(PACKAGE)/*.whl
+	@cd $(PACKAGE)/empty && ../venv/bin/duet-jax --version && ../venv/bin/duet-jax \
+	--config=smoke --mode=train,linear_probe,knn,equivariance,generation,report
 
 format: $(READY)
 	@$(VENV)/bin/ruff check --fix .
