@@ -46,7 +46,12 @@ COMMON = {
     "learned": "rot",
     "duet.structure_weight": 1000.0,
 }
-MEASURES = {"linear_probe": {}, "knn": {}, "equivariance": {}}
+# Without the matrix, which is a picture of one run.
+MEASURES = {
+    "linear_probe": {},
+    "knn": {},
+    "equivariance": {"measures": "readouts,actions,local"},
+}
 
 METHODS = ("simclr", "essl", "duet", "augself", "equimod", "care", "sie")
 # Field of the weight -> candidates.
