@@ -34,7 +34,7 @@ from duet_jax.runtime.terminal import (
     prepare_streams,
     printable,
 )
-from duet_jax.sweeps import local, runner, tables
+from duet_jax.sweeps import launchers, runner, tables
 from duet_jax.sweeps.overview import error_of
 from duet_jax.sweeps.trial import Trial
 
@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the command of each run, for a scheduler, and run nothing",
     )
+    launchers.add_flags(parser)
     return parser
 
 
@@ -256,6 +257,7 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
       OSError: the work directory or the tables can no longer be written.
     """
     trials = plan(options, overrides)
+    launcher = launchers.make(options, _workdir(options))
     if options.print:
         for trial in trials:
             print(trial.command)
@@ -278,10 +280,10 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     # This process computes nothing; the runs need the accelerators.
     jax.config.update("jax_platforms", "cpu")
     with runner.Stop() as stop:
-        local.perform(trials, stop, write)
+        launcher.perform(trials, stop, write)
         write()
     if stop.signal:
-        _log.info("stopped; the same command continues")
+        _log.info("%s", launcher.farewell)
         return 128 + stop.signal
     left = runner.unfinished(trials)
     if len(left) == len(trials):

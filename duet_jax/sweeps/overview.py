@@ -42,18 +42,29 @@ class Overview:
 
     def show(self, trial: Trial, share: float) -> None:
         """Shows the run at work, and the share of its training that is done."""
-        epoch = f"epoch {share * trial.epochs:.0f}/{trial.epochs}"
-        left = self._left(share)
-        self._bar.set_description_str(f"{left} left  {trial.name}  {epoch}")
+        self.show_all(f"{trial.name}  {epoch_of(trial, share)}", share)
+
+    def show_all(self, text: str, share: float) -> None:
+        """Shows the runs at work.
+
+        Args:
+          text: about all of them.
+          share: of a training, 1 for a whole one, that is done beside the runs that
+            have ended.
+        """
+        self._bar.set_description_str(f"{self._left(share)} left  {text}")
         silent = time.monotonic() - self._spoken
         if self._bar.disable and silent > _SECONDS_OF_SILENCE:
-            self.say(trial, epoch, share)
+            self._print(text, share)
 
     def say(self, trial: Trial, text: str, share: float = 0.0) -> None:
         """Prints a line about a run."""
+        self._print(f"{trial.name}  {text}", share)
+
+    def _print(self, text: str, share: float) -> None:
         self._spoken = time.monotonic()
         place = f"{self._done} of {self._total}, {self._left(share)} left"
-        _log.info("[%s] %s  %s", place, trial.name, text)
+        _log.info("[%s] %s", place, text)
 
     def finished(self, trial: Trial) -> None:
         """Reports the results of a run."""
@@ -82,6 +93,11 @@ class Overview:
     def close(self) -> None:
         """Removes the bar."""
         self._bar.close()
+
+
+def epoch_of(trial: Trial, share: float) -> str:
+    """Returns how far a training is, such as "epoch 3/15"."""
+    return f"epoch {share * trial.epochs:.0f}/{trial.epochs}"
 
 
 def error_of(trial: Trial) -> str:
