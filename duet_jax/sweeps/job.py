@@ -51,8 +51,8 @@ class Job(NamedTuple):
         jax.config.update("jax_platforms", "cpu")
         ahead = _ahead_of_the_limit()
         requeue = signal.getsignal(ahead)  # submitit's, which ends this process
-        with runner.Stop(ahead) as stop, _claimed(self.trial) as claim:
-            if not self.trial.finished and not stop.signal:
+        with runner.Stop(ahead) as stop, _claimed(self.trial, stop) as claim:
+            if claim is not None and not self.trial.finished:
                 _log.info("%s  started, %s", self.trial.name, self.trial.log)
                 runner.run(self.trial, claim, stop, lambda share: None)
         if self.trial.finished:
@@ -91,18 +91,22 @@ def _ahead_of_the_limit() -> int:
 
 
 @contextlib.contextmanager
-def _claimed(trial: Trial) -> Iterator[int]:
-    """Claims a trial, as `Trial.claimed`.
+def _claimed(trial: Trial, stop: runner.Stop) -> Iterator[int | None]:
+    """Claims a trial, as `Trial.claimed`; yields None if a signal came before.
 
     Raises:
       SystemExit: another process has kept it all the time.
     """
-    end = time.monotonic() + _SECONDS_FOR_OTHERS
-    while True:
+    end, told = time.monotonic() + _SECONDS_FOR_OTHERS, False
+    while not stop.signal:
         with trial.claimed() as claim:
             if claim is not None:
                 yield claim
                 return
         if time.monotonic() > end:
             sys.exit(f"error: another process runs {trial.directory}; see {trial.log}")
+        if not told:
+            _log.info("%s  waiting for the process that runs it", trial.name)
+        told = True
         time.sleep(1.0)
+    yield None
