@@ -1,4 +1,4 @@
-"""Runs the rows of an experiment with several seeds, and makes tables of the results.
+r"""Runs the rows of an experiment with several seeds, and makes tables of the results.
 
     python sweep.py --experiment=configs/figure4.py --rows='*-rot,simclr' --seeds=3
 
@@ -7,6 +7,11 @@ Finished runs are skipped, interrupted ones continue, and a row that fails does 
 the others: rerun the same command for what is left. The work directory receives
 table.md, table.csv, runs.csv and chart.png. Fields can be set for all rows that read
 them: --config.dataset.path=<images>.
+
+On a cluster with Slurm the runs are jobs of an array (docs/cluster.md):
+
+    python sweep.py --experiment=configs/figure4.py --seeds=3 --launcher=slurm \
+        --slurm=time=8:00:00 --slurm=gpus-per-node=1 --slurm=partition=gpu
 """
 
 import argparse

@@ -61,8 +61,10 @@ class Job(NamedTuple):
             self._requeue(requeue, ahead)
         # Preempted or cancelled. Which of the two it is only Slurm knows: a job that
         # ended by itself would not be requeued.
-        while stop.signal == signal.SIGTERM:
-            signal.pause()
+        if stop.signal == signal.SIGTERM:
+            _log.info("SIGTERM: stopped; Slurm now ends this job or requeues it")
+            while True:
+                signal.pause()
         sys.exit(self.trial.record().get("status") or 1)
 
     def _requeue(self, requeue: Any, number: int) -> None:

@@ -313,25 +313,27 @@ def minutes(time_limit: str | bool | None) -> int:
         days-hours, days-hours:minutes, days-hours:minutes:seconds.
 
     Raises:
-      UsageError: it is in none of them, or zero.
+      UsageError: it is in none of them, or too short.
     """
     match = _TIME.fullmatch(str(time_limit)) if time_limit else None
-    seconds = 0
-    if match:
-        days, *parts = match.groups()
-        given = [int(part) for part in parts if part is not None]
-        if days is None:
-            units = {1: (60,), 2: (60, 1), 3: (3600, 60, 1)}[len(given)]
-        else:
-            units = (3600, 60, 1)[: len(given)]
-        pairs = zip(given, units, strict=True)
-        seconds = 86400 * int(days or 0) + sum(n * unit for n, unit in pairs)
-    if not seconds:
+    if not match:
         shown = f"time={time_limit}" if time_limit else "time"
         raise UsageError(
             f"--launcher=slurm needs a time limit, not --slurm={shown}: such as "
             "--slurm=time=4:00:00 or --slurm=time=1-12; a run that takes longer is "
             "saved before it and requeued."
+        )
+    days, *parts = match.groups()
+    given = [int(part) for part in parts if part is not None]
+    # Without days, a number alone is of minutes and a pair of minutes and seconds.
+    units = (60, 1) if days is None and len(given) < 3 else (3600, 60, 1)
+    pairs = zip(given, units, strict=False)
+    seconds = 86400 * int(days or 0) + sum(number * unit for number, unit in pairs)
+    if seconds < 2 * _SECONDS_TO_SAVE:
+        raise UsageError(
+            f"--slurm=time={time_limit} is too short: a run is told to save its state "
+            f"{_SECONDS_TO_SAVE} s before the limit; use "
+            f"{2 * _SECONDS_TO_SAVE // 60} minutes or more."
         )
     return -(-seconds // 60)
 
@@ -351,7 +353,7 @@ def _check_installed() -> None:
     except ModuleNotFoundError as error:
         raise UsageError(
             "--launcher=slurm needs a package that is not installed: pip install "
-            "submitit, or the extra slurm of this project."
+            "submitit, which is the extra slurm of this project."
         ) from error
     for name in _PROGRAMS:
         if shutil.which(name) is None:

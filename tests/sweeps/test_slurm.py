@@ -21,7 +21,7 @@ import submitit
 from forked import ROOT
 
 from duet_jax.sweeps import cli as sweep_cli
-from duet_jax.sweeps import slurm
+from duet_jax.sweeps import runner, slurm
 from duet_jax.sweeps.job import Job
 
 EPOCHS = 6
@@ -67,12 +67,14 @@ def trained(tmp_path_factory):
         executor.update_parameters(timeout_min=60, stderr_to_stdout=True)
         job = executor.submit(Job(trial, str(place)))
         checkpoints = place / "runs/simclr/seed0/checkpoints"
-        wait_for(lambda: any(each.name.isdigit() for each in checkpoints.glob("*")))
-        (task,) = children(job.job_id)
-        os.kill(task, signal.SIGUSR2)  # as Slurm does before the time limit
-        wait_for(job.done)
-        said = job.paths.stdout.read_text()
-        yield place, trial, said
+        try:
+            wait_for(lambda: any(each.name.isdigit() for each in checkpoints.glob("*")))
+            (task,) = children(job.job_id)
+            os.kill(task, signal.SIGUSR2)  # as Slurm does before the time limit
+            wait_for(job.done)
+        finally:
+            job.cancel()
+        yield place, trial, job.paths.stdout.read_text()
 
 
 def children(pid):
@@ -393,19 +395,72 @@ def test_a_job_of_a_finished_trial_has_nothing_to_do(
     assert "--cpus-per-task=3" in cluster.read("given").splitlines()
 
 
-def test_a_job_goes_back_to_the_queue(cluster, start, monkeypatch, tmp_path):
-    """By its own id, when it is told of the time limit, with what it was to do."""
+@pytest.mark.parametrize("first", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_job_goes_back_to_the_queue(first, cluster, start, monkeypatch, tmp_path):
+    """By its own id, when it is told of the time limit, with what it was to do.
+
+    A job that is to end waits for Slurm, which may preempt it.
+    """
     sweep(monkeypatch, interrupt)
     (one,) = trials(*TINY)
     with one.claimed():  # it waits for the process that runs the trial
         process, output = start(tmp_path)
-        wait_for(lambda: "waiting" in output.read_text() or process.poll() is not None)
+        wait_for(lambda: "waiting for the process that runs it" in output.read_text())
+        if first == signal.SIGTERM:
+            os.kill(int(cluster.read("task")), signal.SIGTERM)
+            wait_for(lambda: "Slurm now ends this job" in output.read_text())
         os.kill(int(cluster.read("task")), signal.SIGUSR2)
         assert process.wait(program.PATIENCE) == 255, output.read_text()
     assert cluster.read("control").split() == ["requeue", "100_0"]
     stored = pathlib.Path("runs/slurm/100_0_submitted.pkl")
     again = submitit.core.utils.DelayedSubmission.load(stored)
     assert again.function.trial == one
+
+
+def test_a_job_whose_run_fails_has_failed(cluster, start, monkeypatch, tmp_path):
+    arguments = [*ON_SLURM[:1], "--rows=duet-hue", *ON_SLURM[2:]]
+    sweep(monkeypatch, interrupt, arguments=arguments)
+    process, output = start(tmp_path)
+    assert process.wait(program.PATIENCE) == 2, output.read_text()
+    record = json.loads(pathlib.Path("runs/duet-hue/seed0.mine.json").read_text())
+    assert "hue (shift of the hue) needs images with 3 channels" in record["error"]
+    assert (record["status"], record["job"]) == (2, "100_0")
+    assert not (cluster.place / "control").exists()
+
+
+def test_a_job_that_cannot_be_requeued_says_so(cluster):
+    def refuse(number, frame):
+        raise RuntimeError("timed-out too many times\n")
+
+    (one,) = trials(*TINY)
+    one.directory.mkdir(parents=True)
+    with pytest.raises(RuntimeError, match="too many"):
+        Job(one, ".")._requeue(refuse, signal.SIGUSR2)
+    reason = "stopped at the time limit; timed-out too many times"
+    assert record(0)["error"] == reason
+
+
+def test_what_a_command_is_spared(cluster):
+    """A signal for the job alone, from the start of its command on."""
+    received = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: received.append(1))
+    try:
+        with runner.held(signal.SIGUSR2):
+            signal.raise_signal(signal.SIGUSR2)
+            command = ["sh", "-c", "kill -USR2 $$; echo alive"]
+            assert subprocess.check_output(command) == b"alive\n"
+            assert received == []
+        assert received == [1]
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_signal_ends_the_wait(monkeypatch):
+    monkeypatch.setattr(slurm, "_SECONDS_BETWEEN_QUESTIONS", 10 * program.PATIENCE)
+    with runner.Stop() as stop:
+        interrupt()
+        slurm._rest(stop, True)
+    assert stop.signal == signal.SIGINT
 
 
 # --- what is refused ------------------------------------------------------------------
@@ -432,6 +487,10 @@ REFUSED = {
     "odd time": (
         ["--launcher=slurm", "--slurm=time=4h"],
         ["not --slurm=time=4h", "--slurm=time=1-12"],
+    ),
+    "too little time": (
+        ["--launcher=slurm", "--slurm=time=3:59"],
+        ["--slurm=time=3:59 is too short", "use 4 minutes or more"],
     ),
     "time without a value": (
         ["--launcher=slurm", "--slurm=time"],
@@ -487,7 +546,7 @@ def test_refused(case, cluster, capsys):
 def test_submitit_is_not_installed(cluster, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "submitit", None)
     line = refusal(capsys, *ON_SLURM)
-    assert "pip install submitit, or the extra slurm" in line
+    assert "pip install submitit, which is the extra slurm" in line
 
 
 @pytest.mark.parametrize("name", ["sbatch", "srun", "squeue"])
@@ -526,7 +585,7 @@ def test_slurm_is_silent_from_the_start(cluster, monkeypatch, capsys):
         ("90", 90),
         ("90:30", 91),
         ("4:00:00", 240),
-        ("0:00:01", 1),
+        ("0:04:01", 5),
         ("1-12", 2160),
         ("1-12:30", 2190),
         ("2-0:0:1", 2881),
@@ -536,7 +595,7 @@ def test_minutes_of_a_time_limit(text, expected):
     assert slurm.minutes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["0", "0:00", "1-", "-1", "1:2:3:4", "1-1:1:1:1", "x"])
+@pytest.mark.parametrize("text", ["", "1-", "-1", "1:2:3:4", "1-1:1:1:1", "x"])
 def test_time_limits_that_are_none(text):
     with pytest.raises(slurm.UsageError, match="needs a time limit"):
         slurm.minutes(text)
