@@ -387,6 +387,7 @@ def _ask(*command: str) -> tuple[int, str, str]:
             text=True,
             errors="replace",
             timeout=_SECONDS_FOR_AN_ANSWER,
+            start_new_session=True,  # Ctrl-C is for this process alone
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, "", printable(str(error))
