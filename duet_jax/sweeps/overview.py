@@ -1,6 +1,7 @@
 """What a sweep says of its runs while they are at work."""
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -52,7 +53,9 @@ class Overview:
           share: of a training, 1 for a whole one, that is done beside the runs that
             have ended.
         """
-        self._bar.set_description_str(f"{self._left(share)} left  {text}")
+        line = f"{self._left(share)} left  {text}"
+        room = shutil.get_terminal_size().columns - len("9999 of 9999 runs   ")
+        self._bar.set_description_str(line[: max(room, 0)])  # a bar is one line
         silent = time.monotonic() - self._spoken
         if self._bar.disable and silent > _SECONDS_OF_SILENCE:
             self._print(text, share)
