@@ -191,7 +191,9 @@ def test_pyproject_has_the_same_requirements():
     """The default and all extras together are what requirements.txt has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert {*extras} == {"cuda", "onnx", "parquet", "streaming", "tfds", "wandb"}
+    assert {*extras} == {
+        *("cuda", "onnx", "parquet", "slurm", "streaming", "tfds", "wandb")
+    }
     together = [
         *project["dependencies"],
         *(x for each in extras.values() for x in each),

@@ -1,4 +1,4 @@
-"""Runs the rows of an experiment with several seeds, and makes tables of the results.
+r"""Runs the rows of an experiment with several seeds, and makes tables of the results.
 
     python sweep.py --experiment=configs/figure4.py --rows='*-rot,simclr' --seeds=3
 
@@ -7,6 +7,11 @@ Finished runs are skipped, interrupted ones continue, and a row that fails does 
 the others: rerun the same command for what is left. The work directory receives
 table.md, table.csv, runs.csv and chart.png. Fields can be set for all rows that read
 them: --config.dataset.path=<images>.
+
+On a cluster with Slurm the runs are jobs of an array (docs/cluster.md):
+
+    python sweep.py --experiment=configs/figure4.py --seeds=3 --launcher=slurm \
+        --slurm=time=8:00:00 --slurm=gpus-per-node=1 --slurm=partition=gpu
 """
 
 import argparse
@@ -17,8 +22,7 @@ import logging
 import pathlib
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from duet_jax import cli as program
 from duet_jax.augmentations import split_codes
@@ -27,25 +31,19 @@ from duet_jax.config.build import reads_learned
 from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.evaluation import EVALUATORS
 from duet_jax.lazy import jax
-from duet_jax.loggers.progress import duration
 from duet_jax.runs import workdir
 from duet_jax.runtime import files
 from duet_jax.runtime.terminal import (
-    bar,
     flush_output,
     log_to_terminal,
     prepare_streams,
     printable,
 )
-from duet_jax.sweeps import runner, tables
+from duet_jax.sweeps import launchers, runner, tables
+from duet_jax.sweeps.overview import error_of
 from duet_jax.sweeps.trial import Trial
 
 _log = logging.getLogger(__name__)
-
-# Between two looks at a run of another sweep.
-_SECONDS_OF_WAITING = 5.0
-# Without a terminal: between two lines on the same run.
-_SECONDS_OF_SILENCE = 300.0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the command of each run, for a scheduler, and run nothing",
     )
+    launchers.add_flags(parser)
     return parser
 
 
@@ -255,120 +254,6 @@ def _workdir(options: argparse.Namespace) -> pathlib.Path:
     return files.local(options.workdir or default, "--workdir")
 
 
-class _Overview:
-    """Shows the progress of a sweep: a bar on a terminal, and lines anywhere."""
-
-    def __init__(self, trials: Sequence[Trial]):
-        self._trials, self._total, self._failed = trials, len(trials), 0
-        self._done = self._total - len(runner.unfinished(trials))
-        self._began, self._before = time.monotonic(), self._done
-        self._spoken = self._began
-        self._bar = bar(
-            total=self._total,
-            initial=self._done,
-            bar_format="{n:.0f} of {total} runs  {desc}",
-            disable=not sys.stderr.isatty(),
-            leave=False,
-        )
-
-    def _left(self, share: float) -> str:
-        """Returns the time left, from the pace so far."""
-        done = self._done + share - self._before
-        if done <= 0:
-            return "?"
-        pace = (time.monotonic() - self._began) / done
-        return duration(pace * (self._total - self._done - share))
-
-    def show(self, trial: Trial, share: float) -> None:
-        """Shows the run at work, and the share of its training that is done."""
-        epoch = f"epoch {share * trial.epochs:.0f}/{trial.epochs}"
-        left = self._left(share)
-        self._bar.set_description_str(f"{left} left  {trial.name}  {epoch}")
-        silent = time.monotonic() - self._spoken
-        if self._bar.disable and silent > _SECONDS_OF_SILENCE:
-            self.say(trial, epoch, share)
-
-    def say(self, trial: Trial, text: str, share: float = 0.0) -> None:
-        """Prints a line about a run."""
-        self._spoken = time.monotonic()
-        place = f"{self._done} of {self._total}, {self._left(share)} left"
-        _log.info("[%s] %s  %s", place, trial.name, text)
-
-    def finished(self, trial: Trial) -> None:
-        """Reports the results of a run."""
-        self._count()
-        found = [
-            f"{tables.measure_of(name).name} {tables.measure_of(name).shown([value])}"
-            for name, value in trial.found().items()
-        ]
-        seconds = trial.record().get("seconds")
-        if seconds is not None:
-            found.append(duration(seconds))
-        self.say(trial, "  ".join(found))
-
-    def failed(self, trial: Trial) -> None:
-        """Reports why a run failed; the sweep continues."""
-        self._failed += 1
-        self._count()
-        self.say(trial, f"failed: {_error(trial)}")
-
-    def _count(self) -> None:
-        """Counts the runs that have ended, whichever sweep ran them."""
-        left = len(runner.unfinished(self._trials)) - self._failed
-        self._done = self._total - left
-        self._bar.update(self._done - self._bar.n)
-
-    def close(self) -> None:
-        """Removes the bar."""
-        self._bar.close()
-
-
-def _error(trial: Trial) -> str:
-    """Returns the last message of a failed run."""
-    return trial.record().get("error") or f"not complete; see {trial.log}"
-
-
-def perform(
-    trials: Sequence[Trial], stop: runner.Stop, ended: Callable[[], None]
-) -> None:
-    """Runs what is not finished; those that another process runs come last.
-
-    Args:
-      trials: of the sweep.
-      stop: receives signals.
-      ended: called after each run.
-    """
-    waiting, told = runner.unfinished(trials), False
-    with contextlib.closing(_Overview(trials)) as overview:
-        while waiting and not stop.signal:
-            before, waiting = waiting, []
-            for trial in before:
-                if stop.signal:
-                    break
-                with trial.claimed() as claim:
-                    if claim is None:
-                        waiting.append(trial)
-                        continue
-                    _perform(trial, claim, stop, overview)
-                ended()
-            if waiting == before:
-                if not told:
-                    overview.say(waiting[0], "waiting for the process that runs it")
-                told = True
-                overview.show(waiting[0], waiting[0].share)
-                time.sleep(_SECONDS_OF_WAITING)
-
-
-def _perform(trial: Trial, claim: int, stop: runner.Stop, overview: _Overview) -> None:
-    if not trial.finished:
-        overview.say(trial, f"started, {trial.log}")
-        runner.run(trial, claim, stop, lambda share: overview.show(trial, share))
-    if trial.finished:
-        overview.finished(trial)
-    elif not stop.signal:
-        overview.failed(trial)
-
-
 def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Does what the command line asks for, and returns the exit status.
 
@@ -377,6 +262,7 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
       OSError: the work directory or the tables can no longer be written.
     """
     trials = plan(options, overrides)
+    launcher = launchers.make(options, _workdir(options))
     if options.print:
         for trial in trials:
             print(trial.command)
@@ -399,10 +285,10 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     # This process computes nothing; the runs need the accelerators.
     jax.config.update("jax_platforms", "cpu")
     with runner.Stop() as stop:
-        perform(trials, stop, write)
+        launcher.perform(trials, stop, write)
         write()
     if stop.signal:
-        _log.info("stopped; the same command continues")
+        _log.info("%s", launcher.farewell)
         return 128 + stop.signal
     left = runner.unfinished(trials)
     if len(left) == len(trials):
@@ -410,7 +296,7 @@ def sweep(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     else:
         _log.info("tables in    %s", out)
     for trial in left:
-        _log.error("%s: %s", trial.name, _error(trial))
+        _log.error("%s: %s", trial.name, error_of(trial))
     return 1 if left else 0
 
 

@@ -1,11 +1,12 @@
 """Runs the trials of a sweep, each in a process of its own."""
 
+import contextlib
 import pathlib
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from duet_jax.runtime import provenance
 from duet_jax.runtime.terminal import printable
@@ -21,18 +22,20 @@ class Stop:
     Attributes:
       signal: the first one received, or None.
       process: the command.
+      others: signals that have the same effect, and are for this process alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *others: int) -> None:
         self.signal: int | None = None
         self.process: subprocess.Popen | None = None
+        self.others = others
 
     def __enter__(self) -> "Stop":
         """Replaces the signal handlers of the program."""
         self._wakeup = signal.set_wakeup_fd(-1)
         self._before = {
             each: signal.signal(each, self._take)
-            for each in (signal.SIGINT, signal.SIGTERM)
+            for each in (signal.SIGINT, signal.SIGTERM, *self.others)
         }
         return self
 
@@ -47,6 +50,16 @@ class Stop:
         # The first one lets a training save its state; a second one ends it at once.
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def held(*numbers: int) -> Iterator[None]:
+    """Lets signals wait; processes that are started meanwhile never receive them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run(trial: Trial, claim: int, stop: Stop, look: Callable[[float], None]) -> None:
@@ -79,15 +92,16 @@ def _run(trial: Trial, claim: int, stop: Stop, look: Callable[[float], None]) ->
     with trial.log.open("ab") as log:
         log.write(f"$ {trial.command}\n".encode())
         log.flush()
-        stop.process = process = subprocess.Popen(
-            [sys.executable, str(_ROOT / "main.py"), *trial.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=(claim,),
-            # Ctrl-C reaches this process alone, which forwards it once.
-            start_new_session=True,
-        )
+        with held(*stop.others):
+            stop.process = process = subprocess.Popen(
+                [sys.executable, str(_ROOT / "main.py"), *trial.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(claim,),
+                # Ctrl-C reaches this process alone, which forwards it once.
+                start_new_session=True,
+            )
         if stop.signal:  # before there was a process
             process.send_signal(signal.SIGTERM)
         while True:

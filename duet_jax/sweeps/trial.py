@@ -123,6 +123,7 @@ class Trial(NamedTuple):
             sound = (
                 isinstance(record.get("seconds", 0.0), int | float)
                 and isinstance(record.get("error", ""), str)
+                and isinstance(record.get("job", ""), str)
                 and all(isinstance(each, str) for each in record.get("commits", []))
             )
         except _ODD:

@@ -997,6 +997,54 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
+        "sweeps/test_slurm.py::test_two_sweeps_submit_once",
+        "sweeps/slurm.py",
+        (
+            "jobs of others are not seen",
+            "            if job in queue:\n",
+            "            if False:\n",
+        ),
+    ),
+    *_rows(
+        "sweeps/test_slurm.py::test_what_is_submitted",
+        "sweeps/slurm.py",
+        ("jobs are not requeued", '{**free, "requeue": True}', "free"),
+        ("the sweep does not know its jobs", 'trial.write(job=job, error="")', "pass"),
+    ),
+    *_rows(
+        "sweeps/test_slurm.py::test_the_error_of_a_run_is_told",
+        "sweeps/slurm.py",
+        (
+            "jobs are lost at the first look",
+            "        return before\n",
+            "        return True\n",
+        ),
+        (
+            "the error of a run is overwritten",
+            '    if trial.record().get("error"):\n',
+            "    if False:\n",
+        ),
+    ),
+    *_rows(
+        "sweeps/test_slurm.py::test_minutes_of_a_time_limit",
+        "sweeps/slurm.py",
+        ("time limits are rounded down", "-(-seconds // 60)", "seconds // 60"),
+    ),
+    *_rows(
+        "sweeps/test_slurm.py::test_a_job_goes_back_to_the_queue",
+        "sweeps/job.py",
+        (
+            "a preempted job ends",
+            "        if stop.signal == signal.SIGTERM:\n",
+            "        if False:\n",
+        ),
+        (
+            "a job ends at its time limit",
+            "        if stop.signal == ahead:\n",
+            "        if False:\n",
+        ),
+    ),
+    *_rows(
         "end_to_end/test_bad_input.py end_to_end/test_cli.py",
         "cli.py",
         (
