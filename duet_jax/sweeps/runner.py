@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from duet_jax.runtime import provenance
 from duet_jax.runtime.terminal import printable
-from duet_jax.sweeps.trial import Trial
+from duet_jax.sweeps.trial import PROGRAM, Trial
 
-_ROOT = pathlib.Path(__file__).parents[2]
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
@@ -94,7 +93,7 @@ def _run(trial: Trial, claim: int, stop: Stop, look: Callable[[float], None]) ->
         log.flush()
         with held(*stop.others):
             stop.process = process = subprocess.Popen(
-                [sys.executable, str(_ROOT / "main.py"), *trial.arguments],
+                [sys.executable, *PROGRAM, *trial.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

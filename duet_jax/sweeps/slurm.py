@@ -138,9 +138,7 @@ class Slurm:
         for trial in trials:
             record = trial.record()
             job, command = record.get("job"), str(record.get("command", ""))
-            if job in queue and _essence(shlex.split(command)[2:]) != _essence(
-                trial.arguments
-            ):
+            if job in queue and _essence(command) != _essence(trial.command):
                 raise UsageError(
                     f"{trial.name}: job {job} runs it with other flags ({command}); "
                     f"repeat them, or end it with scancel {job}."
@@ -412,11 +410,12 @@ def _is_free(trial: Trial) -> bool:
         return claim is not None
 
 
-def _essence(arguments: Sequence[str]) -> list[str]:
-    """Returns what a run is about: two may name the same places differently."""
+def _essence(command: str) -> list[str]:
+    """Returns what a command is about: two may name the same places differently."""
+    flags = [each for each in shlex.split(command) if each.startswith("--")]
     return [
         each.rpartition("/")[2] if each.startswith("--config=") else each
-        for each in arguments
+        for each in flags
         if not each.startswith("--workdir=")
     ]
 

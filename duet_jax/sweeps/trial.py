@@ -25,7 +25,9 @@ from duet_jax.runs import workdir
 from duet_jax.runtime import files
 from duet_jax.types import Identity, same_images
 
-_ROOT = pathlib.Path(__file__).parents[2]
+_MAIN = pathlib.Path(__file__).parents[2] / "main.py"
+# What Python runs for a trial: the program of a clone, or the installed one.
+PROGRAM = (str(_MAIN),) if _MAIN.is_file() else ("-m", "duet_jax")
 
 # What reading a file can raise that someone may have changed; includes UsageError.
 _ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
@@ -100,9 +102,9 @@ class Trial(NamedTuple):
     @property
     def command(self) -> str:
         """The command as a person would type it in the current directory."""
-        here = pathlib.Path.cwd() == _ROOT
-        program = "main.py" if here else str(_ROOT / "main.py")
-        return shlex.join(["python", program, *self.arguments])
+        here = pathlib.Path.cwd() == _MAIN.parent and _MAIN.is_file()
+        program = ("main.py",) if here else PROGRAM
+        return shlex.join(["python", *program, *self.arguments])
 
     @property
     def log(self) -> pathlib.Path:
