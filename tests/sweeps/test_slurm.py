@@ -405,10 +405,15 @@ def test_a_job_goes_back_to_the_queue(first, cluster, start, monkeypatch, tmp_pa
     (one,) = trials(*TINY)
     with one.claimed():  # it waits for the process that runs the trial
         process, output = start(tmp_path)
-        wait_for(lambda: "waiting for the process that runs it" in output.read_text())
+
+        def told(text):
+            return text in output.read_text() or process.poll() is not None
+
+        wait_for(lambda: told("waiting for the process that runs it"))
         if first == signal.SIGTERM:
             os.kill(int(cluster.read("task")), signal.SIGTERM)
-            wait_for(lambda: "Slurm now ends this job" in output.read_text())
+            wait_for(lambda: told("Slurm now ends this job"))
+        assert process.poll() is None, output.read_text()
         os.kill(int(cluster.read("task")), signal.SIGUSR2)
         assert process.wait(program.PATIENCE) == 255, output.read_text()
     assert cluster.read("control").split() == ["requeue", "100_0"]
