@@ -186,7 +186,8 @@ def test_pyproject_has_the_same_requirements():
     """The default and all extras together are what requirements.txt has."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert {*extras} == {"cuda", "onnx", "parquet", "streaming", "tfds", "wandb"}
+    names = {"cuda", "export", "onnx", "parquet", "streaming", "tfds", "wandb"}
+    assert {*extras} == names
     together = [
         *project["dependencies"],
         *(x for each in extras.values() for x in each),
