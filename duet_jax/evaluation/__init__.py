@@ -15,6 +15,7 @@ from duet_jax.types import DatasetFacts
 with epy.lazy_imports():
     from duet_jax.evaluation import (
         equivariance,
+        export,
         export_features,
         generation,
         html_report,
@@ -73,6 +74,13 @@ EVALUATORS: dict[str, Evaluator] = {
         transfer, options.check_datasets, ("datasets",), images=options.images
     ),
     "features": Evaluator(export_features, options.check_out, ("out",)),
+    "export": Evaluator(
+        export,
+        options.check_format,
+        ("format",),
+        images=options.no_images,
+        needs_run=True,  # its files are of weights
+    ),
     # It measures kNN itself where no result is stored.
     "report": Evaluator(html_report, fields=("knn.k", "knn.temperature")),
 }
