@@ -30,6 +30,8 @@ _NAMES = {
     "as_matrix": "duet_jax.models.representation",
     "content": "duet_jax.models.representation",
     "load_config": "duet_jax.config.loading",
+    "load_dataset": "duet_jax.data",
+    "load_file": "duet_jax.runs.trained_run",
     "load_run": "duet_jax.runs.trained_run",
     "shift": "duet_jax.models.representation",
     "steer": "duet_jax.models.representation",
@@ -41,6 +43,7 @@ _NAMES = {
 if TYPE_CHECKING:
     from duet_jax import augment, encoders, equivariance, losses, metrics, probes
     from duet_jax.config.loading import load_config
+    from duet_jax.data import load_dataset
     from duet_jax.models.representation import (
         as_matrix,
         content,
@@ -49,7 +52,7 @@ if TYPE_CHECKING:
         structure,
         structure_logits,
     )
-    from duet_jax.runs.trained_run import Run, load_run
+    from duet_jax.runs.trained_run import Run, load_file, load_run
     from duet_jax.training.train import train
 
 __all__ = [
@@ -60,6 +63,8 @@ __all__ = [
     "encoders",
     "equivariance",
     "load_config",
+    "load_dataset",
+    "load_file",
     "load_run",
     "losses",
     "metrics",

@@ -5,6 +5,7 @@
     python main.py --config=configs/figure4.py:duet-rot --mode=train,linear_probe
     python main.py --mode=compare --workdirs=runs/rot,runs/simclr
     python main.py --mode=equivariance,knn --encoder=onnx:encoder.onnx --workdir=other
+    python main.py --mode=knn --init_from=encoder.safetensors --workdir=again
 
 Any field of the configuration can be set: --config.batch_size=512. An evaluation uses
 the configuration of its run; only fields that do not alter the run can be set then.
@@ -60,6 +61,7 @@ from duet_jax.runtime.terminal import (
 with epy.lazy_imports():  # what is done, when it is
     from duet_jax import profiling
     from duet_jax.evaluation import compare, evaluate
+    from duet_jax.runs import weights_file
     from duet_jax.training import train
 
 _log = logging.getLogger(__name__)
@@ -132,9 +134,11 @@ FLAGS = {
         "images and views it is measured, --workdir where the results go.",
     ),
     "init_from": Flag(
-        ("train",),
-        "For train: <workdir>[:<step>] of a run whose weights a new run begins with; "
-        "step as in --step.",
+        ("train", *EVALUATORS),
+        "For train: <workdir>[:<step>] of a run whose weights a new run begins with, "
+        "step as in --step; or a file of weights, .safetensors or a state dict of the "
+        "reference (.pt, .pth, .ckpt). For evaluations: such a file, of which a run is "
+        "made in --workdir; where it does not say what its encoder is, --config does.",
     ),
     "extend": Flag(
         ("train",),
@@ -148,6 +152,11 @@ FLAGS = {
         _evaluators_with("codes"),
         "For equivariance: augmentations to measure, such as rot,sca; default the "
         "learned ones, or all of the stack.",
+    ),
+    "format": Flag(
+        _evaluators_with("format"),
+        f"For export: {', '.join(of_evaluators.FORMATS)}, or several; default "
+        f"{of_evaluators.FORMATS[0]}.",
     ),
     "measures": Flag(
         _evaluators_with("measures"),
@@ -261,7 +270,13 @@ def read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
     evaluators = [EVALUATORS[mode] for mode in modes if mode in EVALUATORS]
     measured = [field for each in evaluators for field in each.fields]
     of_a_run = modes[0] in EVALUATORS and "encoder" not in given
-    defaults = _config_of_run(given) if of_a_run else loading.load(path)
+    defaults = None
+    if of_a_run:
+        of_file = "init_from" in given
+        defaults = _config_of_file(given) if of_file else _config_of_run(given)
+        of_a_run = defaults is not None
+    if defaults is None:
+        defaults = loading.load(path)
     checks.check_names(defaults, names)
     if of_a_run:
         checks.check_evaluation(names, measured)
@@ -379,6 +394,39 @@ def _config_of_run(given: Mapping[str, str]) -> ml_collections.ConfigDict:
     return workdir.load_config(files.local(given["workdir"], "--workdir"))
 
 
+def _config_of_file(given: Mapping[str, str]) -> ml_collections.ConfigDict | None:
+    """Returns the configuration in the file of weights that is to be evaluated.
+
+    None if it has none, and --config says what is in it.
+    """
+    source = parse_source(given["init_from"])
+    if not source.is_file:
+        raise UsageError(
+            f"--init_from={source} is a run, which --mode={given['mode']} takes as it "
+            "is; name its --workdir instead."
+        )
+    if given.get("workdir", _AUTO) == _AUTO:
+        raise UsageError(
+            f"--init_from={source} needs --workdir, a directory for the run that is "
+            "made of it; name one."
+        )
+    try:
+        about = weights_file.about(source.run)
+    except UsageError as error:
+        raise UsageError(f"--init_from={error}") from error
+    if about and "config" in given:
+        raise UsageError(
+            f"--config={given['config']} has no effect with --init_from={source}, "
+            "which has the configuration of its training; leave it out."
+        )
+    if not about and "config" not in given:
+        raise UsageError(
+            f"--init_from={source} does not say what its encoder is; name a --config "
+            "with its encoder and images."
+        )
+    return about and about.config
+
+
 def _check_external(given: Mapping[str, str], modes: Sequence[str]) -> None:
     """Raises a UsageError unless the modes can measure the encoder that is given."""
     takers = FLAGS["encoder"].modes
@@ -392,6 +440,11 @@ def _check_external(given: Mapping[str, str], modes: Sequence[str]) -> None:
         raise UsageError(
             f"--step={given['step']} has no effect with --encoder, which has no "
             "checkpoints; leave it out."
+        )
+    if "init_from" in given:
+        raise UsageError(
+            f"--init_from={given['init_from']} has no effect with --encoder, which "
+            "brings its own weights; leave one of them out."
         )
     if given.get("workdir", _AUTO) == _AUTO:
         raise UsageError(
@@ -477,6 +530,7 @@ def perform(command: Command) -> None:
         if evaluations:  # what they cannot take is refused before the training
             own["accept"] = functools.partial(check_labels, EVALUATORS, evaluations)
         PROGRAMS[modes[0]](config, directory, **own)
+        options = {k: v for k, v in options.items() if k != "init_from"}
     if evaluations:
         processes.check_alone(f"--mode={','.join(evaluations)}")
         evaluate.evaluate(evaluations, config, directory, **options)

@@ -192,7 +192,7 @@ def test_pyproject_has_the_same_requirements():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     assert {*extras} == {
-        *("cuda", "onnx", "parquet", "slurm", "streaming", "tfds", "wandb")
+        *("cuda", "export", "onnx", "parquet", "slurm", "streaming", "tfds", "wandb")
     }
     together = [
         *project["dependencies"],

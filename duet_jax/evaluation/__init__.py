@@ -15,6 +15,7 @@ from duet_jax.types import DatasetFacts
 with epy.lazy_imports():
     from duet_jax.evaluation import (
         equivariance,
+        export,
         export_features,
         generation,
         html_report,
@@ -91,6 +92,14 @@ EVALUATORS: dict[str, Evaluator] = {
         "the features themselves, in an .npz file",
         options.check_out,
         ("out",),
+    ),
+    "export": Evaluator(
+        export,
+        "the encoder's weights and computation, for use elsewhere, with a model card",
+        options.check_format,
+        ("format",),
+        images=options.no_images,
+        needs_run=True,  # its files are of weights
     ),
     # It measures kNN itself where no result is stored.
     "report": Evaluator(

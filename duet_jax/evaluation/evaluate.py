@@ -1,5 +1,6 @@
 """Evaluates a checkpoint: restores the encoder, runs evaluators, prints the results."""
 
+import functools
 import logging
 import pathlib
 import shutil
@@ -13,8 +14,10 @@ from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.evaluator import check_labels
 from duet_jax.evaluation.result import Table
 from duet_jax.runs import external, trained_run, workdir
+from duet_jax.runs.history import parse_source
 from duet_jax.runs.trained_run import Run
 from duet_jax.runtime import devices
+from duet_jax.training import imported
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +29,7 @@ def evaluate(
     *,
     step: int | str | None = None,
     encoder: str | None = None,
+    init_from: str | None = None,
     **options: str,
 ) -> None:
     """Evaluates the run in `directory`, or an encoder; stores and prints the results.
@@ -38,6 +42,8 @@ def evaluate(
       step: of the checkpoint: a number, "newest" (None) or "best".
       encoder: one from elsewhere instead of a run, as `runs.external.check` takes it;
         `config` says on which images and views, and how, it is measured.
+      init_from: a file of weights, of which a run is made in `directory` first; see
+        `training.imported`.
       **options: flags of the evaluators; each is given its own.
 
     Raises:
@@ -47,6 +53,9 @@ def evaluate(
     devices.select(config.device)
     devices.check(config.device)
     devices.enable_compilation_cache(config.compilation_cache)
+    if init_from is not None:
+        accept = functools.partial(check_labels, EVALUATORS, names)
+        imported.make_run(config, directory, parse_source(init_from), accept)
     if encoder is None:
         check_labels(EVALUATORS, names, workdir.load_facts(directory))
         run = trained_run.load_run(directory, step, config=config)

@@ -45,7 +45,7 @@ TITLES = {
     "transfer": "Transfer",
 }
 # Stored results that are not shown.
-LEFT_OUT = ("features", "report")
+LEFT_OUT = ("features", "export", "report")
 
 # What a picture shows, by its kind.
 CAPTIONS = {

@@ -3,6 +3,7 @@
 They are read before anything is measured, without what measures.
 """
 
+import importlib.util
 import pathlib
 import re
 from collections.abc import Mapping
@@ -20,6 +21,9 @@ PROTOCOLS = ("lbfgs", "sgd")
 # every augmentation, or of the run.
 MEASURES = ("readouts", "actions", "local", "matrix")
 BASIC = "basic"
+# Names of --format: what --mode=export writes, and the packages that each needs.
+FORMATS = ("safetensors", "onnx", "stablehlo")
+_PACKAGES = {"safetensors": ("safetensors",), "onnx": ("onnx", "onnxruntime")}
 _COMMA = re.compile(r"(?<!\\),")
 
 
@@ -67,6 +71,36 @@ def chosen_measures(measures: str | None) -> tuple[str, ...]:
             "write it alone for nothing else."
         )
     return names
+
+
+def check_format(format: str | None = None) -> None:
+    """Raises a UsageError for an unknown format, or one without its packages."""
+    chosen_formats(format)
+
+
+def chosen_formats(text: str | None) -> tuple[str, ...]:
+    """Returns the names in FORMATS that --format asks for; the first without it.
+
+    Raises:
+      UsageError: a name is unknown, or given twice, or a package is not installed.
+    """
+    names = FORMATS[:1] if text is None else split_codes(text) or (text,)
+    for name in names:
+        lookup(dict.fromkeys(FORMATS), name, "--format")
+        if names.count(name) > 1:
+            raise UsageError(f"--format={text} names {name} twice; name it once.")
+        for package in _PACKAGES.get(name, ()):
+            if importlib.util.find_spec(package) is None:
+                raise UsageError(
+                    f"--format={name} needs a package that is not installed: "
+                    f"pip install {package}"
+                )
+    return names
+
+
+def no_images(dataset: Mapping[str, Any], options: Mapping[str, str]) -> Sources:
+    """Returns no data set; see `Evaluator.images`."""
+    return {}
 
 
 def check_out(out: str | None = None) -> None:

@@ -59,7 +59,8 @@ class Decoder(nnx.Module):
 
         They are normalized like views, to about [-0.5, 0.5], and not clipped.
         """
-        shape = (len(representation), self.start, self.start, self.features)
+        count = representation.shape[0]  # symbolic where it is exported
+        shape = (count, self.start, self.start, self.features)
         x = nnx.relu(self.expand(representation)).reshape(shape)
         for stage in self.stages:
             x = stage(x)

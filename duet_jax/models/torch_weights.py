@@ -135,6 +135,18 @@ def import_network(
     return _filled(network, state, params), _filled(network, state, batch_stats)
 
 
+def has_counterpart(network: str, params: dict) -> bool:
+    """Returns whether the reference has a network of these modules.
+
+    Args:
+      network: name of a network of ours.
+      params: its parameters.
+    """
+    known = _MODULES.get(network, {})
+    parts = {p for path in traverse_util.flatten_dict(params) for p in path[:-1]}
+    return network in PREFIXES and all(p in known for p in parts if isinstance(p, str))
+
+
 def export_network(network: str, *trees: dict) -> dict[str, np.ndarray]:
     """Converts arrays of a network to a torch state dict.
 

@@ -164,6 +164,19 @@ class FrozenEncoder:
             parts.append({k: np.asarray(v)[: len(rows)] for k, v in found.items()})
         return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
+    def of_images(self) -> Callable[[Array], dict[str, Array]]:
+        """Returns what a call does, as a pure function of images with these weights.
+
+        It takes float32 [n, *input_shape] in [0, 1], not bytes, for JAX to trace; the
+        central crop and the normalization are part of it.
+        """
+
+        def represent(images: Array) -> dict[str, Array]:
+            views = normalize(self._stack.apply(images, None))
+            return self._represent(*self._state, views)
+
+        return represent
+
     def differentiable(self) -> Callable[[tuple[dict, dict], Array], dict[str, Array]]:
         """Returns a pure function of `state` and views that `jax.jvp` can take.
 

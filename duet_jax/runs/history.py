@@ -10,13 +10,17 @@ from typing import Any, NamedTuple, Self
 from duet_jax.errors import UsageError
 from duet_jax.runtime import files
 
+# Suffixes of files of weights: ours and PyTorch's.
+SAFETENSORS = ".safetensors"
+WEIGHTS = (SAFETENSORS, ".pt", ".pth", ".ckpt")
+
 
 class Source(NamedTuple):
-    """The checkpoint that --init_from names.
+    """The checkpoint, or the file of weights, that --init_from names.
 
     Attributes:
-      run: absolute path of a work directory.
-      step: a number, newest or best.
+      run: absolute path of a work directory, or of a file.
+      step: a number, newest or best; "" for a file.
     """
 
     run: pathlib.Path
@@ -24,22 +28,31 @@ class Source(NamedTuple):
 
     def __str__(self) -> str:
         """Returns it as --init_from takes it."""
-        return f"{self.run}:{self.step}"
+        return f"{self.run}:{self.step}" if self.step else f"{self.run}"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it names a file, not a run."""
+        return not self.step
 
     @property
     def short(self) -> str:
         """The name of the run alone, with the step unless it is the newest."""
-        step = "" if self.step == "newest" else f"@{self.step}"
+        step = "" if self.step in ("", "newest") else f"@{self.step}"
         return f"{self.run.name}{step}"
 
 
 def parse_source(text: str) -> Source:
-    """Returns what `--init_from=<run>[:step]` names; the newest checkpoint by default.
+    """Returns what `--init_from` names: `<run>[:step]`, or a file of weights.
+
+    Without a step it is the newest checkpoint. A file is told by its suffix.
 
     Raises:
       UsageError: it is empty, or an address such as gs://bucket/run.
     """
     path = files.local(text, "--init_from")
+    if path.suffix in WEIGHTS and not path.is_dir():
+        return Source(pathlib.Path(os.path.abspath(path)), "")
     run, _, step = text.rpartition(":")
     if run and not path.is_dir():
         path = files.local(run, "--init_from")
@@ -47,8 +60,9 @@ def parse_source(text: str) -> Source:
         step = "newest"
     if not text or not (step.isdecimal() or step in ("newest", "best")):
         raise UsageError(
-            f"--init_from={text!r} must be the --workdir of a training, or "
-            "<workdir>:<step> with a number, newest or best."
+            f"--init_from={text!r} must be the --workdir of a training, "
+            "<workdir>:<step> with a number, newest or best, or a file of weights: "
+            f"{', '.join(WEIGHTS)}."
         )
     return Source(pathlib.Path(os.path.abspath(path)), step)
 
@@ -61,8 +75,8 @@ class Origin(NamedTuple):
     """Where the first weights of a run came from.
 
     Attributes:
-      run: absolute path of the work directory; ABOVE for decoders.
-      asked: which step was asked for: a number, newest or best.
+      run: absolute path of the work directory or file; ABOVE for decoders.
+      asked: which step was asked for: a number, newest or best; "" of a file.
       step: that this was.
       weights: fingerprint of its encoder, as in the results of evaluations.
     """
@@ -76,6 +90,11 @@ class Origin(NamedTuple):
         """Returns whether it is what `source` names, or named when the run began."""
         named = source.step in (self.asked, str(self.step))
         return named and self.run == str(source.run)
+
+    def __str__(self) -> str:
+        """Returns what was asked for, and the step that this was."""
+        asked = f":{self.asked}" if self.asked else ""
+        return f"{self.run}{asked}, step {self.step}"
 
 
 class Extension(NamedTuple):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 with epy.lazy_imports():  # so that `duet_jax.load_run` is there at once
     from duet_jax.methods import networks as of_methods
-    from duet_jax.runs import checkpoints, frozen_encoder
+    from duet_jax.runs import checkpoints, frozen_encoder, weights_file
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -162,6 +162,39 @@ def load_run(
     )
     encoder.use(params["encoder"], batch_stats["encoder"])
     return Run(directory, config, facts, step, method, encoder)
+
+
+def load_file(path: str | os.PathLike, *, batch_size: int = 0) -> Run:
+    """Returns the encoder in a file that `--mode=export` wrote, as a run.
+
+    It can be called; only what has a work directory can be evaluated, see --init_from.
+
+    Args:
+      path: of a `.safetensors` file, by either names.
+      batch_size: images on the device at a time; 0 for that of the training.
+
+    Raises:
+      UsageError: there is no such file, it is damaged, or says nothing of its encoder.
+    """
+    path = files.local(path, "load_file: path")
+    about = weights_file.about(path)
+    if about is None:
+        raise UsageError(
+            f"{path} does not say what its encoder is; take a file of --mode=export, "
+            "or make a run of it with --init_from and --config."
+        )
+    method = build.make_method(about.config, about.facts)
+    _, params, batch_stats = frozen_encoder.encoder_shapes(method)
+    found = weights_file.read(path).networks(
+        {"encoder": params}, {"encoder": batch_stats}
+    )
+    params, batch_stats = (each["encoder"] for each in found)
+    encoder = frozen_encoder.FrozenEncoder(
+        method, batch_size=batch_size or about.config.batch_size
+    )
+    encoder.use(params, batch_stats)
+    config, facts, step = about
+    return Run(path.parent, config, facts, step, method, encoder)
 
 
 def external_run(

@@ -12,7 +12,7 @@ import socket
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 import ml_collections
 
@@ -110,8 +110,7 @@ def _other_source(history: History, source: Source | None) -> list[str]:
         return []
     if source and origin and origin.is_of(source):
         return []
-    was = f"{origin.run}:{origin.asked}, step {origin.step}" if origin else None
-    return [f"init_from: {was} -> {source}"]
+    return [f"init_from: {origin} -> {source}"]
 
 
 def _free(
@@ -326,16 +325,26 @@ def load_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
             f"--workdir={workdir} holds no run (no config.json); name the --workdir of "
             "a training."
         )
-    missing = [name for name in _SECTIONS if name not in config]
-    if missing:
-        raise _damaged(workdir / "config.json", f"it has no {', '.join(missing)}")
     try:
-        saved = ml_collections.ConfigDict(_with_tuples(config))
-        return checks.completed(saved, loading.schema())
+        return completed_config(config)
     except UsageError as error:  # before ValueError, of which it is one
         raise UsageError(f"{workdir}: {error}") from error
     except ValueError as error:
         raise _damaged(workdir / "config.json", error) from error
+
+
+def completed_config(record: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Returns a configuration with every field there is from those of a config.json.
+
+    Raises:
+      UsageError: a field is unknown, or its value is not one that it takes.
+      ValueError: sections are missing.
+    """
+    missing = [name for name in _SECTIONS if name not in record]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    saved = ml_collections.ConfigDict(_with_tuples(dict(record)))
+    return checks.completed(saved, loading.schema())
 
 
 def extended(
@@ -398,15 +407,27 @@ def _read_facts(workdir: pathlib.Path) -> DatasetFacts | None:
     values = _read_json(path)
     if values is None:
         return None
+    try:
+        return checked_facts(values)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def checked_facts(values: Mapping[str, Any]) -> DatasetFacts:
+    """Returns the facts of images from the entries of a dataset.json.
+
+    Raises:
+      ValueError: these are others, or of other types.
+    """
     if set(values) | {*DatasetFacts._field_defaults} != set(DatasetFacts._fields):
-        raise _damaged(path, f"its entries are {', '.join(values)}")
-    facts = DatasetFacts(**_with_tuples(values))
+        raise ValueError(f"its entries are {', '.join(values)}")
+    facts = DatasetFacts(**_with_tuples(dict(values)))
     for name, kind in DatasetFacts.__annotations__.items():
         value = getattr(facts, name)
         # Tuples hold strings: class names, digests.
         parts, kind = (value, str) if isinstance(value, tuple) else ((value,), kind)
         if not all(type(part) is kind for part in parts):
-            raise _damaged(path, f"{name} is {value!r}")
+            raise ValueError(f"{name} is {value!r}")
     # File systems write accents in different ways; data sets use this one.
     names = (unicodedata.normalize("NFC", name) for name in facts.class_names)
     return facts._replace(class_names=tuple(names))

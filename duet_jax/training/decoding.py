@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -57,6 +58,15 @@ class Decoders:
             return nnx.merge(graphdefs[name], params)(given)
 
         self._decode = jax.jit(decode, static_argnames="name")
+
+    @property
+    def params(self) -> dict:
+        """Their parameters, by name of the representation."""
+        return self._params
+
+    def of(self, name: str) -> Callable[[Array], Array]:
+        """Returns what a call does with `name`, as a pure function for JAX to trace."""
+        return lambda given: self._decode(self._params[name], given, name)
 
     def __call__(self, name: str, given: np.ndarray) -> np.ndarray:
         """Decodes representations.
@@ -123,6 +133,35 @@ def train_decoders(
         _log.info("decoders     taken from %s", directory)
     else:
         _train(plan, directory, dataset, frozen)
+    return _restored(plan, directory)
+
+
+def load_decoders(run: Run) -> Decoders | None:
+    """Returns the decoders of a run that lie in its directory, if they are whole.
+
+    Nothing is trained or removed. None if there are none, or of other weights.
+
+    Raises:
+      UsageError: they are damaged.
+    """
+    directory = run.directory / "generation"
+    if not directory.is_dir() or not _are_decoders(directory):
+        return None
+    _, history = workdir.load_history(directory)
+    if history.origin.weights != run.fingerprint:
+        _log.info("decoders     in %s are of other weights", directory)
+        return None
+    config, facts = workdir.load_config(directory), workdir.load_facts(directory)
+    views = build.two_views(config, facts)
+    method = Reconstruction(views, run.method, config.generation.width)
+    plan = make_plan(config, facts, method=method)
+    if not _is_intact(directory / "checkpoints" / str(plan.total_steps)):
+        _log.info("decoders     in %s are not trained to their end", directory)
+        return None
+    return _restored(plan, directory)
+
+
+def _restored(plan: Plan, directory: pathlib.Path) -> Decoders:
     shapes = initial_shapes(plan).params
     with Checkpoints(directory / "checkpoints", create=False) as saved:
         _, params, _ = saved.restore_model(shapes, {}, plan.total_steps)

@@ -1,9 +1,13 @@
-"""The first weights of a run, taken from a checkpoint of another one."""
+"""The first weights of a run, taken from a checkpoint of another one, or a file."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from duet_jax.errors import UsageError
-from duet_jax.runs import workdir
+from duet_jax.runs import weights_file, workdir
 from duet_jax.runs.checkpoints import Checkpoints, shapes
 from duet_jax.runs.frozen_encoder import FrozenEncoder
 from duet_jax.runs.history import Origin, Source
@@ -14,7 +18,7 @@ from duet_jax.types import TrainState
 
 
 class Weights(NamedTuple):
-    """Networks of another run.
+    """Networks of another run, or of a file.
 
     Attributes:
       origin: where they are from.
@@ -38,13 +42,17 @@ class Weights(NamedTuple):
     def __str__(self) -> str:
         """Says which networks are taken, from where, and which are not."""
         rest = f"; {', '.join(self.anew)} initialized anew" if self.anew else ""
-        place = f"step {self.origin.step} of {self.origin.run}"
+        place = self.origin.run
+        if self.origin.asked:  # a file has no steps to choose from
+            place = f"step {self.origin.step} of {place}"
         return f"{', '.join(self.params)} of {place}{rest}"
 
 
 def check(source: Source) -> None:
-    """Raises a UsageError if `source` is no run that has saved anything."""
-    if not workdir.steps(source.run):
+    """Raises a UsageError if `source` is no file, nor a run that has saved anything."""
+    if source.is_file:
+        _told(source, weights_file.check, source.run)
+    elif not workdir.steps(source.run):
         raise UsageError(
             f"--init_from={source}: {source.run} holds no checkpoint; name the "
             "--workdir of a training."
@@ -55,32 +63,52 @@ def load(source: Source, plan: Plan) -> Weights:
     """Restores the networks of `source` whose arrays have the shapes of the plan's.
 
     Raises:
-      UsageError: there is no such checkpoint, it is damaged, or its encoder does not
-        fit.
+      UsageError: there is no such checkpoint or file, it is damaged, or its encoder
+        does not fit.
     """
     state = initial_shapes(plan)
     like = {"params": state.params, "batch_stats": state.batch_stats}
-    try:
-        with Checkpoints(source.run / "checkpoints", create=False) as saved:
-            # Of a run that is still training, all processes must take the same.
-            step = processes.broadcast(saved.find(source.step))
-            found = saved.shapes(step)
-            fitting = _fitting(shapes(like), found, source)
-            parts = (
-                {name: part[name] for name in fitting if name in part}
-                for part in like.values()
-            )
-            _, params, batch_stats = saved.restore_model(*parts, step)
-    except UsageError as error:
-        raise UsageError(f"--init_from={source}: {error}") from error
+    restore = _from_file if source.is_file else _from_run
+    step, params, batch_stats = _told(source, restore, source, like)
     encoder = FrozenEncoder(plan.method, batch_size=plan.batch_size)
     encoder.use(params["encoder"], batch_stats["encoder"])
     return Weights(
         Origin(str(source.run), source.step, step, encoder.fingerprint()),
         params,
         batch_stats,
-        tuple(name for name in state.params if name not in fitting),
+        tuple(name for name in state.params if name not in params),
     )
+
+
+def _told(source: Source, function: Callable, *arguments: Any) -> Any:
+    """Calls a function; its errors say that they are about --init_from."""
+    try:
+        return function(*arguments)
+    except UsageError as error:
+        # What is said of a file begins with its path.
+        place = "" if source.is_file else f"{source}: "
+        raise UsageError(f"--init_from={place}{error}") from error
+
+
+def _from_file(source: Source, like: dict) -> tuple[int, dict, dict]:
+    """Returns the step of a file, parameters and running statistics of what fits."""
+    about = weights_file.about(source.run)
+    found = weights_file.read(source.run).networks(*like.values())
+    # As from a checkpoint, on this process's first device.
+    return about.step if about else 0, *jax.tree.map(jnp.asarray, found)
+
+
+def _from_run(source: Source, like: dict) -> tuple[int, dict, dict]:
+    """Returns a step of a run, parameters and running statistics of what fits."""
+    with Checkpoints(source.run / "checkpoints", create=False) as saved:
+        # Of a run that is still training, all processes must take the same.
+        step = processes.broadcast(saved.find(source.step))
+        fitting = _fitting(shapes(like), saved.shapes(step), source)
+        parts = (
+            {name: part[name] for name in fitting if name in part}
+            for part in like.values()
+        )
+        return saved.restore_model(*parts, step)
 
 
 def _fitting(wanted: dict, found: dict, source: Source) -> list[str]:

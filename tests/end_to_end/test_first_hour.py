@@ -99,7 +99,7 @@ def test_what_needs_labels_is_refused(trained, photos, mode, tmp_path, capsys):
     expected = (
         f"error: --mode={mode} needs labels, and config.dataset.name='images' gives "
         "images without; choose of equivariance, generation, transfer, features, "
-        "report.\n"
+        "export, report.\n"
     )
     assert capsys.readouterr().err.endswith(expected)
     # Before the training, which would be lost time.

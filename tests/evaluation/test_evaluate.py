@@ -108,7 +108,7 @@ def copied(trained, tmp_path):
     """The same runs, for tests that write; without results."""
 
     def copy(method: str) -> pathlib.Path:
-        ignored = shutil.ignore_patterns("eval", "report.html", "generation")
+        ignored = shutil.ignore_patterns("eval", "export", "report.html", "generation")
         return shutil.copytree(trained[method], tmp_path / method, ignore=ignored)
 
     return copy
@@ -137,9 +137,9 @@ def test_every_mode_of_every_method(method, mode, trained, capsys, tmp_path):
     for picture in found["pictures"]:
         with Image.open(directory / "eval" / picture) as image:
             image.load()
-    # Nothing but results and decoders has come into being or changed.
+    # Nothing but results, decoders and exported files has come into being or changed.
     for path, content in snapshot(directory).items():
-        if path.parts[0] not in ("eval", "report.html", "generation"):
+        if path.parts[0] not in ("eval", "report.html", "generation", "export"):
             assert before.get(path) == content or content is None, path
 
 
@@ -1009,7 +1009,7 @@ def test_a_table_that_is_too_wide_has_its_rows_below_each_other():
 def measured_runs(trained, tmp_path_factory) -> pathlib.Path:
     """Runs a and b with results; only a has a linear probe."""
     place = tmp_path_factory.mktemp("compared")
-    ignored = shutil.ignore_patterns("eval", "report.html", "generation")
+    ignored = shutil.ignore_patterns("eval", "export", "report.html", "generation")
     for name, method in (("a", "duet"), ("b", "simclr")):
         shutil.copytree(trained[method], place / name, ignore=ignored)
         call(place / name, "knn")

@@ -6,9 +6,11 @@ import os
 import shutil
 
 import jax
+import jax.export
 import numpy as np
 import program
 import pytest
+import safetensors.numpy
 import tiny
 from program import snapshot
 
@@ -127,6 +129,32 @@ def test_decoders_learn_and_decode(decoded):
         # Neither the size of a batch nor its padding leaves a trace.
         many = decoders(name, np.concatenate([given[name]] * 120))
         np.testing.assert_allclose(many[595:], images, atol=1e-5)
+
+
+def test_decoders_are_exported(original, decoded, tmp_path):
+    """Those of these weights, whatever settings they were trained with."""
+    place = shutil.copytree(decoded, tmp_path / "run")
+    options = ["--mode=export", "--format=safetensors,stablehlo"]
+    assert cli.main(["main.py", *options, f"--workdir={place}"]) == 0
+    run = trained_run.load_run(place)
+    found = decoding.load_decoders(run)
+    params = parameters(decoded)
+    assert equal(jax.device_get(found.params), params)
+    images = tiny.digits(run.config).test.images[:3]
+    features = run(images)["full"]
+    content = (place / "export" / "decoder.stablehlo").read_bytes()
+    made = jax.export.deserialize(bytearray(content)).call(features)["images"]
+    expected = np.clip(found("full", features) + 0.5, 0, 1)
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+    arrays = safetensors.numpy.load_file(place / "export" / "decoder.safetensors")
+    kernel = params["content"]["expand"]["kernel"]
+    np.testing.assert_array_equal(arrays["decoders.content.expand.kernel"], kernel)
+    assert {name.split(".")[1] for name in arrays} == {*params}
+    # Not of another step, nor where there are none, nor before their end.
+    assert decoding.load_decoders(trained_run.load_run(place, 1)) is None
+    assert decoding.load_decoders(trained_run.load_run(original)) is None
+    shutil.rmtree(place / "generation" / "checkpoints" / str(STEPS))
+    assert decoding.load_decoders(run) is None
 
 
 def test_decoders_are_no_run(decoded):

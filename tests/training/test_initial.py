@@ -10,10 +10,12 @@ import numpy as np
 import program
 import pytest
 import tiny
+import torch_files
 
 from duet_jax import cli
 from duet_jax.errors import UsageError
-from duet_jax.runs import trained_run, workdir
+from duet_jax.models import torch_weights
+from duet_jax.runs import trained_run, weights_file, workdir
 from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runs.history import parse_source
 from duet_jax.training import compiled, initial, loop, plan, train
@@ -160,6 +162,56 @@ def test_it_is_loaded_once(original, settings, tmp_path, monkeypatch):
     workdir.check(settings(seed=1), stopped, source=parse_source(f"{source}:2"))
 
 
+def test_the_encoder_of_a_file(original, settings, tmp_path, monkeypatch, caplog):
+    """Which the run takes from there once, as from a run."""
+    run = trained_run.load_run(original)
+    place = tmp_path / "encoder.safetensors"
+    about = weights_file.describe(run.config, run.facts, run.step, run.fingerprint)
+    arrays = weights_file.named("encoder", *run.encoder.state)
+    weights_file.write(place, arrays, about)
+    states = first_states(monkeypatch)
+    config = settings(seed=1, epochs=1)
+    with caplog.at_level(logging.INFO, "duet_jax"):
+        train.train(config, tmp_path / "run", init_from=str(place))
+    told = f"encoder of {place}; online_probe, projector initialized anew"
+    assert f"weights      {told}" in caplog.messages
+    before, drawn = (
+        saved_state(original, settings(), 2),
+        compiled.initial_state(planned(config)),
+    )
+    assert equal(states[0].params["encoder"], before.params["encoder"])
+    assert equal(states[0].batch_stats["encoder"], before.batch_stats["encoder"])
+    assert equal(states[0].params["projector"], drawn.params["projector"])
+    _, history = workdir.load_history(tmp_path / "run")
+    assert history.origin == (str(place), "", 2, run.fingerprint)
+    place.unlink()  # which is needed no longer
+    train.train(config, tmp_path / "run", init_from=str(place))
+    with pytest.raises(UsageError, match=r"\(init_from: /.*tensors, step 2 -> None\)"):
+        train.train(config, tmp_path / "run")
+
+
+def test_all_networks_of_a_state_dict(original, settings, tmp_path):
+    """Of a file of PyTorch: with the heads that the reference has."""
+    config = settings()
+    before = saved_state(original, config, 2)
+    content = {
+        torch_weights.PREFIXES[network] + name: array
+        for network, params in before.params.items()
+        for name, array in torch_weights.export_network(
+            network, params, before.batch_stats.get(network, {})
+        ).items()
+    }
+    torch_files.save(tmp_path / "weights.pt", {"state_dict": content})
+    source = parse_source(str(tmp_path / "weights.pt"))
+    weights = initial.load(source, planned(config))
+    assert weights.anew == ()
+    assert equal(weights.params, before.params)
+    assert equal(weights.batch_stats, before.batch_stats)
+    wide = settings(encoder__widths=(8, 8, 16, 64))
+    with pytest.raises(UsageError, match=r"^--init_from=/.*weights\.pt: reference wei"):
+        initial.load(source, planned(wide))
+
+
 def test_a_run_that_was_drawn_stays_so(original, settings):
     source = parse_source("elsewhere:best")
     with pytest.raises(UsageError, match=r"\(init_from: None -> /.*/elsewhere:best\)"):
@@ -170,7 +222,8 @@ def test_refusals_leave_no_trace(original, settings, tmp_path):
     others = {
         f"{tmp_path}/none": "/none holds no checkpoint; name the --workdir of a train",
         f"{original}:7": "--step=7 is not a checkpoint of",
-        f"{original}:last": "must be the --workdir of a training, or <workdir>:<step>",
+        f"{original}:last": "must be the --workdir of a training, <workdir>:<step> wit",
+        f"{tmp_path}/none.pt": "/none.pt is not a file; name a file of weights",
         "": "must be the --workdir of a training",
         "gs://b/run": "is an address",
     }
@@ -190,5 +243,7 @@ def test_on_the_command_line():
     command = cli.parse(arguments)
     assert command.options == {"init_from": "runs/a:best"}
     assert command.workdir.name == "smoke-init_from_a@best"
-    with pytest.raises(UsageError, match=r"--init_from has no effect with --mode=knn"):
+    with pytest.raises(UsageError, match=r"/a:newest is a run, which --mode=knn takes"):
         cli.parse(["main.py", "--mode=knn", "--workdir=w", "--init_from=a"])
+    arguments[3] = "--init_from=a/encoder.pt"
+    assert cli.parse(arguments).workdir.name == "smoke-init_from_encoder.pt"
