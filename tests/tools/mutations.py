@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[2]
-_COPIED = ("duet_jax", "configs", "tests", "benchmarks", "docs")
+_COPIED = ("duet_jax", "configs", "tests", "benchmarks", "docs", "examples")
 
 
 class Mutation(NamedTuple):
@@ -652,6 +652,59 @@ MUTATIONS: list[Mutation] = [
             "statistics are left out",
             "batch_stats=state.batch_stats | self.batch_stats,",
             "batch_stats=state.batch_stats,",
+        ),
+    ),
+    *_rows(
+        "runs/test_torch_file.py",
+        "runs/torch_file.py",
+        (
+            "a pickle calls what it likes",
+            '        raise UsageError(\n            f"names {module}',
+            '        return super().find_class(module, name)\n        raise UsageError(\n            f"names {module}',
+        ),
+        (
+            "a tensor beyond its values",
+            "(count and last >= storage.size)",
+            "False",
+        ),
+        (
+            "a tensor before its values",
+            "min(offset, *shape, *strides, 0) >= 0",
+            "True",
+        ),
+        ("short values", "len(content) < count * dtype.itemsize", "False"),
+        ("bfloat16 as numbers", 'if kind.name == "BFloat16Storage":', "if False:"),
+    ),
+    *_rows(
+        "runs/test_weights_file.py",
+        "runs/weights_file.py",
+        ("prefixes are kept", "k.removeprefix(before)", "k"),
+        ("arrays of another shape", "if here != there:", "if False:"),
+        ("an encoder that does not fit", 'if name == "encoder":', "if False:"),
+    ),
+    *_rows(
+        "evaluation/test_export.py",
+        "runs/weights_file.py",
+        ("paths in a file of weights", '    "dataset.path",\n', ""),
+    ),
+    *_rows(
+        "evaluation/test_export.py",
+        "evaluation/export.py",
+        ("what differs is kept", "if not difference <= most:", "if False:"),
+        ("earlier files stay", "for name in {*_NAMES} - {*new}:", "for name in ():"),
+    ),
+    *_rows(
+        "evaluation/test_export.py",
+        "runs/onnx_file.py",
+        ("a corner for the center", "(shape[1] - side) // 2", "0"),
+    ),
+    *_rows(
+        "evaluation/test_imported.py",
+        "training/imported.py",
+        (
+            "other weights by the same name",
+            "if history.origin.weights != weights.origin.weights:",
+            "if False:",
         ),
     ),
     *_rows(
