@@ -161,7 +161,7 @@ def _text(comment: tuple[str, ...]) -> str:
             code.append(line)
             continue
         if code:
-            parts += ["", "```text", *(each[3:] for each in code), "```", ""]
+            parts += ["", "```", *(each[3:] for each in code), "```", ""]
             code = []
         parts.append(line.strip().replace("<", "&lt;"))
     text = "\n".join(parts).strip()
@@ -202,7 +202,8 @@ def fields_text() -> str:
         if section != at:
             at = section
             out += [f"## {section}", "", _text(sections[section]), ""]
-        out += [f"### `{field.name}`", "", f"*{_facts(field)}*"]
+        out += [f"### `{field.name}`", "", _facts(field)]
+        out += ["{ .facts }"]
         out += ["", _text(field.comment), ""]
     return "\n".join(out)
 
@@ -251,7 +252,7 @@ def sweep_text() -> str:
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    return f"```text\n{done.stdout.strip()}\n```"
+    return f"```\n{done.stdout.strip()}\n```"
 
 
 def _of_root(name: str) -> Callable[[], str]:
