@@ -81,18 +81,26 @@ def place(tmp_path, monkeypatch):
     """A directory with the configurations, in which every run is one of DUET."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    for name in ("rot", "simclr"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "config.json").touch()
     run = cifar10_duet_rot.get_config()
     monkeypatch.setattr(workdir, "load_config", lambda directory: run)
     monkeypatch.setattr(external, "check", lambda name: None)
+    return tmp_path
+
+
+def make_runs(arguments, place):
+    """The runs that are compared have to be there."""
+    for argument in arguments:
+        flag, _, names = argument.partition("=")
+        for name in names.split(",") if flag == "--workdirs" else ():
+            (place / name).mkdir(parents=True)
+            (place / name / "config.json").touch()
 
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_a_command_is_one_of_the_program(words, place):
     program, *arguments = words
     if program == "main.py":
+        make_runs(arguments, place)
         if not {"--list", "--help", "--version"} & {*arguments}:
             cli.parse(words)
     elif program == "sweep.py" and arguments:
