@@ -285,4 +285,6 @@ PARTS: dict[str, Callable[[], str]] = {
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Includes the parts that a page asks for; MkDocs calls it for every page."""
-    return _INCLUDE.sub(lambda found: PARTS[found[1]](), markdown)
+    text = _INCLUDE.sub(lambda found: PARTS[found[1]](), markdown)
+    # A number and its deviation stay on one line.
+    return text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")

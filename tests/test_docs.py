@@ -313,7 +313,7 @@ def filled(part, own):
 
 MESSAGES = [
     " ".join(message.split())
-    for text in blocks("docs/errors.md", "text")
+    for text in blocks("docs/errors.md", "output")
     for message in text.strip().split("\n\n")
 ]
 
