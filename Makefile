@@ -2,6 +2,7 @@
 # make test
 # make test-fast
 # make package
+# make docs
 # All set up .venv first; `make setup` does that alone. PYTHON=... chooses the Python.
 
 CONFIG ?= configs/digits_duet_rot.py
@@ -18,8 +19,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 ACCELERATOR := $(shell if [ -e /proc/driver/nvidia/version ] || \
 	nvidia-smi >/dev/null 2>&1; then echo cuda; else echo cpu; fi)
 READY := $(VENV)/.ready-$(ACCELERATOR)
+READY_FOR_DOCS := $(VENV)/.ready-docs
 
-.PHONY: setup train test test-fast lint format package
+.PHONY: setup train test test-fast docs lint format package
 .DEFAULT_GOAL := train
 
 setup: $(READY)
@@ -53,6 +55,15 @@ FAST := $(addprefix config/test_,build.py checks.py config_files.py) figures los
 
 test-fast: $(READY)
 	@$(VENV)/bin/python -m pytest $(addprefix tests/,$(FAST)) $(ARGS)
+
+$(READY_FOR_DOCS): $(READY) requirements-docs.txt
+	@$(VENV)/bin/python -m pip install --quiet -r requirements-docs.txt
+	@touch $@
+
+# The site, in build/site. It needs no network, neither to be built nor to be read.
+docs: $(READY_FOR_DOCS)
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict
+	@echo "the documentation is build/site/index.html"
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-r"""Draws the grids of the README: one picture of several runs, on one scale.
+r"""Draws the grids of docs/results.md: one picture of several runs, on one scale.
 
     python benchmarks/readme_figures.py equivariance_rot_readout readout.png \
         CIFAR-10=runs/duet CIFAR-10=runs/simclr CIFAR-10=runs/essl

@@ -1,4 +1,4 @@
-"""Every example of the README, run as it stands there and in the way it says."""
+"""Every example of the README and of docs/add.md, run as it stands there."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ import tiny
 from flax import nnx
 from PIL import Image
 from program import TINY
-from readme import README, block
+from readme import ADDITIONS, PAGES, block, blocks
 
 from configs import digits_duet_rot
 from duet_jax import augmentations, cli, data, figures, profiling
@@ -29,15 +29,14 @@ from duet_jax.models.batch_norm import BatchNorm
 from duet_jax.profiling import parts
 from duet_jax.training import batches, compiled, plan
 
-# What stands before a block of Python in the README.
+# What stands before a block of Python in docs/add.md.
 EXAMPLES = (
-    "**In Python**",
-    "**An augmentation**",
-    "**A method**",
-    "**A data set**",
-    "**A target**",
-    "**An evaluator**",
-    "**An experiment**",
+    "## An augmentation",
+    "## A method",
+    "## A data set",
+    "## A target",
+    "## An evaluator",
+    "## An experiment",
 )
 
 
@@ -47,7 +46,7 @@ def run(example, module=None):
     Returns what is defined then, by name.
     """
     names = dict(vars(module)) if module else {}
-    exec(compile(block(example), f"README.md: {example}", "exec"), names)
+    exec(compile(block(example), f"docs/add.md: {example}", "exec"), names)
     return names
 
 
@@ -117,8 +116,7 @@ def flat(monkeypatch):
 
 
 def test_every_block_is_an_example():
-    blocks = [block(example) for example in EXAMPLES]
-    assert blocks == re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert [block(example) for example in EXAMPLES] == blocks("docs/add.md")
 
 
 # --- an augmentation ------------------------------------------------------------------
@@ -126,8 +124,8 @@ def test_every_block_is_an_example():
 
 @pytest.fixture
 def shift(monkeypatch):
-    """The record of the README, with its row."""
-    record = run("**An augmentation**", geometric)["SHIFT"]
+    """The record of docs/add.md, with its row."""
+    record = run("## An augmentation", geometric)["SHIFT"]
     monkeypatch.setitem(AUGMENTATIONS, record.code, record)
     # Made of AUGMENTATIONS when the program starts.
     learnable = (*augmentations.LEARNABLE, record.code)
@@ -201,8 +199,8 @@ ALIGNED = ("--config.method=aligned", "--config.augmentation.stack=sca")
 
 @pytest.fixture
 def aligned(monkeypatch):
-    """The method of the README, with its row."""
-    method = run("**A method**")["Aligned"]
+    """The method of docs/add.md, with its row."""
+    method = run("## A method")["Aligned"]
     monkeypatch.setitem(METHODS, "aligned", method)
     return method
 
@@ -296,7 +294,7 @@ def test_what_a_method_may_forget():
 
 
 def test_an_encoder(monkeypatch):
-    row = re.search(r'`("\w+":\s+EncoderSpec\([^`]*\))`', README)[1]
+    row = re.search(r'`("\w+":\s+EncoderSpec\([^`]*\))`', ADDITIONS)[1]
     ((name, spec),) = eval(f"{{{row}}}", dict(vars(encoders))).items()
     monkeypatch.setitem(encoders.ENCODERS, name, spec)
     config = tiny.config(encoder__name=name, encoder__width_multiplier=0.125)
@@ -318,8 +316,8 @@ def test_an_encoder(monkeypatch):
 
 @pytest.fixture
 def pets(tmp_path, monkeypatch):
-    """Arrays in the file that the README's source reads, which has its row."""
-    monkeypatch.setitem(data.SOURCES, "pets", run("**A data set**")["find"])
+    """Arrays in the file that the source of docs/add.md reads, which has its row."""
+    monkeypatch.setitem(data.SOURCES, "pets", run("## A data set")["find"])
     path = tmp_path / "pets.npz"
     write_pets(path)
     return path
@@ -336,9 +334,9 @@ def write_pets(path, seed=0):
 
 @pytest.fixture
 def laplace(monkeypatch):
-    """The target of the README, with its rows."""
-    names = run("**A target**", targets)
-    row = re.search(r'`("laplace": Target\(.*?\))`', README)[1]
+    """The target of docs/add.md, with its rows."""
+    names = run("## A target", targets)
+    row = re.search(r'`("laplace": Target\(.*?\))`', ADDITIONS)[1]
     target = eval(f"{{{row}}}", {**vars(targets), **names})["laplace"]
     monkeypatch.setitem(targets.TARGETS, "laplace", target)
     return target.distribution
@@ -346,9 +344,9 @@ def laplace(monkeypatch):
 
 @pytest.fixture
 def rank(monkeypatch):
-    """The evaluator of the README, with its row."""
-    row = re.search(r'`("rank": Evaluator\(.*?\))`', README)[1]
-    module = types.SimpleNamespace(**run("**An evaluator**"))
+    """The evaluator of docs/add.md, with its row."""
+    row = re.search(r'`("rank": Evaluator\(.*?\))`', ADDITIONS)[1]
+    module = types.SimpleNamespace(**run("## An evaluator"))
     names = {"Evaluator": Evaluator, "rank": module}
     monkeypatch.setitem(EVALUATORS, "rank", eval(f"{{{row}}}", names)["rank"])
     monkeypatch.setattr(cli, "MODES", (*cli.PROGRAMS, *EVALUATORS))
@@ -369,7 +367,7 @@ def test_an_experiment_on_a_data_set_with_a_target_and_an_evaluator(
     pets, laplace, rank, flat, call, tmp_path
 ):
     experiment = tmp_path / "mine.py"
-    experiment.write_text(block("**An experiment**"))
+    experiment.write_text(block("## An experiment"))
     directory = tmp_path / "run"
     of_size = [each for each in TINY if not each.startswith("--config=")]
     command = (
@@ -430,14 +428,18 @@ def test_load_run(flat, call, tmp_path):
         one_update = (*one_update, "--config.steps_per_epoch=1")
         call(*one_update, *flat, "--noconfig.tensorboard")
         names = {"images": images}
-        exec(block("**In Python**"), names)
+        exec(block("## Use it from Python", "README.md"), names)
+    assert block("## A trained run", "docs/api.md") == (
+        block("## Use it from Python", "README.md")
+    )
     loaded, features = names["run"], names["features"]
     sizes = {"full": 128, "content": 16, "structure": 8}  # the table below the block
     assert {name: x.shape for name, x in features.items()} == {
         name: (5, size) for name, size in sizes.items()
     }
     for name, size in sizes.items():
-        assert re.search(rf'`"{name}"`.* \| \[n, {size}\] \|', README)
+        row = rf'`"{name}"`.* \| \[n, {size}\] \|'
+        assert re.search(row, PAGES["docs/api.md"])
     np.testing.assert_allclose(features["structure"].sum(1), 1, rtol=1e-5)
     for same in (jnp.asarray(images), list(images), memoryview(images)):
         for name, expected in features.items():

@@ -3,7 +3,8 @@
 A *row* is a flat mapping with one measurement: `step` (updates made), `epoch` (float,
 `step / steps_per_epoch`), `split` ("train" or "test"), and scalars: `loss`, its parts,
 `online_top1` and `online_top5` (fractions from 0 to 1), `feature_spread`, `grad_norm`,
-`skipped`, `learning_rate`, `images_per_second` and others; the README lists them.
+`skipped`, `learning_rate`, `images_per_second` and others; `docs/run_directory.md`
+lists them.
 """
 
 from duet_jax.loggers.jsonl import JsonLines, read_rows

@@ -1,4 +1,4 @@
-"""What the README says of additions, done as it says in a copy of the program."""
+"""What docs/add.md says of additions, done as it says in a copy of the program."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 from program import PATIENCE, ROOT, TINY
-from readme import README, block
+from readme import ADDITIONS, block
 
 
 def row(table: str, text: str) -> tuple[str, str]:
@@ -33,11 +33,11 @@ def place(tmp_path_factory) -> pathlib.Path:
         (package / file).write_text(text.replace(old, new))
 
     with (package / "augmentations/geometric.py").open("a") as file:
-        file.write("\n\n" + block("**An augmentation**"))
+        file.write("\n\n" + block("## An augmentation"))
     table = "    for record in ("
     change("augmentations/stack.py", *row(table, "geometric.SHIFT"))
 
-    (package / "methods/aligned.py").write_text(block("**A method**"))
+    (package / "methods/aligned.py").write_text(block("## A method"))
     change(
         "methods/__init__.py",
         "\n# In the order of their colors in figures.\n"
@@ -46,15 +46,15 @@ def place(tmp_path_factory) -> pathlib.Path:
         'METHODS: dict[str, type[Method]] = {"aligned": Aligned, ',
     )
 
-    encoder = re.search(r'`("\w+":\s+EncoderSpec\([^`]*\))`', README)[1]
+    encoder = re.search(r'`("\w+":\s+EncoderSpec\([^`]*\))`', ADDITIONS)[1]
     change("models/encoders.py", *row("\nENCODERS = {", " ".join(encoder.split())))
 
-    (package / "data/pets.py").write_text(block("**A data set**"))
+    (package / "data/pets.py").write_text(block("## A data set"))
     change("data/__init__.py", *row("\nSOURCES = {", '"pets": pets.find'))
     change("data/__init__.py", "parquet, table, tfds\n", "parquet, pets, table, tfds\n")
 
-    (package / "evaluation/rank.py").write_text(block("**An evaluator**"))
-    evaluator = re.search(r'`("rank": Evaluator\(.*?\))`', README)[1]
+    (package / "evaluation/rank.py").write_text(block("## An evaluator"))
+    evaluator = re.search(r'`("rank": Evaluator\(.*?\))`', ADDITIONS)[1]
     table = "EVALUATORS: dict[str, Evaluator] = {"
     change("evaluation/__init__.py", *row(table, evaluator))
     modules = "        linear_probe,\n        transfer,\n    )"

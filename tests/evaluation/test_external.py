@@ -237,11 +237,11 @@ def test_arrays_are_split(place):
 
 
 def test_the_call_in_the_documentation():
-    text = (ROOT / "docs" / "evaluation.md").read_text()
+    text = (ROOT / "docs" / "encoders.md").read_text()
     (call,) = re.findall(r"```python\n(from duet_jax.*?)```", text, re.DOTALL)
     images = tiny.dataset(40, 0, side=8, channels=3).train.images
     names = {"encoder": lambda x: x.mean(axis=1).reshape(len(x), -1), "images": images}
-    exec(compile(call, "docs/evaluation.md", "exec"), names)
+    exec(compile(call, "docs/encoders.md", "exec"), names)
     assert 0 < names["degrees"] < 180
 
 

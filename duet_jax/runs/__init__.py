@@ -1,0 +1,1 @@
+"""Runs: a directory, its checkpoints and their seals, its trained encoder."""
