@@ -223,8 +223,14 @@ def flags_text() -> str:
         out.append(f"| `{shown}` | {modes} | {_cell(flag.meaning)} |")
     out.append("| `--config.<field>=` | all | Sets a field of the configuration. |")
     out.append(f"| `--debug` | all | {cli._DEBUG_MEANING} |")
-    out.append("| `--list` | - | Print the names that `--config` takes. |")
-    out.append("| `--help`, `--version` | - | Print what they say. |")
+    out.append(
+        "| `--list` | - | Print what there is to choose from: configurations, modes, "
+        "methods, augmentations, encoders, data sets. |"
+    )
+    out.append(
+        "| `--help`, `--version` | - | Print all flags and fields; the version, the "
+        "commit, JAX's version and the devices. |"
+    )
     return "\n".join(out)
 
 

@@ -12,10 +12,11 @@ import yaml
 from readme import PAGES, README, ROOT, blocks
 from sources import TREES
 
+import duet_jax
 from configs import cifar10_duet_rot
 from duet_jax import cli
 from duet_jax.config import checks, loading
-from duet_jax.runs import external, workdir
+from duet_jax.runs import external, weights_file, workdir
 from duet_jax.sweeps import cli as sweeps
 
 # Blocks of Python that are not among the examples of tests/test_readme.py -> what runs
@@ -27,6 +28,7 @@ OTHER_PYTHON = {
         "tests/evaluation/test_external.py gives tensors that behave like its own",
         "tests/evaluation/test_external.py",
     ),
+    "docs/export.md": ("tests/end_to_end/test_example.py",) * 2,
 }
 EXAMPLES = ("README.md", "docs/add.md", "docs/api.md")
 
@@ -79,11 +81,16 @@ COMMANDS = [
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A directory with the configurations, in which every run is one of DUET."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name in ("configs", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     run = cifar10_duet_rot.get_config()
     monkeypatch.setattr(workdir, "load_config", lambda directory: run)
     monkeypatch.setattr(external, "check", lambda name: None)
+    about = weights_file.about  # a file of the reader's says nothing
+    monkeypatch.setattr(
+        weights_file, "about", lambda path: about(path) if path.exists() else None
+    )
     return tmp_path
 
 
@@ -140,6 +147,12 @@ def test_every_block_of_python_is_run():
     for page in PAGES:
         if found := blocks(page):
             assert page in EXAMPLES or len(OTHER_PYTHON[page]) == len(found), page
+
+
+def test_the_changelog_begins_with_this_version():
+    """Which is written down in one place."""
+    headings = re.findall(r"^## (.*)$", PAGES["CHANGELOG.md"], re.MULTILINE)
+    assert headings[0].partition(",")[0] == duet_jax.__version__
 
 
 def test_the_readme_is_short():

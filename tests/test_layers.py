@@ -157,7 +157,7 @@ def third_party(paths: list[pathlib.Path]) -> set[str]:
         for path in paths
         for name in imports(ast.parse(path.read_text()))
     }
-    own = {"duet_jax", "benchmarks", "configs", "main", "sweep"}
+    own = {"duet_jax", "benchmarks", "configs", "examples", "main", "sweep"}
     own |= {name for path in paths for name in (path.stem, path.parent.name)}
     top -= own | set(sys.stdlib_module_names)
     return {normal(DISTRIBUTIONS.get(name, name)) for name in top}
@@ -173,8 +173,8 @@ def test_requirements_are_the_imports():
 def test_tests_need_little_more():
     more = third_party(sorted((ROOT / "tests").rglob("*.py")))
     more -= listed("requirements.txt")
-    # Three are not imported: two programs, and what pytest's own options ask for.
-    programs = {"mypy", "ruff", "pytest-xdist"}
+    # Not imported: programs, a kernel, and what pytest's own options ask for.
+    programs = {"ipykernel", "mypy", "ruff", "pytest-xdist"}
     assert listed("requirements-test.txt") - more == programs
     assert more <= listed("requirements-test.txt")
 

@@ -349,7 +349,7 @@ def rank(monkeypatch):
     module = types.SimpleNamespace(**run("## An evaluator"))
     names = {"Evaluator": Evaluator, "rank": module}
     monkeypatch.setitem(EVALUATORS, "rank", eval(f"{{{row}}}", names)["rank"])
-    monkeypatch.setattr(cli, "MODES", (*cli.PROGRAMS, *EVALUATORS))
+    monkeypatch.setattr(cli, "MODES", {**cli.MODES, "rank": EVALUATORS["rank"].summary})
 
 
 def test_the_target(laplace):
