@@ -31,9 +31,9 @@ _FILES = {
 }
 _LOAD = {
     "encoder.safetensors": """
-from duet_jax.runs.trained_run import load_file
+import duet_jax
 
-run = load_file("encoder.safetensors")
+run = duet_jax.load_file("encoder.safetensors")
 features = run(images)["full"]
 """,
     "encoder.onnx": """

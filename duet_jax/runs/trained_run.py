@@ -1,8 +1,8 @@
 """A finished or running training, restored for use.
 
-from duet_jax.runs.trained_run import load_run
+import duet_jax
 
-run = load_run("runs/rot")                     # the newest checkpoint
+run = duet_jax.load_run("runs/rot")            # the newest checkpoint
 features = run(images)                         # uint8 [n, side, side, channels]
 features["full"]                               # float32 [n, 512]
 """
