@@ -1,12 +1,16 @@
 """How soon the programs answer, and with what little."""
 
+import re
 import resource
 import subprocess
 import sys
 
+import jax
 import pytest
 from forked import ROOT
 from program import PATIENCE, SMOKE, TINY, changed, run
+
+import duet_jax
 
 # Imports that take longer than everything else that is done for such an answer.
 SLOW = ("jax", "flax", "optax", "orbax", "matplotlib", "sklearn", "scipy", "grain")
@@ -17,7 +21,6 @@ IMPORT = "import time:"
 ANSWERED = {
     "help": ["--help"],
     "list": ["--list"],
-    "version": ["--version"],
 }
 REFUSED = {
     "an unknown flag": ["--modes=train"],
@@ -95,6 +98,17 @@ def answer(script, arguments, place):
 @pytest.mark.parametrize("case", ANSWERED)
 def test_answers_import_little(case, place):
     assert answer("main.py", ANSWERED[case], place) == (0, [])
+
+
+def test_the_version_names_the_devices(place):
+    """Which JAX knows: so it is the one answer that has to import it."""
+    done = run("--version", cwd=place)
+    assert done.status == 0
+    assert re.match(
+        rf"duet_jax {re.escape(duet_jax.__version__)}(, commit \w+\+?)?; "
+        rf"jax {re.escape(jax.__version__)} on .*cpu",
+        done.out.strip(),
+    )
 
 
 def test_the_call_from_python_imports_little():
