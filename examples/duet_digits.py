@@ -1,4 +1,4 @@
-"""DUET in a training loop of your own, from the parts of duet_jax: digits, a minute.
+"""DUET in a training loop of your own, from the parts of duet_jax, on digits.
 
     python -m examples.duet_digits
 
