@@ -29,6 +29,12 @@ def run(directory: pathlib.Path, channels: int = 1, **changes) -> Run:
     method = build.make_method(config, facts)
     _, params, stats = split(method.init(nnx.Rngs(3)).encoder)
     rng = np.random.default_rng(0)
-    stats = jax.tree.map(lambda x: rng.uniform(0.5, 1, x.shape).astype("f4"), stats)
+    # Means around 0: others would let the ReLUs make the same of every image.
+    ranges = {"mean": (-0.1, 0.1), "var": (0.5, 1.0)}
+
+    def drawn(path, leaf):
+        return rng.uniform(*ranges[path[-1].key], leaf.shape).astype("f4")
+
+    stats = jax.tree.map_with_path(drawn, stats)
     encoder = FrozenEncoder(method, batch_size=8).use(params, stats)
     return Run(directory, config, facts, 7, method, encoder)

@@ -23,7 +23,6 @@ from flax import nnx
 from pictures import encoded
 from PIL import Image
 from program import snapshot
-from sklearn import manifold
 
 from duet_jax import cli
 from duet_jax.data import load_dataset
@@ -31,7 +30,6 @@ from duet_jax.errors import UsageError
 from duet_jax.evaluation import (
     EVALUATORS,
     compare,
-    control,
     export_features,
     foot,
     generation,
@@ -61,16 +59,7 @@ REPRESENTATIONS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_measures():
-    """Maps with a quarter of the steps, and fewer transformed images."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control, "STEPS", 4)
-        patch.setattr(generation, "_TRAINING_IMAGES", 200)
-        patch.setattr(generation, "_TEST_IMAGES", 30)
-        quick = functools.partial(manifold.TSNE, max_iter=250)
-        patch.setattr(manifold, "TSNE", quick)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_measures")
 
 
 def train(directory: pathlib.Path, *arguments: str) -> None:

@@ -58,6 +58,7 @@ def test_files_compute_what_the_run_does(case, tmp_path):
     found = write(run, formats)["results"]
     images = image_batch(run, 3)
     floats, expected = images / np.float32(255), run(images)
+    assert np.ptp(expected["full"], axis=0).max() > 0.1  # images have their features
     directory = tmp_path / "export"
     files = {path.name for path in directory.iterdir()}
     assert files == {*found["files"], "README.md"}

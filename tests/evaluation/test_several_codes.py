@@ -1,7 +1,6 @@
 """Every mode on a run that represents two transformations, and their crosstalk."""
 
 import dataclasses
-import functools
 import json
 import re
 import types
@@ -12,16 +11,13 @@ import numpy as np
 import pytest
 import tiny
 from program import SMOKE
-from sklearn import manifold
 
 from duet_jax import cli, figures
 from duet_jax.augmentations import Options, make_stack, measuring_stack
 from duet_jax.evaluation import (
     EVALUATORS,
-    control,
     crosstalk,
     equivariance,
-    generation,
     html_report,
     store,
 )
@@ -33,17 +29,7 @@ from duet_jax.runs import trained_run
 CODES = ("rot", "sca")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick_measures():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control, "STEPS", 4)
-        patch.setattr(generation, "_TRAINING_IMAGES", 200)
-        patch.setattr(generation, "_TEST_IMAGES", 30)
-        patch.setattr(generation, "_STEPS_TOGETHER", {2: 4})
-        patch.setattr(generation, "_TEST_TOGETHER", 10)
-        quick = functools.partial(manifold.TSNE, max_iter=250)
-        patch.setattr(manifold, "TSNE", quick)
-        yield
+pytestmark = pytest.mark.usefixtures("quick_measures")
 
 
 @pytest.fixture(scope="module")
