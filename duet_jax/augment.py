@@ -99,7 +99,7 @@ def random_stack(
     for name in options:
         if name not in known:
             raise UsageError(
-                f"{name} is no option of an augmentation; choose of "
+                f"{name} is no option of an augmentation; choose from "
                 f"{', '.join(sorted(known))}.{suggestion(name, known)}"
             )
     numbers = Options(**options)

@@ -111,7 +111,8 @@ def _evaluators_with(flag: str) -> tuple[str, ...]:
 FLAGS = {
     "config": Flag(
         (),
-        "Configuration file, or the name of one in configs/; default digits_duet_rot.",
+        "Configuration file, or the name of one in configs/; default that of the run "
+        "in --workdir, if there is one, else digits_duet_rot.",
     ),
     "workdir": Flag(
         (),
@@ -275,6 +276,8 @@ def read(argv: Sequence[str]) -> tuple[Command, dict[str, str]]:
         of_file = "init_from" in given
         defaults = _config_of_file(given) if of_file else _config_of_run(given)
         of_a_run = defaults is not None
+    if defaults is None and _continues(given, modes):
+        defaults = workdir.load_config(files.local(given["workdir"], "--workdir"))
     if defaults is None:
         defaults = loading.load(path)
     checks.check_names(defaults, names)
@@ -378,6 +381,14 @@ def _check_flags(
             )
 
 
+def _continues(given: Mapping[str, str], modes: Sequence[str]) -> bool:
+    """Returns whether a training is that of a run, which has its configuration."""
+    directory = given.get("workdir", _AUTO)
+    if modes[0] != "train" or "config" in given or directory == _AUTO:
+        return False
+    return (files.local(directory, "--workdir") / "config.json").is_file()
+
+
 def _config_of_run(given: Mapping[str, str]) -> ml_collections.ConfigDict:
     """Returns the configuration of the run that is to be evaluated."""
     if "config" in given:
@@ -434,7 +445,7 @@ def _check_external(given: Mapping[str, str], modes: Sequence[str]) -> None:
         if mode not in takers:
             raise UsageError(
                 f"--encoder={given['encoder']}: --mode={mode} takes a run of this "
-                f"program only; choose of {', '.join(takers)}."
+                f"program only; choose from {', '.join(takers)}."
             )
     if "step" in given:
         raise UsageError(
@@ -516,7 +527,9 @@ def help_text(argv: Sequence[str]) -> str:
     ]
     shown = [f"  --config.{name}={value!r}" for name, value in defaults]
     title = f"Fields, explained in configs/base.py, with the values of {path}:"
-    return "\n".join([__doc__, *about, "", title, "", *shown])
+    program = shlex.join(provenance.program(argv[0]))
+    examples = __doc__.replace("python main.py", program)
+    return "\n".join([examples, *about, "", title, "", *shown])
 
 
 def perform(command: Command) -> None:
@@ -591,7 +604,8 @@ def main(argv: Sequence[str]) -> int:
         line, status = known
         if debug:
             traceback.print_exception(error)
-        print(printable(line), file=sys.stderr)
+        if line:
+            print(printable(line), file=sys.stderr)
         with contextlib.suppress(OSError):
             flush_output()
         return status
@@ -620,6 +634,8 @@ def _message(error: BaseException, command: Command | None) -> tuple[str, int] |
             return str(error), error.status
         case KeyboardInterrupt():
             return f"stopped; {again}", 130
+        case BrokenPipeError() if not command:
+            return "", 1  # what reads --help or --list has seen enough
         case OSError():
             place = error.filename or directory or "standard output"
             reason = error.strerror or text or type(error).__name__

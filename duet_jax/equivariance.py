@@ -126,7 +126,7 @@ def _check_options(given: Iterable[str], codes: str) -> None:
         # All of the images are changed, or half of them, whatever the probability.
         for option in options_read(code) - {AUGMENTATIONS[code].probability}
     }
-    remedy = f"choose of {', '.join(sorted(known))}" if known else "leave it out"
+    remedy = f"choose from {', '.join(sorted(known))}" if known else "leave it out"
     for name in given:
         if name not in known:
             raise UsageError(

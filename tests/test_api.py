@@ -137,7 +137,7 @@ def test_every_augmentation_can_be_in_a_random_stack(code):
         (lambda: dj.augment.random_stack(("rott",)), "Did you mean 'rot'?"),
         (
             lambda: dj.augment.random_stack(("rot",), degrees=30),
-            "degrees is no option of an augmentation; choose of blur_probability",
+            "degrees is no option of an augmentation; choose from blur_probability",
         ),
         (
             lambda: dj.augment.random_stack(("rot",), rotation_degrees=0.0),

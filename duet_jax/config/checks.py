@@ -253,10 +253,15 @@ def _hint(name: str, known: list[str]) -> str:
     close = close or difflib.get_close_matches(name, known, n=1)
     guess = f" Did you mean 'config.{close[0]}'?" if close else ""
     siblings = [field for field in known if field.rpartition(".")[0] == section]
-    if siblings:
-        return f"{guess} Fields: {', '.join(f'config.{field}' for field in siblings)}."
     sections = dict.fromkeys(f.rpartition(".")[0] for f in known if "." in f)
-    return f"{guess} Sections: {', '.join(f'config.{each}' for each in sections)}."
+    there = {"Fields": siblings}
+    if not siblings or not (section or close):
+        there["Sections"] = [*sections]
+    return guess + "".join(
+        f" {kind}: {', '.join(f'config.{each}' for each in each_kind)}."
+        for kind, each_kind in there.items()
+        if each_kind
+    )
 
 
 def check_schema(
@@ -415,8 +420,8 @@ def _check_combinations(config: ml_collections.ConfigDict) -> None:
     warmup, epochs = config.warmup_epochs, config.epochs
     if warmup > epochs:
         raise UsageError(
-            f"config.warmup_epochs={warmup} is more than config.epochs={epochs}; use "
-            f"fewer, such as {epochs // 10}."
+            f"config.warmup_epochs={warmup} is more than config.epochs={epochs}; set "
+            f"config.warmup_epochs={epochs // 10}, or more epochs."
         )
     side = config.dataset.image_size
     if config.method == "essl" and side % 2:

@@ -114,7 +114,7 @@ def _split(
     if unknown:
         raise _error(
             path,
-            f"has the split {name_some(unknown)}; choose of "
+            f"has the split {name_some(unknown)}; choose from "
             f"{', '.join((*TRAIN_NAMES, *TEST_NAMES))}",
         )
     train = [row for row, name in zip(pairs, names, strict=True) if name in TRAIN_NAMES]

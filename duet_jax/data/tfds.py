@@ -126,8 +126,9 @@ def _builder(name: str, path: str, others: Sequence[str]) -> Any:
         return tfds.builder(name, file_format="array_record", **directory)
     except ImportError as error:
         raise UsageError(
-            f"config.dataset.name={name!r} needs a package that is not installed: "
-            f"pip install {error.name}"
+            f"config.dataset.name={name!r} is none of {', '.join(others)}."
+            f"{suggestion(name, others)} Others are of TFDS, which needs a package "
+            f"that is not installed: pip install {error.name}"
         ) from error
     except Exception as error:  # TFDS raises whatever its parts raise
         # By name: the import itself may be what failed.

@@ -64,5 +64,5 @@ def check_labels(
             others = [n for n, each in evaluators.items() if not each.needs_labels]
             raise UsageError(
                 f"--mode={name} needs labels, and config.dataset.name={facts.name!r} "
-                f"gives images without; choose of {', '.join(others)}."
+                f"gives images without; choose from {', '.join(others)}."
             )

@@ -109,7 +109,7 @@ def _check_plain(run: Run) -> None:
         raise UsageError(
             f"--format=onnx: config.encoder.name={run.config.encoder.name!r} is no "
             "plain ResNet, and a pyramid takes complex numbers, which ONNX lacks; "
-            f"choose of {others}."
+            f"choose from {others}."
         )
 
 

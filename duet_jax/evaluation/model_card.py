@@ -19,8 +19,10 @@ _ACCURACIES = {"linear_probe": "linear probe", "knn": "nearest neighbors"}
 _FILES = {
     "encoder.safetensors": "The weights, by the names of this program.",
     "encoder_torch.safetensors": "The same weights by the names and in the layouts of "
-    "the reference, for `model.load_state_dict(safetensors.torch.load_file(...), "
-    "strict=False)` in PyTorch: what it has besides `base_network.` is not in it.",
+    "the reference, for PyTorch: `found = model.load_state_dict("
+    "safetensors.torch.load_file(...), strict=False)`, after which "
+    "`found.unexpected_keys` has to be empty; what the model has besides "
+    "`base_network.` is not in it.",
     "decoder.safetensors": "Weights of decoders, `decoders.<representation>.<array>`; "
     "`duet_jax.models.decoder.Decoder` is what they are of.",
     "encoder.onnx": "The computation with its weights, for ONNX Runtime and others: "
@@ -160,7 +162,6 @@ def text(
 def _front(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what the hub reads."""
     front: dict[str, Any] = {
-        "license": "mit",
         "library_name": "duet_jax",
         "pipeline_tag": "image-feature-extraction",
         "tags": ["self-supervised-learning", "equivariance", "jax", run.config.method],

@@ -54,7 +54,7 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     except zipfile.BadZipFile as error:
         raise UsageError(
             f"{path} is no file of torch.save, or of PyTorch before 1.6, or damaged "
-            f"({error}); load it there and save the state dict again."
+            f"({error}); load it in PyTorch and save the state dict again."
         ) from error
     # A pickle can make Python raise anything, NumPy too.
     except Exception as error:

@@ -10,7 +10,7 @@ from duet_jax.errors import UsageError
 from duet_jax.runs import weights_file, workdir
 from duet_jax.runs.checkpoints import Checkpoints, shapes
 from duet_jax.runs.frozen_encoder import FrozenEncoder
-from duet_jax.runs.history import Origin, Source
+from duet_jax.runs.history import WEIGHTS, Origin, Source
 from duet_jax.runtime import processes
 from duet_jax.training.compiled import initial_shapes
 from duet_jax.training.plan import Plan
@@ -52,6 +52,16 @@ def check(source: Source) -> None:
     """Raises a UsageError if `source` is no file, nor a run that has saved anything."""
     if source.is_file:
         _told(source, weights_file.check, source.run)
+    elif source.run.is_file():
+        raise UsageError(
+            f"--init_from={source.run} is a file; one of weights ends in "
+            f"{', '.join(WEIGHTS)}."
+        )
+    elif not source.run.exists():
+        raise UsageError(
+            f"--init_from={source.run} does not exist; name the --workdir of a "
+            "training, or a file of weights."
+        )
     elif not workdir.steps(source.run):
         raise UsageError(
             f"--init_from={source}: {source.run} holds no checkpoint; name the "

@@ -1532,7 +1532,9 @@ def test_tfds_prepares_array_records(tmp_path, monkeypatch):
 
 def test_tfds_missing_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert usage_error("cifar10").endswith("pip install tensorflow_datasets")
+    message = usage_error("imagez")
+    assert "csv, npz, parquet. Did you mean 'images'? Others are of TFDS" in message
+    assert message.endswith("pip install tensorflow_datasets")
 
 
 # --- every source

@@ -539,7 +539,7 @@ FAULTS = {
         "csv",
         "t.csv",
         _csv("path,split\nphotos/1.png,train\nphotos/2.png,dev\n"),
-        ["has the split dev; choose of train, training, test, testing, val"],
+        ["has the split dev; choose from train, training, test, testing, val"],
     ),
     "a label of test only": (
         "csv",

@@ -95,7 +95,7 @@ COMMAND_LINES = {
     ),
     "a warm-up longer than the run": (
         ["--config.warmup_epochs=5"],
-        ["config.warmup_epochs=5", "config.epochs=2", "fewer, such as 0"],
+        ["config.warmup_epochs=5", "config.epochs=2", "set config.warmup_epochs=0"],
     ),
     "a field of another method": (
         ["--config.method=simclr", "--config.duet.num_bins=4"],

@@ -15,7 +15,7 @@ from unittest import mock
 import jax
 import pytest
 import tiny
-from program import run, snapshot
+from program import MAIN, run, snapshot
 
 from configs import base, digits_duet_rot
 from duet_jax import cli
@@ -289,7 +289,7 @@ REFUSED = {
     ),
     "longer warm-up than run": (
         [f"--config.warmup_epochs={EPOCHS + 1}"],
-        [f"config.epochs={EPOCHS}", f"use fewer, such as {EPOCHS // 10}"],
+        [f"config.epochs={EPOCHS}", f"set config.warmup_epochs={EPOCHS // 10}"],
     ),
     "odd images for essl": (
         ["--config.method=essl", "--config.dataset.image_size=17"],
@@ -933,6 +933,25 @@ def test_harmless_differences_are_accepted(arguments, old_run, monkeypatch):
     assert snapshot(old_run) == before
 
 
+def test_a_run_is_continued_without_its_configuration(old_run, monkeypatch):
+    """Its own is taken, and can be changed as by the command that began it."""
+    seen = {}
+
+    def train(config, directory, **flags):
+        seen.update(flags, config=json.loads(config.to_json()), directory=directory)
+
+    monkeypatch.setitem(cli.PROGRAMS, "train", train)
+    monkeypatch.setattr(workdir, "load_facts", lambda place: tiny.dataset(6, 3).facts)
+    arguments = [f"--workdir={old_run}", "--config.epochs=5", "--extend"]
+    assert cli.main(["main.py", *arguments]) == 0
+    saved = json.loads((old_run / "config.json").read_text())
+    assert seen == {
+        "config": {**saved, "epochs": 5},
+        "directory": old_run,
+        "extend": True,
+    }
+
+
 @pytest.mark.parametrize(
     ("make", "place", "parts"),
     [
@@ -1048,7 +1067,7 @@ def test_errors_of_the_program(arguments, message, tmp_path):
 def test_help_of_the_program(tmp_path):
     done = run("--help", cwd=tmp_path)
     assert (done.status, done.lines) == (0, [])
-    assert done.out == cli.help_text(["main.py"]) + "\n"
+    assert done.out == cli.help_text([MAIN]) + "\n"
 
 
 @pytest.mark.parametrize("flag", ["--help", "-help", "-h"])
@@ -1064,6 +1083,20 @@ def test_help(flag, capsys, tmp_path):
     assert shown == [f"{name}={value!r}" for name, value in defaults]
     assert "dataset.name='digits'" in shown
     assert not any(tmp_path.iterdir())
+
+
+def test_help_speaks_of_the_program_that_is_called():
+    text = cli.help_text(["/usr/bin/duet-jax"])
+    assert "duet-jax --workdir=runs/rot --mode=linear_probe,knn" in text
+    assert "python main.py" not in text
+
+
+def test_a_reader_that_has_seen_enough(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as stdout:
+        done = run("--list", cwd=tmp_path, stdout=stdout)
+    assert (done.status, done.lines) == (1, [])
 
 
 def test_help_on_what_is_not_there(capsys):

@@ -98,7 +98,7 @@ def test_what_needs_labels_is_refused(trained, photos, mode, tmp_path, capsys):
     assert call(f"--workdir={trained}", f"--mode={mode}") == 2
     expected = (
         f"error: --mode={mode} needs labels, and config.dataset.name='images' gives "
-        "images without; choose of equivariance, generation, transfer, features, "
+        "images without; choose from equivariance, generation, transfer, features, "
         "export, report.\n"
     )
     assert capsys.readouterr().err.endswith(expected)

@@ -157,7 +157,7 @@ def test_the_card(tmp_path, monkeypatch):
         assert ("| 75.0 % |" in text) == (weights == run.fingerprint)
     _, front, body = text.split("---\n", 2)
     read = yaml.safe_load(front)
-    assert read["license"] == "mit"
+    assert "license" not in read  # that of weights is their owner's to choose
     assert read["datasets"] == ["digits"]
     (model,) = read["model-index"]
     (measured,) = model["results"]
@@ -207,7 +207,7 @@ def test_a_pyramid_is_no_onnx(tmp_path):
         write(a_run(tmp_path, "lifted"), ALL)
     line = str(refused.value)
     assert "--format=onnx: config.encoder.name='lifted_cifar10_resnet20' is no" in line
-    assert line.endswith("choose of safetensors, stablehlo.")
+    assert line.endswith("choose from safetensors, stablehlo.")
     assert not any(tmp_path.iterdir())
 
 

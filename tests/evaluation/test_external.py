@@ -388,7 +388,7 @@ REFUSED = {
     "decoders": ([f"{MINE}:features", "--mode=generation"], "with --mode=generation"),
     "and decoders": (
         [f"{MINE}:features", "--mode=knn,generation"],
-        "--mode=generation takes a run of this program only; choose of linear_probe,",
+        "--mode=generation takes a run of this program only; choose from linear_probe,",
     ),
     "compared": ([f"{MINE}:features", "--mode=compare"], "with --mode=compare; it "),
     "a step": ([f"{MINE}:features", "--step=3"], "--step=3 has no effect with --enc"),
@@ -456,7 +456,7 @@ REFUSED_ARRAYS = {
     "a code": ({"codes": ("rot", "huee")}, "--codes='huee' is not known"),
     "an option": (
         {"rotation": 3},
-        "rotation is no option of rot,hue; choose of jitter",
+        "rotation is no option of rot,hue; choose from jitter",
     ),
     "no option": ({"codes": "fli", "flip_probability": 1.0}, "leave it out."),
     "a range": ({"rotation_degrees": 400.0}, "rotation_degrees=400.0 must lie in (0,"),

@@ -220,13 +220,17 @@ def test_a_run_that_was_drawn_stays_so(original, settings):
 
 def test_refusals_leave_no_trace(original, settings, tmp_path):
     others = {
-        f"{tmp_path}/none": "/none holds no checkpoint; name the --workdir of a train",
+        f"{tmp_path}/none": "/none does not exist; name the --workdir of a training",
+        f"{tmp_path}/empty": "/empty holds no checkpoint; name the --workdir of a",
+        f"{tmp_path}/notes.txt": "/notes.txt is a file; one of weights ends in .safet",
         f"{original}:7": "--step=7 is not a checkpoint of",
         f"{original}:last": "must be the --workdir of a training, <workdir>:<step> wit",
         f"{tmp_path}/none.pt": "/none.pt is not a file; name a file of weights",
         "": "must be the --workdir of a training",
         "gs://b/run": "is an address",
     }
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").touch()
     for text, words in others.items():
         with pytest.raises(UsageError) as refused:
             train.train(settings(), tmp_path / "run", init_from=text)
