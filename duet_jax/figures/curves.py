@@ -101,8 +101,8 @@ _PANELS = (
 # Losses that are a mean over the learned codes, and then reported by code as well.
 _BY_CODE = ("structure_loss", "prediction_loss")
 _NOTE = (
-    "Test curves are of augmented views, as those of training are, and use the running "
-    "statistics of batch normalization."
+    "Test curves beside those of training are of augmented views, too, and use the "
+    "running statistics of batch normalization."
 )
 
 _COLUMNS_OF_PANELS = 3

@@ -90,6 +90,11 @@ class Plan(NamedTuple):
         return monitors.sample_size(self.config.monitor.images, self.facts.num_test)
 
     @property
+    def directions(self) -> int:
+        """Largest rank that the monitored features can have."""
+        return min(self.monitored, self.method.two_views.encoder.num_features)
+
+    @property
     def monitored_rows(self) -> int:
         """How many of a test batch are encoded for them, evenly split over devices."""
         count = self.mesh.size
