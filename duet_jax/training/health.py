@@ -12,13 +12,13 @@ _log = logging.getLogger(__name__)
 # in training, and on the test split 0.06 before the first update, 0.12 after it and 0.5
 # later. If all features are equal, rounding leaves 1e-4 at most.
 COLLAPSED = 0.01
-# A `rank_me` below this share of what it can be is a dimensional collapse: the features
-# differ, but along a few directions. Of 128 it is 40 or more in sound runs of all
-# methods (docs/watching.md), and 5 after an update too many at a rate of 1. Untrained
-# networks have 6 to 10 of 128, which a first evaluation may still be near; so a low one
-# counts if a higher one was seen before, or if it stays.
-LOW_RANK = 0.05
-LOW_EVALUATIONS = 3
+# Shares of the largest possible `rank_me` below which features differ, but along a few
+# directions: a dimensional collapse. Sound runs have .2 or more, and fall to .3 of the
+# highest value at most (docs/watching.md); with a rate of 1 it is .04 of 128 or .07 of
+# 32, after a fall to less than a fifth. Untrained networks have .05 to .16, which a
+# first evaluation may still be near: so without a fall it has to last.
+FALLEN_RANK, FALL = 0.1, 0.25
+LASTING_RANK, LASTING = 0.05, 3
 # Evaluations in a row with exactly the same accuracy.
 UNCHANGED = 5
 # Wrongly classified test images needed for that warning. With few, a constant accuracy
@@ -97,12 +97,12 @@ class Symptoms:
 
     def _check_rank(self, step: int, rank: float) -> None:
         """Warns of few directions; not of none, which the spread tells."""
-        low = rank < LOW_RANK * self._directions
-        self._low = self._low + 1 if low else 0
+        share = rank / self._directions
+        self._low = self._low + 1 if share < LASTING_RANK else 0
         self._highest_rank = max(self._highest_rank, rank)
-        fallen = rank < self._highest_rank / 2
-        lasting = fallen or self._low >= LOW_EVALUATIONS
-        if low and lasting and "collapsed" not in self._said:
+        fallen = share < FALLEN_RANK and rank < FALL * self._highest_rank
+        few = fallen or self._low >= LASTING
+        if few and "collapsed" not in self._said:
             self._warn(
                 "few directions",
                 "the test features of step %d are spread over %.3g directions of %d "

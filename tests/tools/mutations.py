@@ -1213,13 +1213,13 @@ MUTATIONS: list[Mutation] = [
         "training/test_health.py",
         "training/health.py",
         ("a collapse goes unsaid", "COLLAPSED = 0.01", "COLLAPSED = 0.0"),
-        ("a rank that falls goes unsaid", "lasting = fallen or ", "lasting = "),
-        ("a rank that stays low goes unsaid", "self._low + 1 if low else 0", "0"),
-        ("a first low rank is a collapse", "if low and lasting and", "if low and"),
+        ("a rank that falls goes unsaid", "few = fallen or ", "few = "),
+        ("a rank that stays low goes unsaid", "self._low + 1 if share", "0 if share"),
+        ("a first low rank is a collapse", ">= LASTING", ">= 1"),
         (
             "a collapse is told twice",
-            'if low and lasting and "collapsed" not in self._said:',
-            "if low and lasting:",
+            'if few and "collapsed" not in self._said:',
+            "if few:",
         ),
     ),
     *_rows(

@@ -82,7 +82,8 @@ def told_of_ranks(ranks, caplog, directions=128):
     [
         [95, 67, 46, 40, 42],  # SimCLR on digits
         [5, 5.5, 40, 60],  # near an untrained network at first
-        [50, 6.5, 6.5],  # above a twentieth
+        [50, 13, 13],  # above a tenth
+        [25, 6.5, 6.5, 6.5],  # above a twentieth, and a quarter of the highest
         [math.nan] * 4,
     ],
 )
@@ -95,7 +96,8 @@ def test_few_images_or_dimensions_have_few_directions(caplog):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "step"), [([74, 5.1, 11], 1), ([5, 5, 5, 5], 2), ([9, 5, 5, 5], 3)]
+    ("ranks", "step"),
+    [([74, 5.1, 11], 1), ([74, 12], 1), ([6, 6, 6, 6], 2), ([9, 6, 6, 6], 3)],
 )
 def test_dimensional_collapse_once(ranks, step, caplog):
     (message,) = told_of_ranks(ranks, caplog)
