@@ -192,6 +192,11 @@ def get_config() -> ml_collections.ConfigDict:
     # Epochs between evaluations with a kNN classification of the test split; 0: never
     # while training.
     knn.every = 0
+    config.monitor = monitor = ml_collections.ConfigDict()
+    # Test images of which every evaluation measures RankMe, LiDAR, alpha-ReQ, alignment
+    # and uniformity; 0: none. Ranks are at most their number, so take more than the
+    # encoder has features; all test images if there are fewer.
+    monitor.images = 1024
     config.linear_probe = linear_probe = ml_collections.ConfigDict()
     # These three are for --mode=linear_probe --protocol=sgd only.
     linear_probe.epochs = 100  # of stochastic gradient descent

@@ -117,6 +117,8 @@ RULES: dict[str, Rule] = {
     "knn.k": _COUNT,
     "knn.temperature": _POSITIVE,
     "knn.every": _at_least(0),
+    # Pairs of them are compared on the host.
+    "monitor.images": _between(0, 100_000),
     "linear_probe.epochs": _COUNT,
     "linear_probe.repeats": _COUNT,
     "linear_probe.learning_rate": _POSITIVE,
@@ -148,6 +150,7 @@ CHANGEABLE = frozenset(
         "knn.k",
         "knn.temperature",
         "knn.every",
+        "monitor.images",
         "linear_probe.epochs",
         "linear_probe.repeats",
         "linear_probe.learning_rate",
@@ -176,6 +179,7 @@ _BEFORE = {
     "dataset.holdout": 0.1,
     "dataset.train_fraction": 1.0,
     "duet.marginal": "mean",
+    "monitor.images": 0,
 }
 
 # Fields that may be set for any evaluation of a run, besides those of the evaluator.
@@ -193,6 +197,7 @@ OF_EXTERNAL = (
     "dataset",
     "augmentation",
     "knn",
+    "monitor",
     "linear_probe",
 )
 # Of these, besides the augmentations, what decides which images and views it is given.

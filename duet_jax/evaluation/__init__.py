@@ -21,6 +21,7 @@ with epy.lazy_imports():
         html_report,
         knn,
         linear_probe,
+        monitors,
         transfer,
     )
 
@@ -60,6 +61,11 @@ EVALUATORS: dict[str, Evaluator] = {
         "accuracy of a vote of the nearest neighbors",
         fields=("knn.k", "knn.temperature"),
         needs_labels=True,
+    ),
+    "monitors": Evaluator(
+        monitors,
+        "over how many directions the features are spread; whether they have collapsed",
+        fields=("monitor.images",),
     ),
     "equivariance": Evaluator(
         equivariance,
@@ -101,10 +107,10 @@ EVALUATORS: dict[str, Evaluator] = {
         images=options.no_images,
         needs_run=True,  # its files are of weights
     ),
-    # It measures kNN itself where no result is stored.
+    # It measures kNN and monitors itself where no result is stored.
     "report": Evaluator(
         html_report,
         "a page of all results and pictures",
-        fields=("knn.k", "knn.temperature"),
+        fields=("knn.k", "knn.temperature", "monitor.images"),
     ),
 }

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from duet_jax import figures
 from duet_jax.config.checks import fields
-from duet_jax.evaluation import foot, headlines, page
+from duet_jax.evaluation import foot, headlines, monitors, page
 from duet_jax.evaluation.base import Evaluation
 from duet_jax.evaluation.codes import (
     by_code,
@@ -40,6 +40,7 @@ TITLES = {
     "linear_probe": "Linear probe",
     "linear_probe_sgd": "Linear probe, SGD",
     "knn": "Nearest neighbors",
+    "monitors": "Spread of the features",
     "equivariance": "Equivariance",
     "generation": "Controlled generation",
     "transfer": "Transfer",
@@ -83,8 +84,9 @@ def measure(evaluation: Evaluation) -> Result:
     """Writes `report.html` in the work directory.
 
     It holds the configuration, curves, views, the tables and pictures of the linear
-    probe, kNN, the equivariance and other stored results, and a map of the test
-    features. Results that are not stored for this checkpoint are measured first.
+    probe, kNN, the monitors, the equivariance and other stored results, and a map of
+    the test features. Results that are not stored for this checkpoint are measured
+    first.
 
     Raises:
       UsageError: the page cannot be written, or an evaluator fails.
@@ -129,6 +131,8 @@ def _results(evaluation: Evaluation, codes: list[str]) -> dict[str, dict[str, An
     if evaluation.run.facts.num_classes:
         for name in ("linear_probe", "knn"):
             found[name] = evaluation.load_or_evaluate(name)
+    if monitors.can_measure(evaluation):
+        found["monitors"] = evaluation.load_or_evaluate("monitors")
     if codes:
         # Codes that were measured before are kept.
         known = evaluation.load_valid("equivariance")

@@ -38,6 +38,7 @@ class _Panel(NamedTuple):
       scale: factor from the row to the axis.
       from_zero: whether the axis starts at zero.
       noisy: whether to draw a running mean over many values.
+      alone: title where the first of several curves is drawn alone; "" for the same.
     """
 
     title: str
@@ -45,6 +46,7 @@ class _Panel(NamedTuple):
     scale: float = 1.0
     from_zero: bool = False
     noisy: bool = True
+    alone: str = ""
 
 
 def _both(name: str) -> dict[tuple[str, str], str]:
@@ -80,6 +82,18 @@ _PANELS = (
         from_zero=True,
     ),
     _Panel(
+        "RankMe (solid), LiDAR (dashed)",
+        {("test", "rank_me"): "-", ("test", "lidar"): "--"},
+        from_zero=True,
+        alone="RankMe",
+    ),
+    _Panel("alpha-ReQ", {("test", "alpha_req"): "-"}, from_zero=True),
+    _Panel(
+        "uniformity (solid), alignment (dashed)",
+        {("test", "uniformity"): "-", ("test", "alignment"): "--"},
+        alone="uniformity",
+    ),
+    _Panel(
         "learning rate", {("train", "learning_rate"): "-"}, from_zero=True, noisy=False
     ),
     _Panel("images per second", {("train", "images_per_second"): "-"}, from_zero=True),
@@ -87,8 +101,8 @@ _PANELS = (
 # Losses that are a mean over the learned codes, and then reported by code as well.
 _BY_CODE = ("structure_loss", "prediction_loss")
 _NOTE = (
-    "Test curves are of augmented views, as those of training are, and use the running "
-    "statistics of batch normalization."
+    "Test curves beside those of training are of augmented views, too, and use the "
+    "running statistics of batch normalization."
 )
 
 _COLUMNS_OF_PANELS = 3
@@ -273,7 +287,8 @@ def build_overlay(
         first: dict[str, str] = {}
         for split, name in panel.curves:
             first.setdefault(split, name)
-        only = panel._replace(curves={(s, first[s]): _STROKES[s] for s in first})
+        curves = {(s, first[s]): _STROKES[s] for s in first}
+        only = panel._replace(title=panel.alone or panel.title, curves=curves)
         of_colors = {colors[name]: rows for name, rows in runs.items()}
         _draw_panel(axes, only, of_colors, num_classes)
     _name_runs(figure, colors, every, num_classes)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from duet_jax.augmentations import normalize, to_float
 from duet_jax.methods import Metrics
 from duet_jax.runtime import mesh
-from duet_jax.training import train_step
+from duet_jax.training import monitors, train_step
 from duet_jax.training.batches import Feed
 from duet_jax.training.plan import Plan
 from duet_jax.training.train_step import Update
@@ -23,6 +24,9 @@ from duet_jax.types import Array, Split, TrainState
 # Metrics of the test split that are also measured with both views augmented, like those
 # of the training. Otherwise the first view is plain.
 _LIKE_TRAINING = ("loss", "nt_xent", "retrieval_top1", "retrieval_top5", "online_top1")
+
+# The views that monitors are measured on, by number; -1: the images as they are.
+_VIEWS = [np.int32(view) for view in range(-1, monitors.VIEWS)]
 
 TrainCall = Callable[..., tuple[TrainState, Metrics]]
 
@@ -114,11 +118,16 @@ class Compiled(NamedTuple):
         count every example once. The first view is plain; metrics in _LIKE_TRAINING are
         there twice, the second time as "augmented_<name>", with both views augmented.
       keys: the random keys they are called with.
+      encode: `call(params, batch_stats, batch, view, *arguments) -> features` of a
+        view of the images of test batch number `batch` that monitors are measured on,
+        as `monitors.draw` numbers them; of the images as they are for view -1. None if
+        the run has no monitors.
     """
 
     train: Callable
     evaluate: Callable
     keys: Keys
+    encode: Callable | None
 
 
 def compile_functions(plan: Plan, feed: Feed) -> Compiled:
@@ -130,6 +139,7 @@ def compile_functions(plan: Plan, feed: Feed) -> Compiled:
         train=lower_train(plan, feed).compile(),
         evaluate=_lower_evaluate(plan, feed).compile(),
         keys=make_keys(plan),
+        encode=_lower_encode(plan, feed).compile() if plan.monitored else None,
     )
 
 
@@ -180,6 +190,30 @@ def _lower_evaluate(plan: Plan, feed: Feed) -> jax.stages.Lowered:
     return _lower(plan, call, shapes)
 
 
+def _lower_encode(plan: Plan, feed: Feed) -> jax.stages.Lowered:
+    """Returns the call that encodes one view of a batch for the monitors."""
+    size, rows = plan.test_batch_size, plan.monitored_rows
+    stack = plan.method.two_views.stack
+
+    def call(params, batch_stats, batch, view, *arguments):
+        networks = nnx.merge(plan.graphdef, params, batch_stats)
+        images = feed.pick_test(batch, *arguments).images[:rows]
+        images = to_float(jax.lax.with_sharding_constraint(images, by_rows))
+        # Drawn for the whole sample: the size of a batch makes no difference.
+        drawn = monitors.draw(stack, plan.monitored, view)
+        places = batch * size + jnp.arange(rows)
+        drawn = jax.tree.map(lambda x: x[places] if x.ndim else x, drawn)
+        plain, augmented = (stack.apply(images, each) for each in (None, drawn))
+        views = normalize(jnp.where(view < 0, plain, augmented))
+        return networks.encoder(views, train=False).astype(jnp.float32)
+
+    by_rows = mesh.sharded(plan.mesh)
+    state = initial_shapes(plan)
+    number = jax.ShapeDtypeStruct((), np.int32, sharding=mesh.replicated(plan.mesh))
+    shapes = state.params, state.batch_stats, number, number, *feed.test_shapes
+    return _lower(plan, call, shapes)
+
+
 def _lower(
     plan: Plan, call: Callable, shapes: tuple, **options: Any
 ) -> jax.stages.Lowered:
@@ -199,20 +233,27 @@ def key_shape(plan: Plan) -> jax.ShapeDtypeStruct:
 def evaluate(
     plan: Plan, compiled: Compiled, state: TrainState, feed: Feed
 ) -> dict[str, float]:
-    """Returns every metric's mean over the test split, and "examples", their number."""
-    parts = jax.device_get(
-        [
-            compiled.evaluate(
-                state.params,
-                state.batch_stats,
-                compiled.keys.evaluation,
-                mesh.replicate(np.int32(batch), plan.mesh),
-                *arguments,
+    """Returns every metric's mean over the test split, and "examples", their number.
+
+    With them come the monitors of the first images, if the run has any.
+    """
+    networks, parts, features = (state.params, state.batch_stats), [], []
+    for batch, arguments in enumerate(feed.testing()):
+        number = mesh.replicate(np.int32(batch), plan.mesh)
+        key = compiled.keys.evaluation
+        parts.append(compiled.evaluate(*networks, key, number, *arguments))
+        if batch * plan.test_batch_size < plan.monitored:
+            features.append(
+                [
+                    compiled.encode(*networks, number, view, *arguments)
+                    for view in mesh.replicate(_VIEWS, plan.mesh)
+                ]
             )
-            for batch, arguments in enumerate(feed.testing())
-        ]
-    )
+    parts, features = jax.device_get((parts, features))
     sums = {name: sum(float(part[name]) for part in parts) for name in parts[0]}
     examples = sums.pop("examples")
     means = {name: value / examples for name, value in sums.items()}
+    if features:
+        found = np.concatenate(features, axis=1)[:, : plan.monitored]
+        means |= monitors.measure(found[0], found[1:].swapaxes(0, 1))
     return {**means, "examples": int(examples)}

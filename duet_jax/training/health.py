@@ -12,6 +12,13 @@ _log = logging.getLogger(__name__)
 # in training, and on the test split 0.06 before the first update, 0.12 after it and 0.5
 # later. If all features are equal, rounding leaves 1e-4 at most.
 COLLAPSED = 0.01
+# Shares of the largest possible `rank_me` below which features differ, but along a few
+# directions: a dimensional collapse. Sound runs have .2 or more, and fall to .3 of the
+# highest value at most (docs/watching.md); with a rate of 1 it is .04 of 128 or .07 of
+# 32, after a fall to less than a fifth. Untrained networks have .05 to .16, which a
+# first evaluation may still be near: so without a fall it has to last.
+FALLEN_RANK, FALL = 0.1, 0.25
+LASTING_RANK, LASTING = 0.05, 3
 # Evaluations in a row with exactly the same accuracy.
 UNCHANGED = 5
 # Wrongly classified test images needed for that warning. With few, a constant accuracy
@@ -27,7 +34,15 @@ FEWEST_VALUES = 32
 class Symptoms:
     """Checks the rows of a run and warns once of each sign."""
 
-    def __init__(self):
+    def __init__(self, directions: int = 0):
+        """Has seen nothing yet.
+
+        Args:
+          directions: the largest `rank_me` that the test features can have: the smaller
+            of their number and their dimensions.
+        """
+        self._directions = directions
+        self._highest_rank, self._low = 0.0, 0
         self._said: set[str] = set()
         self._accuracies: collections.deque = collections.deque(maxlen=UNCHANGED)
 
@@ -49,6 +64,8 @@ class Symptoms:
         # the last batch lowers the mean by a third at most.
         if examples > 1:
             self._check_spread("test", means)
+        if "rank_me" in means:
+            self._check_rank(step, means["rank_me"])
         if accuracy is None:  # without labels
             return
         self._accuracies.append(accuracy)
@@ -76,6 +93,25 @@ class Symptoms:
                 "config.optimizer.learning_rate, or look at the augmentations",
                 split,
                 means["feature_spread"],
+            )
+
+    def _check_rank(self, step: int, rank: float) -> None:
+        """Warns of few directions; not of none, which the spread tells."""
+        share = rank / self._directions
+        self._low = self._low + 1 if share < LASTING_RANK else 0
+        self._highest_rank = max(self._highest_rank, rank)
+        fallen = share < FALLEN_RANK and rank < FALL * self._highest_rank
+        few = fallen or self._low >= LASTING
+        if few and "collapsed" not in self._said:
+            self._warn(
+                "few directions",
+                "the test features of step %d are spread over %.3g directions of %d "
+                "(rank_me): most of their dimensions are of no use (dimensional "
+                "collapse); lower config.optimizer.learning_rate or config.optimizer."
+                "weight_decay, or look at the augmentations",
+                step,
+                rank,
+                self._directions,
             )
 
     def _warn(self, sign: str, message: str, *values: object) -> None:

@@ -14,7 +14,7 @@ from duet_jax.methods import Method
 from duet_jax.methods.reconstruction import Reconstruction
 from duet_jax.runs.history import Extension
 from duet_jax.runtime import mesh
-from duet_jax.training import optim, train_step
+from duet_jax.training import monitors, optim, train_step
 from duet_jax.types import DatasetFacts
 
 # Updates per compiled call on a GPU: enough to hide the host's work, few enough for a
@@ -81,6 +81,24 @@ class Plan(NamedTuple):
     def of_decoders(self) -> bool:
         """Whether decoders of a frozen encoder are trained, not a method."""
         return isinstance(self.method, Reconstruction)
+
+    @property
+    def monitored(self) -> int:
+        """Number of test images that monitors are measured on; 0 for no monitors."""
+        if self.of_decoders:  # the encoder is frozen
+            return 0
+        return monitors.sample_size(self.config.monitor.images, self.facts.num_test)
+
+    @property
+    def directions(self) -> int:
+        """Largest rank that the monitored features can have."""
+        return min(self.monitored, self.method.two_views.encoder.num_features)
+
+    @property
+    def monitored_rows(self) -> int:
+        """How many of a test batch are encoded for them, evenly split over devices."""
+        count = self.mesh.size
+        return min(self.test_batch_size, -(-self.monitored // count) * count)
 
     @property
     def remedy(self) -> str:

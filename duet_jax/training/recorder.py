@@ -59,7 +59,7 @@ class Record:
         self._row_seconds = 0.0
         self._waited: float | None = None
         self._waited_before = 0.0
-        self._symptoms = Symptoms()
+        self._symptoms = Symptoms(plan.directions)
         self._clock = time.monotonic()
         self.newest_test: Mapping[str, float] = {}
 

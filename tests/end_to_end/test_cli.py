@@ -449,6 +449,7 @@ OUT_OF_RANGE = {
     "knn.k": "0",
     "knn.temperature": "0",
     "knn.every": "-1",
+    "monitor.images": "-1",
     "linear_probe.epochs": "0",
     "linear_probe.repeats": "0",
     "linear_probe.learning_rate": "0",

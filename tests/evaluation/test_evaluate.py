@@ -619,7 +619,8 @@ class Outward(html.parser.HTMLParser):
 def test_the_report_needs_nothing_else(copied):
     directory = copied("duet")
     found = call(directory, "report")
-    assert set(found["results"]["parts"]) == {"linear_probe", "knn", "equivariance"}
+    parts = {"linear_probe", "knn", "monitors", "equivariance"}
+    assert set(found["results"]["parts"]) == parts
     text = (directory / "report.html").read_text()
     parser = Outward()
     parser.feed(text)

@@ -427,6 +427,32 @@ def test_runs_lie_over_each_other():
     assert shown == ["a", "b", "train", "test", "chance"]
 
 
+def test_monitors_have_three_panels():
+    """In rows that have them: those of older runs have none."""
+    names = ("rank_me", "lidar", "alpha_req", "uniformity", "alignment")
+    rows = make_rows(4, part=None)
+    later = [row for row in rows if row["split"] == "test"][1:]
+    for row in later:
+        row |= {name: number + row["epoch"] for number, name in enumerate(names)}
+    drawn = panels(build_curves(rows))
+    assert list(drawn) == [
+        *SHARED[:4],
+        "RankMe (solid), LiDAR (dashed)",
+        "alpha-ReQ",
+        "uniformity (solid), alignment (dashed)",
+        *SHARED[4:],
+    ]
+    for axes in [*drawn.values()][4:7]:
+        for line, stroke in zip(axes.lines, ["-", "--"], strict=False):
+            name = line.get_label().removeprefix("test ")
+            assert line.get_linestyle() == stroke
+            assert [*line.get_ydata()] == [row[name] for row in later]
+    alone = panels(build_overlay({"a": rows, "b": make_rows(4, part=None)}))
+    for title, name in (("RankMe", "rank_me"), ("uniformity", "uniformity")):
+        (line,) = alone[title].lines
+        assert line.get_label() == f"test {name}"
+
+
 def test_many_rows_of_runs_are_only_their_mean():
     runs = {name: make_rows(250, test_every=300) for name in "ab"}
     lines = panels(build_overlay(runs))["loss"].lines

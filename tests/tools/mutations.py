@@ -1213,6 +1213,66 @@ MUTATIONS: list[Mutation] = [
         "training/test_health.py",
         "training/health.py",
         ("a collapse goes unsaid", "COLLAPSED = 0.01", "COLLAPSED = 0.0"),
+        ("a rank that falls goes unsaid", "few = fallen or ", "few = "),
+        ("a rank that stays low goes unsaid", "self._low + 1 if share", "0 if share"),
+        ("a first low rank is a collapse", ">= LASTING", ">= 1"),
+        (
+            "a collapse is told twice",
+            'if few and "collapsed" not in self._said:',
+            "if few:",
+        ),
+    ),
+    *_rows(
+        "metrics/test_monitors.py",
+        "metrics/monitors.py",
+        ("shares of squares", "shares = values / max(", "shares = values**2 / max("),
+        (
+            "the spectrum of deviations",
+            "places @ np.log(np.square(fitted))",
+            "places @ np.log(fitted)",
+        ),
+        ("rounding is fitted", "deviations > rounding * largest", "deviations > 0"),
+        (
+            "the covariance around zero",
+            "features - features.mean(",
+            "features - 0 * features.mean(",
+        ),
+        ("lengths align", "_directions(first) - _directions(second)", "first - second"),
+        (
+            "a feature is its own pair",
+            "(total - count) / (count * (count - 1))",
+            "total / count**2",
+        ),
+        (
+            "views are images",
+            "axes / np.sqrt(np.maximum(variances, 0) + _RIDGE)",
+            "axes / np.sqrt(0 * variances + 1)",
+        ),
+        ("no ridge", "_RIDGE = 1e-4", "_RIDGE = 1e-12"),
+    ),
+    *_rows(
+        "training/test_monitors.py",
+        "training/compiled.py",
+        (
+            "draws of the first batch for all",
+            "places = batch * size + jnp",
+            "places = jnp",
+        ),
+        ("a padded image is measured", "axis=1)[:, : plan.monitored]", "axis=1)"),
+        (
+            "the image as it is, augmented",
+            "jnp.where(view < 0, plain, augmented)",
+            "augmented",
+        ),
+    ),
+    *_rows(
+        "training/test_monitors.py",
+        "training/monitors.py",
+        (
+            "all views are one",
+            "jax.random.fold_in(jax.random.key(_SEED), view)",
+            "jax.random.key(_SEED)",
+        ),
     ),
     *_rows(
         "metrics/test_actions.py",

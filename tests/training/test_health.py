@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,56 @@ def test_a_healthy_run_is_not_warned_about(caplog):
         watch.train(FINE)
         watch.test(step, {**FINE, "online_top1": 0.25 + step / 1000})
     assert not messages(caplog)
+
+
+def told_of_ranks(ranks, caplog, directions=128):
+    """Messages about evaluations with these values of rank_me."""
+    watch = health.Symptoms(directions)
+    for step, rank in enumerate(ranks):
+        accuracy = 0.25 + step / 1000
+        watch.test(step, {**FINE, "online_top1": accuracy, "rank_me": rank})
+    return messages(caplog)
+
+
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        [95, 67, 46, 40, 42],  # SimCLR on digits
+        [5, 5.5, 40, 60],  # near an untrained network at first
+        [50, 13, 13],  # above a tenth
+        [25, 6.5, 6.5, 6.5],  # above a twentieth, and a quarter of the highest
+        [math.nan] * 4,
+    ],
+)
+def test_ranks_of_sound_runs(ranks, caplog):
+    assert not told_of_ranks(ranks, caplog)
+
+
+def test_few_images_or_dimensions_have_few_directions(caplog):
+    assert not told_of_ranks([1.1] * 5, caplog, directions=8)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "step"),
+    [([74, 5.1, 11], 1), ([74, 12], 1), ([6, 6, 6, 6], 2), ([9, 6, 6, 6], 3)],
+)
+def test_dimensional_collapse_once(ranks, step, caplog):
+    (message,) = told_of_ranks(ranks, caplog)
+    rank = f"{ranks[step]:.3g}"
+    assert (
+        f"features of step {step} are spread over {rank} directions of 128" in message
+    )
+    assert "config.optimizer.learning_rate" in message
+    assert "\n" not in message
+
+
+def test_a_complete_collapse_is_told_once(caplog):
+    """It is one of dimensions too."""
+    watch = health.Symptoms(128)
+    watch.test(1, {**FINE, "rank_me": 90})
+    watch.test(2, {**FINE, "rank_me": 1.0, "feature_spread": 1e-6})
+    (message,) = messages(caplog)
+    assert "almost equal" in message
 
 
 @pytest.mark.parametrize("split", ["training", "test"])
