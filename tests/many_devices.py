@@ -41,6 +41,7 @@ def configuration(method):
         batch_size=BATCH,
         epochs=2,
         steps_per_epoch=2,
+        monitor__images=8 if method == "duet" else 0,
         projector__output=EMBEDDING,
         augmentation__stack=("sca",) if method == "essl" else every,
     )

@@ -30,6 +30,7 @@ TINY = (
     "--config.batch_size=4",
     "--config.dataset.image_size=8",
     "--config.figures_every=9",
+    "--config.monitor.images=0",
     "--noconfig.tensorboard",
 )
 

@@ -30,8 +30,9 @@ OTHER_OPTIONS = Options(
 
 
 def config(**changes) -> ml_collections.ConfigDict:
-    """The smoke configuration, resolved; names with __ for dots."""
+    """The smoke configuration without monitors, resolved; names with __ for dots."""
     config = smoke.get_config()
+    config.monitor.images = 0
     for name, value in changes.items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
     return checks.check(config, smoke.get_config())
