@@ -42,6 +42,8 @@ def configuration(method):
         epochs=2,
         steps_per_epoch=2,
         projector__output=EMBEDDING,
+        # Whose rates are made of whole arrays.
+        optimizer__name="lars" if method == "essl" else "adamw",
         augmentation__stack=("sca",) if method == "essl" else every,
     )
 
