@@ -14,8 +14,8 @@ def get_config():
     config.epochs = 400
     config.warmup_epochs = 5
     config.compute_dtype = "bfloat16"
+    config.temperature = 0.2
     config.optimizer.nesterov = True
-    config.evaluate_every = 10
     config.checkpoint.every = 50
     config.knn.every = 10
     return config
