@@ -156,7 +156,7 @@ def draw(race: Mapping) -> Figure:
     handles.append(quoted)
     names.append("quoted: ResNet-18, one A100, float32")
     handles.append(axes.axhline(100 * race["goal"], color=style.MUTED, lw=1, ls="--"))
-    names.append(f"the goal, {race['goal']:.0%}")
+    names.append(f"the goal, {100 * race['goal']:g} %")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("minutes, on " + race["default_knn"]["device"])
