@@ -115,19 +115,13 @@ def classify(
     Returns:
       Summed weights of the votes for each class, relative to the nearest neighbor's
       weight; float32 [q, classes], not negative. With "uniform", float64: their number
-      plus less than 1/2, by which of equal classes the first is ahead, as in
-      scikit-learn.
+      plus less than 1/2, so that the first of equal classes wins, as in scikit-learn.
 
     Raises:
       UsageError: k or temperature is not positive, the arrays do not match, or there
         are no such weights.
     """
-    lookup(dict.fromkeys(WEIGHTS), weights, "weights")
-    if k < 1 or not temperature > 0:
-        raise UsageError(
-            f"k={k} and temperature={temperature} must be positive; "
-            f"use {NEIGHBORS} and {TEMPERATURE}."
-        )
+    _check(k, weights, temperature)
     bank, bank_labels = inputs.examples(bank, bank_labels, num_classes)
     queries = _fitting(inputs.matrix(queries), bank)
     query_block, bank_block = min(query_block, len(queries)), min(bank_block, len(bank))
@@ -148,6 +142,16 @@ def classify(
         votes.append(np.asarray(_vote_jit(nearest, num_classes, softness)))
     found = np.concatenate(votes)[: len(queries)]
     return found if weights == "similarity" else _first_ahead(found)
+
+
+def _check(k: int, weights: str, temperature: float) -> None:
+    """Raises a UsageError for settings of the vote that are out of range."""
+    lookup(dict.fromkeys(WEIGHTS), weights, "weights")
+    if k < 1 or not temperature > 0:
+        raise UsageError(
+            f"k={k} and temperature={temperature} must be positive; "
+            f"use {NEIGHBORS} and {TEMPERATURE}."
+        )
 
 
 def _fitting(queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
