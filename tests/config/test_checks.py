@@ -536,6 +536,21 @@ def test_differences(old, new, expected):
     assert sorted(checks.differences(stored(**old), stored(**new))) == expected
 
 
+def test_a_run_of_an_older_version_goes_on():
+    """Without the fields that came later, with their values of before."""
+    old = stored()
+    for section, leaf in (name.split(".") for name in checks._BEFORE):
+        del old[section][leaf]
+    assert checks.differences(old, stored()) == []
+    changed = stored(
+        **{"optimizer.name": "sgd", "nt_xent.reduction": "mean", "projector.layers": 2}
+    )
+    told = checks.differences(old, changed)
+    assert "optimizer.name: adamw -> sgd" in told
+    assert "nt_xent.reduction: sum -> mean" in told
+    assert "projector.layers: 3 -> 2" in told
+
+
 # Another value for each field that may change when a run goes on.
 HARMLESS = {
     "dataset.path": "/elsewhere",
