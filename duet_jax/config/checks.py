@@ -192,6 +192,7 @@ _BEFORE = {
     "optimizer.name": "adamw",
     "optimizer.scale": "none",
     "optimizer.decay": "all",
+    "knn.weights": "similarity",
 }
 
 # Fields that may be set for any evaluation of a run, besides those of the evaluator.

@@ -542,6 +542,7 @@ def test_a_run_of_an_older_version_goes_on():
     for section, leaf in (name.split(".") for name in checks._BEFORE):
         del old[section][leaf]
     assert checks.differences(old, stored()) == []
+    assert checks.changes(old, stored()) == []
     changed = stored(
         **{"optimizer.name": "sgd", "nt_xent.reduction": "mean", "projector.layers": 2}
     )
