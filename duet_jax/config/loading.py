@@ -280,7 +280,7 @@ def _check_file(path: str, flag: str, given: str) -> None:
         files = [f"configs/{name}.py" for name, _ in found]
         raise UsageError(
             f"{flag}={given} is not a file; choose one of {', '.join(files)}."
-            f"{suggestion(path, files)}"
+            f"{suggestion(path.replace(str(_BASE.parent), 'configs'), files)}"
         )
 
 

@@ -16,6 +16,7 @@ from duet_jax import cli
 from duet_jax.augmentations import AUGMENTATIONS
 from duet_jax.config import build, checks, loading
 from duet_jax.data import SOURCES
+from duet_jax.errors import UsageError
 from duet_jax.evaluation import EVALUATORS
 from duet_jax.methods import METHODS
 from duet_jax.methods.groups import Group
@@ -241,6 +242,10 @@ def test_a_configuration_has_a_name(monkeypatch, tmp_path):
         loading.load_experiment("table2").rows
         == loading.load_experiment(f"{ROOT}/configs/table2.py").rows
     )
+    for name in ("cifar10_race", "recipes/cifar10_rase"):
+        meant = r"Did you mean 'configs/recipes/cifar10_race\.py'\?$"
+        with pytest.raises(UsageError, match=meant):
+            loading.load(name)
     # A file of that name goes first, and a directory does not count.
     (tmp_path / "smoke").mkdir()
     assert loading.load("smoke") == loading.load(f"{ROOT}/configs/smoke.py")
