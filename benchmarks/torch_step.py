@@ -43,6 +43,7 @@ import numpy as np
 import optax
 
 from duet_jax import cli as program
+from duet_jax import optim
 from duet_jax.augmentations import split_codes
 from duet_jax.config import build
 from duet_jax.data.decoding import preprocessed_side
@@ -51,7 +52,7 @@ from duet_jax.methods import Method, Views
 from duet_jax.models import torch_weights
 from duet_jax.models.encoders import ENCODERS
 from duet_jax.runtime import devices
-from duet_jax.training import optim, train_step
+from duet_jax.training import train_step
 from duet_jax.types import Array, DatasetFacts, TrainState, View
 
 _BATCHES = 8  # of different images, used in turn

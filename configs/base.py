@@ -128,9 +128,17 @@ def get_config() -> ml_collections.ConfigDict:
     encoder.widths = (64, 128, 256, 512)  # likewise: channels of stem and stages
 
     config.projector = projector = ml_collections.ConfigDict()
+    projector.layers = 3  # or 2, with one hidden layer
     projector.hidden = 2048  # width of the hidden layers
     projector.output = 128  # dimension of the contrasted embeddings
+    projector.norm = True  # batch normalization after every layer
     config.temperature = 0.1  # of NT-Xent
+    config.nt_xent = nt_xent = ml_collections.ConfigDict()
+    # Of the two directions: sum, as in the reference; or mean, over all 2 batch_size
+    # anchors, as in other code. The mean is half as much: so is its gradient, which is
+    # a factor of the rate under sgd, and the weight of a method's second loss counts
+    # twice as much beside it.
+    nt_xent.reduction = "sum"
 
     config.duet = duet = ml_collections.ConfigDict()
     # With several codes in config.learned, the features have a group for each, and
@@ -168,14 +176,27 @@ def get_config() -> ml_collections.ConfigDict:
     sie.weight = 1.0  # of the second loss
     sie.hidden = 64  # of the network that makes the predictor's weights
 
-    config.optimizer = optimizer = ml_collections.ConfigDict()  # AdamW
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.name = "adamw"  # or sgd, lars
     optimizer.learning_rate = 4e-4  # after the warm-up. [--lr]
+    # What the rate is multiplied by: none: 1; linear: batch_size / 256; sqrt: the root
+    # of that.
+    optimizer.scale = "none"
     # epoch: constant within an epoch; step: the same curve at every step.
     optimizer.schedule = "epoch"
-    optimizer.b1 = 0.9  # decay of the mean gradient
-    optimizer.b2 = 0.95  # decay of the mean squared gradient
-    optimizer.eps = 1e-8  # added to its square root
-    optimizer.weight_decay = 1e-4  # on all parameters
+    optimizer.b1 = 0.9  # adamw: decay of the mean gradient
+    optimizer.b2 = 0.95  # adamw: decay of the mean squared gradient
+    optimizer.eps = 1e-8  # adamw: added to its square root
+    optimizer.momentum = 0.9  # sgd, lars
+    optimizer.nesterov = False  # sgd, lars: a step ahead of the momentum
+    # lars: the rate of an array is this times its norm over that of its gradient.
+    optimizer.trust_coefficient = 0.001
+    # adamw: times the rate, beside the update; sgd, lars: a part of the gradient.
+    optimizer.weight_decay = 1e-4
+    # What decays, and what has a rate of its own under lars. all: every parameter;
+    # weights: those of convolutions and linear layers, without biases, normalization,
+    # tokens and positions.
+    optimizer.decay = "all"
 
     # Epochs between evaluations of the test split; also done at every checkpoint.
     # [--test-every]
@@ -188,7 +209,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.knn = knn = ml_collections.ConfigDict()
     knn.k = 200  # neighbors that vote; at most as many as training images
-    knn.temperature = 0.1  # a neighbor's vote is exp(cosine / temperature)
+    # What a vote counts. similarity: exp(cosine / temperature); uniform: one.
+    knn.weights = "similarity"
+    knn.temperature = 0.1  # similarity only
     # Epochs between evaluations with a kNN classification of the test split; 0: never
     # while training.
     knn.every = 0

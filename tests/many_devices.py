@@ -43,6 +43,8 @@ def configuration(method):
         steps_per_epoch=2,
         monitor__images=8 if method == "duet" else 0,
         projector__output=EMBEDDING,
+        # Whose rates are made of whole arrays.
+        optimizer__name="lars" if method == "essl" else "adamw",
         augmentation__stack=("sca",) if method == "essl" else every,
     )
 

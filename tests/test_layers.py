@@ -14,7 +14,7 @@ from sources import ROOT, SOURCES, TREES
 FLOORS = (
     ("errors", "lazy", "types"),
     # The science: arrays in, arrays out; no configuration, files or processes.
-    ("augmentations", "losses", "methods", "metrics", "models", "probes"),
+    ("augmentations", "losses", "methods", "metrics", "models", "optim", "probes"),
     # What the machinery is made of.
     ("config", "data", "figures", "loggers", "runtime"),
     # What is done with it.

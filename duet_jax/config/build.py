@@ -148,6 +148,9 @@ def two_views(
         projector_output=config.projector.output,
         num_classes=images.num_classes,
         temperature=config.temperature,
+        projector_layers=config.projector.layers,
+        projector_norm=config.projector.norm,
+        reduction=config.nt_xent.reduction,
     )
 
 

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from duet_jax import optim
 from duet_jax.augmentations import options_read, split_codes
 from duet_jax.config import build
 from duet_jax.errors import UsageError, lookup, suggestion
-from duet_jax.losses import TARGETS
+from duet_jax.losses import REDUCTIONS, TARGETS
 from duet_jax.methods import METHODS
 from duet_jax.models.encoders import ENCODERS
 from duet_jax.models.representation import MARGINALS
@@ -87,9 +88,11 @@ RULES: dict[str, Rule] = {
     "encoder.width_multiplier": Rule(
         lambda x: 0 < x <= 64, "must be positive, up to 64; 1 keeps the widths"
     ),
+    "projector.layers": _between(2, 3),
     "projector.hidden": _WIDTH,
     "projector.output": _WIDTH,
     "temperature": _POSITIVE,
+    "nt_xent.reduction": _one_of(*REDUCTIONS),
     "duet.structure_weight": _at_least(0),
     "duet.marginal": _one_of(*MARGINALS),
     "duet.sigma": _POSITIVE,
@@ -107,14 +110,20 @@ RULES: dict[str, Rule] = {
     "sie.weight": _at_least(0),
     # It has as many weights as this times the square of projector.output.
     "sie.hidden": _between(1, 1024),
+    "optimizer.name": _one_of(*optim.OPTIMIZERS),
     "optimizer.learning_rate": _POSITIVE,
+    "optimizer.scale": _one_of(*optim.SCALES),
     "optimizer.schedule": _one_of("epoch", "step"),
     "optimizer.b1": _DECAY,
     "optimizer.b2": _DECAY,
     "optimizer.eps": _POSITIVE,
+    "optimizer.momentum": _DECAY,
+    "optimizer.trust_coefficient": _POSITIVE,
     "optimizer.weight_decay": _at_least(0),
+    "optimizer.decay": _one_of(*optim.DECAYS),
     "evaluate_every": _COUNT,
     "knn.k": _COUNT,
+    "knn.weights": _one_of("similarity", "uniform"),
     "knn.temperature": _POSITIVE,
     "knn.every": _at_least(0),
     # Pairs of them are compared on the host.
@@ -148,6 +157,7 @@ CHANGEABLE = frozenset(
         "encoder.remat",
         "evaluate_every",
         "knn.k",
+        "knn.weights",
         "knn.temperature",
         "knn.every",
         "monitor.images",
@@ -180,6 +190,13 @@ _BEFORE = {
     "dataset.train_fraction": 1.0,
     "duet.marginal": "mean",
     "monitor.images": 0,
+    "projector.layers": 3,
+    "projector.norm": True,
+    "nt_xent.reduction": "sum",
+    "optimizer.name": "adamw",
+    "optimizer.scale": "none",
+    "optimizer.decay": "all",
+    "knn.weights": "similarity",
 }
 
 # Fields that may be set for any evaluation of a run, besides those of the evaluator.
@@ -453,24 +470,29 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     if lookup(ENCODERS, encoder, "config.encoder.name").widths is not None:
         for name in ("encoder.blocks", "encoder.widths"):
             unread[name] = f"config.encoder.name={encoder!r}"
-    return unread
+    idle = optim.unread(config.optimizer).items()
+    return unread | {f"optimizer.{name}": reason for name, reason in idle}
 
 
 def _idle_options(config: ml_collections.ConfigDict) -> dict[str, str]:
-    """Returns the reason for each field of augmentations that views are not made with.
+    """Returns the reason for each field that has no effect on a training like this.
 
-    They stay in the configuration: an evaluation may measure such an augmentation.
+    They stay in the configuration: an evaluation may measure an augmentation that views
+    are not made with, and count votes in another way.
     """
     stack = _coerced("augmentation.stack", config.augmentation.stack, ("sca",))
     predicted = split_codes(config.learned) if config.method == "essl" else ()
     codes = {*stack, *predicted}
     read = {name for code in codes for name in options_read(code)}
     reason = f"config.augmentation.stack={','.join(stack)!r}"
-    return {
+    idle = {
         f"augmentation.{name}": reason
         for name in config.augmentation
         if name != "stack" and name not in read
     }
+    if config.knn.weights == "uniform":
+        idle["knn.temperature"] = "config.knn.weights='uniform'"
+    return idle
 
 
 def check_evaluation(names: Iterable[str], measured: Iterable[str]) -> None:

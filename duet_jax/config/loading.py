@@ -1,4 +1,4 @@
-"""Loads configuration files, `configs/<name>.py`, and experiments, which have rows.
+"""Loads configuration files below `configs/`, and experiments, which have rows.
 
 A file defines `get_config()`. An experiment defines `ROWS`, a dict by the name of the
 row, and `get_config(row)`. One row is named `configs/figure4.py:duet-rot`, or
@@ -93,7 +93,8 @@ def load(name: str) -> ml_collections.ConfigDict:
 
     Args:
       name: path of a file, with `:<row>` or `:<row>@<scale>` after an experiment; or
-        the name of one in `configs/`, such as cifar10_duet_rot or figure4:duet-rot.
+        the name of one in `configs/`, such as cifar10_duet_rot, figure4:duet-rot or
+        recipes/cifar10_race.
 
     Raises:
       UsageError: there is no such file or row, it fails, or its fields are not those of
@@ -217,11 +218,22 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _located(path: str) -> str:
-    """Returns the path of a file; a bare name is that of one in `configs/`."""
-    file = pathlib.Path(path)
-    if os.path.isfile(path) or file.name != path or file.suffix:
+    """Returns the path of a file; a name without .py is that of one in `configs/`."""
+    if os.path.isfile(path) or (path not in _names() and not _is_bare(path)):
         return path
     return str(_configs() / f"{path}.py")
+
+
+def _is_bare(path: str) -> bool:
+    file = pathlib.Path(path)
+    return file.name == path and not file.suffix
+
+
+def _names() -> dict[str, pathlib.Path]:
+    """Returns the files that are ours: recipes/cifar10_race -> its path."""
+    root = _BASE.parent
+    files = sorted(root.glob("[!_]*.py")) + sorted(root.glob("[!_]*/[!_]*.py"))
+    return {file.relative_to(root).with_suffix("").as_posix(): file for file in files}
 
 
 def _configs() -> pathlib.Path:
@@ -249,11 +261,11 @@ def overview(*, experiments: bool = False) -> str:
       experiments: only those with rows.
     """
     lines = []
-    for file in sorted(_BASE.parent.glob("[!_]*.py")):
+    for name, file in _names().items():
         module = _run(file)
         rows = [*module.get("ROWS", {})]
         if rows or not experiments:
-            lines.append(f"{file.stem:<17} {module['__doc__'].partition(chr(10))[0]}")
+            lines.append(f"{name:<17} {module['__doc__'].partition(chr(10))[0]}")
         if rows:
             more = f" ... {len(rows)} in all" if len(rows) > _SHOWN_ROWS else ""
             lines.append(f"{'':<17} rows: {' '.join(rows[:_SHOWN_ROWS])}{more}")
@@ -262,13 +274,13 @@ def overview(*, experiments: bool = False) -> str:
 
 def _check_file(path: str, flag: str, given: str) -> None:
     if not os.path.isfile(path):
-        found = _BASE.parent.glob("[!_]*.py")
+        found = _names().items()
         if flag == "--experiment":
-            found = (p for p in found if "\nROWS = " in p.read_text(encoding="utf-8"))
-        files = sorted(f"configs/{p.name}" for p in found)
+            found = (x for x in found if "\nROWS = " in x[1].read_text("utf-8"))
+        files = [f"configs/{name}.py" for name, _ in found]
         raise UsageError(
             f"{flag}={given} is not a file; choose one of {', '.join(files)}."
-            f"{suggestion(path, files)}"
+            f"{suggestion(path.replace(str(_BASE.parent), 'configs'), files)}"
         )
 
 

@@ -59,7 +59,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "knn": Evaluator(
         knn,
         "accuracy of a vote of the nearest neighbors",
-        fields=("knn.k", "knn.temperature"),
+        fields=("knn.k", "knn.weights", "knn.temperature"),
         needs_labels=True,
     ),
     "monitors": Evaluator(
@@ -111,6 +111,6 @@ EVALUATORS: dict[str, Evaluator] = {
     "report": Evaluator(
         html_report,
         "a page of all results and pictures",
-        fields=("knn.k", "knn.temperature", "monitor.images"),
+        fields=("knn.k", "knn.weights", "knn.temperature", "monitor.images"),
     ),
 }

@@ -16,7 +16,8 @@ def measure(evaluation: Evaluation) -> Result:
     """Classifies the test split by its neighbors in every representation.
 
     Un-augmented center crops, cosine similarity; each of the `knn.k` nearest training
-    images votes for its class with weight exp(similarity / `knn.temperature`).
+    images votes for its class with weight exp(similarity / `knn.temperature`), or all
+    of them alike if `knn.weights` is uniform.
 
     Source: the protocol of the ESSL code and of solo-learn (k = 200, temperature 0.1),
     from Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance
@@ -26,6 +27,8 @@ def measure(evaluation: Evaluation) -> Result:
     train, test = evaluation.features("train"), evaluation.features("test")
     dataset = evaluation.dataset
     k = min(settings.k, len(dataset.train.labels))
+    uniform = settings.weights == "uniform"
+    vote = "uniform" if uniform else settings.temperature
 
     def classify(bank: np.ndarray, queries: np.ndarray) -> dict[str, Any]:
         votes = knn.classify(
@@ -34,6 +37,7 @@ def measure(evaluation: Evaluation) -> Result:
             queries,
             num_classes=len(dataset.class_names),
             k=k,
+            weights=settings.weights,
             temperature=settings.temperature,
         )
         return classification(votes, dataset.test.labels)._asdict()
@@ -48,7 +52,7 @@ def measure(evaluation: Evaluation) -> Result:
     with evaluation.timed("search"):
         found = {name: classify(bank, test[name]) for name, bank in train.items()}
     with evaluation.timed("yardsticks"):
-        about = ["knn", k, settings.temperature, dataset.facts]
+        about = ["knn", k, vote, dataset.facts]
         compared = yardsticks.yardsticks(evaluation.run, about, measure_full)
     labels = dataset.train.labels, dataset.test.labels
     compared[yardsticks.CHANCE] = yardsticks.chance(*labels)
@@ -56,7 +60,8 @@ def measure(evaluation: Evaluation) -> Result:
         (name, percent(scores["top1"]), percent(scores["top5"]))
         for name, scores in (found | compared).items()
     )
-    title = f"k nearest neighbors, k = {k}, T = {settings.temperature:g} [%]"
+    shown = "one vote each" if uniform else f"T = {vote:g}"
+    title = f"k nearest neighbors, k = {k}, {shown} [%]"
     table = Table(title, ("representation", "top-1", "top-5"), rows)
     values = {"k": k, "representations": found, "yardsticks": compared}
     return Result(values, (table,), {})

@@ -5,7 +5,7 @@ marks the examples that count: the last batch of an evaluation is padded, and pa
 neither averaged nor used as a negative.
 """
 
-from duet_jax.losses.nt_xent import Contrast, nt_xent
+from duet_jax.losses.nt_xent import REDUCTIONS, Contrast, nt_xent
 from duet_jax.losses.precision import masked_mean
 from duet_jax.losses.prediction import cross_entropy, squared_error, top_k
 from duet_jax.losses.structure import jensen_shannon, structure_loss
@@ -13,6 +13,7 @@ from duet_jax.losses.targets import TARGETS, Target, gaussian, von_mises
 from duet_jax.losses.vicreg import covariance, variance_hinge
 
 __all__ = [
+    "REDUCTIONS",
     "TARGETS",
     "Contrast",
     "Target",

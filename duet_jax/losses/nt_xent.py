@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from duet_jax.errors import lookup
 from duet_jax.lazy import jax, jnp
 from duet_jax.losses.precision import at_least_float32, masked_mean
 from duet_jax.types import BATCH_AXIS, Array
@@ -17,11 +18,15 @@ _MOST_AT_ONCE = 4096
 _BLOCK = 1024
 
 
+# What is made of the losses of both directions: name -> factor of their sum.
+REDUCTIONS = {"sum": 1.0, "mean": 0.5}
+
+
 class Contrast(NamedTuple):
     """The result of `nt_xent`; scalars.
 
     Attributes:
-      loss: NT-Xent, the sum of both directions.
+      loss: NT-Xent, the sum or the mean of both directions.
       top1: share of examples whose positive is the most similar candidate, in [0, 1].
       top5: share of examples whose positive is among the five most similar.
     """
@@ -227,6 +232,7 @@ def nt_xent(
     temperature: float,
     mask: Array | None = None,
     *,
+    reduction: str = "sum",
     block: int | None = None,
 ) -> Contrast:
     """Normalized temperature-scaled cross-entropy between two views.
@@ -243,17 +249,23 @@ def nt_xent(
       embeddings2: of view 2 of the same examples, [batch, dimensions].
       temperature: divides the cosine similarities; positive.
       mask: the examples that count, bool [batch]; None for all.
+      reduction: "sum" **adds** the two directions; "mean" averages them: the mean over
+        all 2 * batch anchors, half as much.
       block: number of candidates, of 2 * batch, to compare at once; None as above.
 
     Returns:
-      The loss, in which the two directions are **added**, averaged over examples, and
-      the retrieval accuracies, averaged over the two directions.
+      The loss, of both directions, averaged over examples, and the retrieval
+      accuracies, averaged over the two directions.
 
-    Source: Chen et al. 2020, equation 1, with the sum over directions of the reference
-    (the paper and `optax.losses.ntxent` average them) and its floor of 1e-12 on the
-    squared norm. The reference's accuracy is a sum for five examples or fewer; here it
-    is always the mean.
+    Raises:
+      UsageError: there is no such reduction.
+
+    Source: Chen et al. 2020, equation 1, by default with the sum over directions of the
+    reference (the paper and `optax.losses.ntxent` average them) and its floor of 1e-12
+    on the squared norm. The reference's accuracy is a sum for five examples or fewer;
+    here it is always the mean.
     """
+    factor = lookup(REDUCTIONS, reduction, "reduction")
     anchors = jnp.stack([_unit_rows(embeddings1), _unit_rows(embeddings2)])
     # Dividing both sides by sqrt(temperature) keeps the product symmetric.
     anchors = _constrain(anchors / jnp.sqrt(temperature), None, BATCH_AXIS)
@@ -266,4 +278,5 @@ def nt_xent(
     def accuracy(k: int) -> Array:
         return masked_mean(jnp.mean((rank < k).astype(loss.dtype), axis=0), mask)
 
-    return Contrast(masked_mean(jnp.sum(loss, axis=0), mask), accuracy(1), accuracy(5))
+    total = factor * masked_mean(jnp.sum(loss, axis=0), mask)
+    return Contrast(total, accuracy(1), accuracy(5))

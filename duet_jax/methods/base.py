@@ -268,6 +268,9 @@ class TwoViews:
       projector_output: dimensions of the embeddings.
       num_classes: number of classes of the online probe; 0 without labels.
       temperature: of NT-Xent.
+      projector_layers: of the projector, 3 or 2.
+      projector_norm: whether it has batch normalization.
+      reduction: of NT-Xent: "sum" or "mean" of its two directions.
     """
 
     stack: Stack
@@ -276,6 +279,9 @@ class TwoViews:
     projector_output: int
     num_classes: int
     temperature: float
+    projector_layers: int = 3
+    projector_norm: bool = True
+    reduction: str = "sum"
 
     def networks(self, rngs: nnx.Rngs, projected: int | None = None) -> Networks:
         """Returns newly initialized networks.
@@ -297,6 +303,8 @@ class TwoViews:
             in_features,
             hidden=self.projector_hidden,
             out_features=self.projector_output,
+            layers=self.projector_layers,
+            norm=self.projector_norm,
             dtype=jnp.dtype(self.encoder.dtype),
             rngs=rngs,
         )
@@ -363,6 +371,14 @@ class TwoViews:
         one, other = (networks.projector(x, train=train) for x in inputs)
         return self.contrast(networks, features1, (one, other), labels, mask)
 
+    def nt_xent(
+        self, embeddings1: Array, embeddings2: Array, mask: Array | None
+    ) -> losses.Contrast:
+        """Returns NT-Xent with the temperature and the reduction of the method."""
+        return losses.nt_xent(
+            embeddings1, embeddings2, self.temperature, mask, reduction=self.reduction
+        )
+
     def contrast(
         self,
         networks: Networks,
@@ -383,7 +399,7 @@ class TwoViews:
           labels: int32, [batch].
           mask: the examples that count, bool [batch]; None for all.
         """
-        contrast = losses.nt_xent(*embeddings, self.temperature, mask)
+        contrast = self.nt_xent(*embeddings, mask)
         features1 = jax.lax.stop_gradient(features1)
         metrics = {
             "nt_xent": contrast.loss,

@@ -15,7 +15,6 @@ from typing import ClassVar
 
 from etils import epy
 
-from duet_jax import losses
 from duet_jax.augmentations import points
 from duet_jax.lazy import jax, jnp, nnx
 from duet_jax.methods import base
@@ -114,8 +113,7 @@ class EquiMod(base.Method):
         def contrast(view: View, features: Array) -> Array:
             true = networks.equivariant_projector(features, train=train)
             predicted = self.predict(networks, embedded, view.parameters)
-            temperature = self.two_views.temperature
-            return losses.nt_xent(predicted, true, temperature, mask).loss
+            return self.two_views.nt_xent(predicted, true, mask).loss
 
         own = contrast(views.second, features[1])
         if train:

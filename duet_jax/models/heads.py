@@ -12,10 +12,12 @@ from duet_jax.types import Array
 class Projector(nnx.Module):
     """Projection head of the contrastive loss.
 
-    Linear BN ReLU, Linear BN ReLU, Linear BN.
+    Linear BN ReLU, Linear BN ReLU, Linear BN; with two layers one Linear BN ReLU less,
+    and BN may be left out.
 
     Source: reference: projection head. Its Linear biases, which BN cancels, are kept so
-    that weights and parameter counts correspond.
+    that weights and parameter counts correspond. Two layers without BN are the head of
+    SimCLR (Chen et al. 2020) as much other code has it.
     """
 
     def __init__(
@@ -24,6 +26,8 @@ class Projector(nnx.Module):
         *,
         hidden: int = 2048,
         out_features: int = 128,
+        layers: int = 3,
+        norm: bool = True,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -31,25 +35,37 @@ class Projector(nnx.Module):
 
         Args:
           in_features: all features, of DUET the channels of the content, of SIE half.
-          hidden: width of the two hidden layers.
+          hidden: width of the hidden layers.
           out_features: dimensions of the embeddings.
+          layers: Linear layers, 3 or 2.
+          norm: False for no BN.
           dtype: compute type.
           rngs: source of the initial weights.
         """
         self.hidden1 = _linear(in_features, hidden, dtype, rngs)
-        self.norm1 = BatchNorm(hidden, dtype=dtype)
-        self.hidden2 = _linear(hidden, hidden, dtype, rngs)
-        self.norm2 = BatchNorm(hidden, dtype=dtype)
+        if norm:
+            self.norm1 = BatchNorm(hidden, dtype=dtype)
+        if layers == 3:
+            self.hidden2 = _linear(hidden, hidden, dtype, rngs)
+        if norm and layers == 3:
+            self.norm2 = BatchNorm(hidden, dtype=dtype)
         self.output = _linear(hidden, out_features, dtype, rngs)
-        self.norm3 = BatchNorm(
-            out_features, dtype=jnp.promote_types(dtype, jnp.float32)
-        )
+        if norm:
+            self.norm3 = BatchNorm(
+                out_features, dtype=jnp.promote_types(dtype, jnp.float32)
+            )
 
     def __call__(self, content: Array, *, train: bool) -> Array:
         """Maps [batch, in_features] to float32 embeddings, [batch, out_features]."""
-        y = nnx.relu(self.norm1(self.hidden1(content), train=train))
-        y = nnx.relu(self.norm2(self.hidden2(y), train=train))
-        return self.norm3(self.output(y), train=train)
+
+        def normalized(y: Array, norm: str) -> Array:
+            norm = getattr(self, norm, None)
+            return y if norm is None else norm(y, train=train)
+
+        y = nnx.relu(normalized(self.hidden1(content), "norm1"))
+        if hasattr(self, "hidden2"):
+            y = nnx.relu(normalized(self.hidden2(y), "norm2"))
+        return at_least_float32(normalized(self.output(y), "norm3"))
 
 
 class Predictor(nnx.Module):

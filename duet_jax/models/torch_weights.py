@@ -127,9 +127,10 @@ def import_network(
     for name in state:
         # Here the number of updates is part of the train state.
         if name not in expected and not name.endswith("num_batches_tracked"):
+            field = "projector" if network == "projector" else "encoder.name"
             raise UsageError(
                 f"reference weight {prefix + name!r} has no counterpart in the"
-                f" {network}.{suggestion(name, expected)} Set config.encoder.name to"
+                f" {network}.{suggestion(name, expected)} Set config.{field} to"
                 " the one it was trained with."
             )
     return _filled(network, state, params), _filled(network, state, batch_stats)
@@ -144,6 +145,8 @@ def has_counterpart(network: str, params: dict) -> bool:
     """
     known = _MODULES.get(network, {})
     parts = {p for path in traverse_util.flatten_dict(params) for p in path[:-1]}
+    if network == "projector" and parts != {*known}:  # fewer layers, or no norm
+        return False
     return network in PREFIXES and all(p in known for p in parts if isinstance(p, str))
 
 

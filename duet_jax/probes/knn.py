@@ -1,23 +1,24 @@
-"""Weighted nearest neighbors by cosine similarity.
+"""Nearest neighbors by cosine similarity.
 
 The k bank features most similar to a query vote for its class, each with weight
-exp(similarity / temperature).
+exp(similarity / temperature), or all alike.
 
 Source: Wu et al. 2018, with k = 200 and temperature 0.1 as in the code of ESSL
-(Dangovski et al. 2022) and in solo-learn.
+(Dangovski et al. 2022) and in solo-learn; votes that are all alike as in scikit-learn.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from duet_jax.errors import UsageError
+from duet_jax.errors import UsageError, lookup
 from duet_jax.probes import inputs
 from duet_jax.types import Array
 
-__all__ = ["NEIGHBORS", "TEMPERATURE", "classify"]
+__all__ = ["NEIGHBORS", "TEMPERATURE", "WEIGHTS", "classify"]
 
 NEIGHBORS = 200
+WEIGHTS = ("similarity", "uniform")
 TEMPERATURE = 0.1
 
 # Neighbors found so far: similarities and labels, each [queries, k], best first; among
@@ -92,6 +93,7 @@ def classify(
     *,
     num_classes: int,
     k: int = NEIGHBORS,
+    weights: str = WEIGHTS[0],
     temperature: float = TEMPERATURE,
     query_block: int = 1024,
     bank_block: int = 8192,
@@ -105,30 +107,26 @@ def classify(
         similarity 0 with everything; among equals the first in the bank count.
       num_classes: of the labels.
       k: neighbors that vote, positive; at most the whole bank.
-      temperature: positive.
+      weights: "similarity": exp(similarity / temperature); "uniform": 1.
+      temperature: positive; of "similarity" only.
       query_block: queries that are compared with the bank at a time.
       bank_block: rows of the bank that are compared at a time.
 
     Returns:
       Summed weights of the votes for each class, relative to the nearest neighbor's
-      weight; float32 [q, classes], not negative.
+      weight; float32 [q, classes], not negative. With "uniform", float64: their number
+      plus less than 1/2, so that the first of equal classes wins, as in scikit-learn.
 
     Raises:
-      UsageError: k or temperature is not positive, or the arrays do not match.
+      UsageError: k or temperature is not positive, the arrays do not match, or there
+        are no such weights.
     """
-    if k < 1 or not temperature > 0:
-        raise UsageError(
-            f"k={k} and temperature={temperature} must be positive; "
-            f"use {NEIGHBORS} and {TEMPERATURE}."
-        )
+    _check(k, weights, temperature)
     bank, bank_labels = inputs.examples(bank, bank_labels, num_classes)
-    queries = inputs.matrix(queries)
-    if queries.shape[1] != bank.shape[1]:
-        raise UsageError(
-            f"queries={queries.shape} do not fit bank={bank.shape}; "
-            "encode both with the same encoder."
-        )
+    queries = _fitting(inputs.matrix(queries), bank)
     query_block, bank_block = min(query_block, len(queries)), min(bank_block, len(bank))
+    # An infinite temperature makes all votes alike.
+    softness = temperature if weights == "similarity" else np.inf
     votes = []
     for first in range(0, len(queries), query_block):
         rows = _units_jit(_padded(queries, first, query_block))
@@ -141,8 +139,36 @@ def classify(
                 _padded(bank_labels, start, bank_block),
                 len(bank) - start,
             )
-        votes.append(np.asarray(_vote_jit(nearest, num_classes, temperature)))
-    return np.concatenate(votes)[: len(queries)]
+        votes.append(np.asarray(_vote_jit(nearest, num_classes, softness)))
+    found = np.concatenate(votes)[: len(queries)]
+    return found if weights == "similarity" else _first_ahead(found)
+
+
+def _check(k: int, weights: str, temperature: float) -> None:
+    """Raises a UsageError for settings of the vote that are out of range."""
+    lookup(dict.fromkeys(WEIGHTS), weights, "weights")
+    if k < 1 or not temperature > 0:
+        raise UsageError(
+            f"k={k} and temperature={temperature} must be positive; "
+            f"use {NEIGHBORS} and {TEMPERATURE}."
+        )
+
+
+def _fitting(queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
+    """Returns the queries; a UsageError if they are not as wide as the bank."""
+    if queries.shape[1] != bank.shape[1]:
+        raise UsageError(
+            f"queries={queries.shape} do not fit bank={bank.shape}; "
+            "encode both with the same encoder."
+        )
+    return queries
+
+
+def _first_ahead(counts: np.ndarray) -> np.ndarray:
+    """Returns counts, [q, classes], of which no two are equal in a row."""
+    classes = counts.shape[1]
+    ahead = np.arange(classes)[::-1] / (2 * classes)
+    return counts.astype(np.float64) + ahead[None, :]
 
 
 def _padded(rows: np.ndarray, first: int, size: int) -> np.ndarray:

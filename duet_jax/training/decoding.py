@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from flax import nnx
 
-from duet_jax import loggers
+from duet_jax import loggers, optim
 from duet_jax.config import build, checks
 from duet_jax.errors import UsageError
 from duet_jax.methods.reconstruction import Reconstruction
@@ -199,6 +199,8 @@ def _make_plan(run: Run, config: ml_collections.ConfigDict, dataset: Dataset) ->
                 "steps_per_epoch": min(
                     config.steps_per_epoch, examples // settings.batch_size
                 ),
+                "optimizer.name": "adamw",
+                "optimizer.scale": "none",
                 "optimizer.learning_rate": settings.learning_rate,
                 "optimizer.schedule": "step",
                 "evaluate_every": often,
@@ -211,6 +213,9 @@ def _make_plan(run: Run, config: ml_collections.ConfigDict, dataset: Dataset) ->
                 "wandb.project": "",
             }
         )
+        for name in optim.unread(config.optimizer):
+            if name in config.optimizer:  # of the run's own optimizer
+                del config.optimizer[name]
     # ESSL's own stack lacks what it predicts, which a decoder has to know.
     views = build.two_views(config, dataset.facts)
     method = Reconstruction(views, run.method, settings.width)

@@ -8,13 +8,14 @@ import ml_collections
 import optax
 from flax import nnx
 
+from duet_jax import optim
 from duet_jax.config import build
 from duet_jax.errors import UsageError
 from duet_jax.methods import Method
 from duet_jax.methods.reconstruction import Reconstruction
 from duet_jax.runs.history import Extension
 from duet_jax.runtime import mesh
-from duet_jax.training import monitors, optim, train_step
+from duet_jax.training import monitors, train_step
 from duet_jax.types import DatasetFacts
 
 # Updates per compiled call on a GPU: enough to hide the host's work, few enough for a
@@ -107,6 +108,12 @@ class Plan(NamedTuple):
             return "a lower config.generation.learning_rate"
         return "a lower config.optimizer.learning_rate or config.compute_dtype=float32"
 
+    @property
+    def base_rate(self) -> float:
+        """The learning rate after the warm-up, for the size of the batches."""
+        settings = self.config.optimizer
+        return optim.scaled(settings.learning_rate, settings.scale, self.batch_size)
+
     def ends_row(self, step: int) -> bool:
         """Whether a row of training metrics ends at `step`, the end of a call.
 
@@ -181,22 +188,16 @@ def _make_optimizer(
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """Returns the learning rate and the optimizer that follows it."""
     settings = config.optimizer
+    base = optim.scaled(settings.learning_rate, settings.scale, config.batch_size)
     rate = optim.learning_rate(
-        settings.learning_rate,
+        base,
         epochs=extensions[0].before if extensions else config.epochs,
         warmup_epochs=config.warmup_epochs,
         steps_per_epoch=steps_per_epoch,
         schedule=settings.schedule,
         extensions=[(each.step, each.after) for each in extensions],
     )
-    optimizer = optim.adamw(
-        rate,
-        b1=settings.b1,
-        b2=settings.b2,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
-    return rate, optimizer
+    return rate, optim.make(rate, settings)
 
 
 def _steps_per_call(

@@ -7,11 +7,10 @@ import pathlib
 import jax
 from flax import nnx
 
-from duet_jax import loggers
+from duet_jax import loggers, optim
 from duet_jax.methods.networks import split
 from duet_jax.runs.checkpoints import BEST, Checkpoints
 from duet_jax.runtime import devices
-from duet_jax.training import optim
 from duet_jax.training.plan import Plan
 
 _log = logging.getLogger(__name__)
@@ -36,11 +35,13 @@ def start_lines(plan: Plan, workdir: pathlib.Path, start: int) -> None:
     _log.info("method       %s", _describe_method(plan))
     _log.info("networks     %s", _describe_networks(plan))
     _log.info(
-        "schedule     %d epochs of %d steps of %d images, learning rate %g after %d",
+        "schedule     %d epochs of %d steps of %d images, %s with learning rate %g "
+        "after %d",
         config.epochs,
         plan.steps_per_epoch,
         plan.batch_size,
-        config.optimizer.learning_rate,
+        config.optimizer.name,
+        plan.base_rate,
         config.warmup_epochs,
     )
     if plan.extensions:
@@ -48,9 +49,9 @@ def start_lines(plan: Plan, workdir: pathlib.Path, start: int) -> None:
     if config.warmup_epochs >= config.epochs:
         _log.warning(
             "the warm-up is the whole run: the learning rate is at most %.2g, not "
-            "config.optimizer.learning_rate=%g; lower config.warmup_epochs=%d",
+            "%s; lower config.warmup_epochs=%d",
             plan.rate(plan.total_steps - 1),
-            config.optimizer.learning_rate,
+            _base_rate(plan),
             config.warmup_epochs,
         )
     _log.info("devices      %s; seed %d", devices.describe(), plan.seed)
@@ -77,16 +78,24 @@ def _describe_extension(plan: Plan) -> None:
         rate,
         plan.total_steps,
     )
-    share = rate / settings.learning_rate
+    share = rate / plan.base_rate
     if share < _LITTLE:
         _log.warning(
             "at the extension the learning rate had fallen to %.2g %% of "
-            "config.optimizer.learning_rate=%g: little will change; a new run of %d "
-            "epochs has a whole schedule",
+            "%s: little will change; a new run of %d epochs has a whole schedule",
             100 * share,
-            settings.learning_rate,
+            _base_rate(plan),
             after,
         )
+
+
+def _base_rate(plan: Plan) -> str:
+    """Returns the field that the full learning rate is from, and what scales it."""
+    settings = plan.config.optimizer
+    shown = f"config.optimizer.learning_rate={settings.learning_rate:g}"
+    if settings.scale == "none":
+        return shown
+    return f"{shown}, {plan.base_rate:g} with config.optimizer.scale={settings.scale}"
 
 
 def _describe_method(plan: Plan) -> str:

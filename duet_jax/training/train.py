@@ -271,6 +271,7 @@ def _make_neighbors(
             queries,
             num_classes=len(dataset.class_names),
             k=settings.k,
+            weights=settings.weights,
             temperature=settings.temperature,
         )
         return {"knn_top1": classification(scores, dataset.test.labels).top1}

@@ -8,11 +8,11 @@ import ml_collections
 import pytest
 
 from configs import base, smoke
+from duet_jax import optim
 from duet_jax.augmentations import Options
 from duet_jax.config import checks
 from duet_jax.errors import UsageError
 from duet_jax.methods import METHODS
-from duet_jax.training import optim
 
 
 def build(changes: dict) -> ml_collections.ConfigDict:
@@ -66,6 +66,9 @@ OTHERS = {
 DUET = {"duet.num_bins", "duet.structure_weight", "duet.target", "duet.marginal"}
 SIGMA, CONCENTRATION = {"duet.sigma"}, {"duet.concentration"}
 TUPLES = {"encoder.blocks", "encoder.widths"}
+# Of other optimizers than AdamW.
+OTHERS |= {f"optimizer.{x}" for x in ("momentum", "nesterov", "trust_coefficient")}
+ADAM = {"optimizer.b1", "optimizer.b2", "optimizer.eps"}
 
 
 @pytest.mark.parametrize(
@@ -101,6 +104,27 @@ def test_what_nothing_reads_is_dropped(changes, dropped):
         ({"method": "simclr"}, ["duet.num_bins"], "config.method='simclr'"),
         ({"method": "essl"}, ["epochs", "duet.sigma"], "config.method='essl'"),
         ({"method": "simclr"}, ["learned"], "config.method='simclr'"),
+        (
+            {},
+            ["optimizer.momentum", "optimizer.nesterov"],
+            "config.optimizer.name='adamw'",
+        ),
+        ({"optimizer.name": "lars"}, sorted(ADAM), "config.optimizer.name='lars'"),
+        (
+            {"optimizer.name": "sgd"},
+            [*sorted(ADAM), "optimizer.trust_coefficient"],
+            "config.optimizer.name='sgd'",
+        ),
+        (
+            {"optimizer.name": "sgd", "optimizer.momentum": 0.0},
+            ["optimizer.nesterov"],
+            "config.optimizer.momentum=0",
+        ),
+        (
+            {"knn.weights": "uniform"},
+            ["knn.temperature"],
+            "config.knn.weights='uniform'",
+        ),
         ({}, ["essl.hidden"], "config.method='duet'"),
         ({}, ["duet.sigma"], "config.duet.target='von_mises'"),
         ({"learned": "sca"}, ["duet.concentration"], "config.duet.target='gaussian'"),
@@ -257,9 +281,11 @@ EDGES = {
         [(8, 8, 8), (8, 8, 8, -8), (), (8, 8, 8, 65537)],
     ),
     "encoder.width_multiplier": ([1e-3, 64.0], [0.0, -1.0, 65.0]),
+    "projector.layers": ([2, 3], [1, 4]),
     "projector.hidden": ([1, 65_536], [0, 65_537]),
     "projector.output": ([1], [0, -1, 65_537]),
     "temperature": ([1e-3], [0.0, -0.1]),
+    "nt_xent.reduction": (["sum", "mean"], ["none", ""]),
     "duet.structure_weight": ([0.0], [-1e-9]),
     "duet.marginal": (["mean", "sum"], ["max", ""]),
     "duet.sigma": ([1e-3], [0.0]),
@@ -273,14 +299,20 @@ EDGES = {
     "care.chunk": ([2, 65_536], [1, 0, 65_537]),
     "sie.weight": ([0.0], [-0.1]),
     "sie.hidden": ([1, 1024], [0, 1025]),
+    "optimizer.name": (["adamw", "sgd", "lars"], ["adam", "", "SGD"]),
     "optimizer.learning_rate": ([1e-9], [0.0]),
+    "optimizer.scale": (["none", "linear", "sqrt"], ["batch", ""]),
     "optimizer.schedule": (["epoch", "step"], ["cosine", ""]),
     "optimizer.b1": ([0.0, 0.999], [1.0, -0.1]),
     "optimizer.b2": ([0.0, 0.999], [1.0, -0.1]),
     "optimizer.eps": ([1e-12], [0.0]),
+    "optimizer.momentum": ([0.0, 0.999], [1.0, -0.1]),
+    "optimizer.trust_coefficient": ([1e-9], [0.0]),
     "optimizer.weight_decay": ([0.0], [-1e-9]),
+    "optimizer.decay": (["all", "weights"], ["none", ""]),
     "evaluate_every": ([1], [0]),
     "knn.k": ([1, 10**6], [0]),
+    "knn.weights": (["similarity", "uniform"], ["distance", ""]),
     "knn.temperature": ([1e-3], [0.0, -0.1]),
     "knn.every": ([0, 1], [-1]),
     "monitor.images": ([0, 1, 100_000], [-1, 100_001]),
@@ -509,6 +541,22 @@ def test_differences(old, new, expected):
     assert sorted(checks.differences(stored(**old), stored(**new))) == expected
 
 
+def test_a_run_of_an_older_version_goes_on():
+    """Without the fields that came later, with their values of before."""
+    old = stored()
+    for section, leaf in (name.split(".") for name in checks._BEFORE):
+        del old[section][leaf]
+    assert checks.differences(old, stored()) == []
+    assert checks.changes(old, stored()) == []
+    changed = stored(
+        **{"optimizer.name": "sgd", "nt_xent.reduction": "mean", "projector.layers": 2}
+    )
+    told = checks.differences(old, changed)
+    assert "optimizer.name: adamw -> sgd" in told
+    assert "nt_xent.reduction: sum -> mean" in told
+    assert "projector.layers: 3 -> 2" in told
+
+
 # Another value for each field that may change when a run goes on.
 HARMLESS = {
     "dataset.path": "/elsewhere",
@@ -518,6 +566,7 @@ HARMLESS = {
     "encoder.remat": True,
     "evaluate_every": 3,
     "knn.k": 3,
+    "knn.weights": "uniform",
     "knn.temperature": 0.3,
     "knn.every": 3,
     "monitor.images": 3,

@@ -8,10 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from duet_jax import losses
+from duet_jax import losses, optim
 from duet_jax.losses import targets
 from duet_jax.models import representation
-from duet_jax.training import optim
 from golden_parts.arrays import load
 
 # Ten times the differences between float32 and float64 that were measured with the

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from duet_jax import optim
 from duet_jax.augmentations import Options, make_stack
 from duet_jax.methods.base import EncoderSettings, PredictionView, TwoViews, Views
 from duet_jax.methods.duet import DUET
@@ -18,7 +19,7 @@ from duet_jax.methods.groups import Group
 from duet_jax.methods.networks import split
 from duet_jax.methods.simclr import SimCLR
 from duet_jax.models import torch_weights
-from duet_jax.training import optim, train_step
+from duet_jax.training import train_step
 from duet_jax.types import TrainState, View
 from golden_parts.arrays import load
 from golden_parts.losses import assert_close_to_max

@@ -13,6 +13,7 @@ import pytest
 from program import PATIENCE
 
 from duet_jax import losses
+from duet_jax.errors import UsageError
 from duet_jax.losses import targets
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -66,6 +67,20 @@ def test_nt_xent_equals_the_sum_written_out(batch, temperature):
     loss, top1, top5 = oracle_nt_xent(a, b, temperature)
     np.testing.assert_allclose(scores.loss, loss, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose((scores.top1, scores.top5), (top1, top5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_mean_of_the_directions_is_that_over_all_anchors(masked):
+    a, b, mask = pair_and_mask(9, masked)
+    found = losses.nt_xent(a, b, 0.5, mask, reduction="mean")
+    total, *hits = oracle_nt_xent(a[mask], b[mask], 0.5)  # over n, of 2 n anchors
+    np.testing.assert_allclose(found.loss, total / 2, rtol=1e-5)
+    np.testing.assert_allclose([found.top1, found.top5], hits, rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.nt_xent(a, b, 0.5, mask, reduction="sum").loss, total, rtol=1e-5
+    )
+    with pytest.raises(UsageError, match=r"reduction='none'.*sum, mean"):
+        losses.nt_xent(a, b, 0.5, reduction="none")
 
 
 def test_retrieval_among_pairs_that_are_hardly_alike():

@@ -21,6 +21,7 @@ from scored import (
     update,
 )
 
+from duet_jax import losses
 from duet_jax.augmentations import AUGMENTATIONS
 from duet_jax.config import build
 from duet_jax.errors import UsageError
@@ -91,6 +92,27 @@ def test_fits_or_refuses(name, code, refusal):
     part = {"duet": "structure_loss", "essl": "prediction_loss"}.get(name, "nt_xent")
     assert part in scored[True]
     assert scored[True] == scored[False]
+
+
+@pytest.mark.parametrize("reduction", losses.REDUCTIONS)
+@pytest.mark.parametrize("name", METHODS)
+def test_all_contrast_in_the_configured_way(name, reduction, monkeypatch):
+    config = tiny.smoke.get_config()
+    config.update(method=name, temperature=0.37)
+    config.care.chunk = 2
+    config.nt_xent.reduction = reduction
+    method, nt_xent, seen = build.make_method(config, DATA[3]), losses.nt_xent, []
+
+    def spy(one, other, temperature, mask=None, **options):
+        seen.append((temperature, options.get("reduction")))
+        return nt_xent(one, other, temperature, mask, **options)
+
+    monkeypatch.setattr(losses, "nt_xent", spy)
+    images = jax.ShapeDtypeStruct((BATCH, SIDE, SIDE, 3), np.uint8)
+    views = jax.eval_shape(make_both(method), jax.random.key(1), images)
+    scores(method, views[True], True)
+    assert {*seen} == {(0.37, reduction)}
+    assert len(seen) == (3 if name == "equimod" else 1)
 
 
 @pytest.mark.parametrize(("name", "code"), TRAINED)

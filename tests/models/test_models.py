@@ -441,6 +441,47 @@ def test_projector_embeddings_are_standardised():
     np.testing.assert_allclose(np.var(y, 0), 1, rtol=1e-2)
 
 
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_projector_is_its_layers(layers, norm):
+    """Written out in NumPy, on batch statistics; by the names of the parameters."""
+    head = Projector(
+        12, hidden=40, out_features=6, layers=layers, norm=norm, rngs=nnx.Rngs(0)
+    )
+    params, stats = pure(head)
+    names = ["hidden1", "hidden2", "output"] if layers == 3 else ["hidden1", "output"]
+    norms = ["norm1", "norm2", "norm3"] if layers == 3 else ["norm1", "norm3"]
+    assert {*params} == {*names, *(norms if norm else ())}
+    assert {*stats} == {*(norms if norm else ())}
+    y = x = np.asarray(jax.random.normal(jax.random.key(1), (32, 12)))
+    for name in names:
+        y = y @ params[name]["kernel"] + params[name]["bias"][None]
+        if norm:  # whose scale is 1 and bias 0 at first
+            y = (y - y.mean(0)[None]) / np.sqrt(y.var(0)[None] + 1e-5)
+        y = np.maximum(y, 0) if name != "output" else y
+    np.testing.assert_allclose(call(head, x), y, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_short_projector_in_bfloat16_returns_float32(norm):
+    def build(dtype):
+        return Projector(
+            12,
+            hidden=40,
+            out_features=6,
+            layers=2,
+            norm=norm,
+            dtype=dtype,
+            rngs=nnx.Rngs(0),
+        )
+
+    x = jax.random.normal(jax.random.key(1), (32, 12))
+    exact, rough = (call(build(dtype), x) for dtype in (jnp.float32, jnp.bfloat16))
+    assert exact.dtype == rough.dtype == jnp.float32
+    error = np.linalg.norm(rough - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 0.05
+
+
 # Content and structure
 
 

@@ -188,6 +188,31 @@ def test_faulty_files_are_named(fault, expected, state):
     assert "\n" not in str(error.value)
 
 
+OTHER_PROJECTORS = {
+    "two layers": ({"layers": 2}, r"'head\.(3|4)\..*' has no counterpart"),
+    "no norm": ({"norm": False}, r"'head\.(1|4|7)\..*' has no counterpart"),
+    "neither": ({"layers": 2, "norm": False}, r"'head\..*' has no counterpart"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_PROJECTORS)
+def test_the_reference_has_one_projector(case, expected, state):
+    settings, message = OTHER_PROJECTORS[case]
+    params, stats = expected
+    own = shapes(
+        lambda rngs: Projector(8, hidden=5, out_features=3, rngs=rngs, **settings)
+    )
+    ours = {**params, "projector": own[0]}, {**stats, "projector": own[1]}
+    with pytest.raises(UsageError, match=message) as error:
+        torch_weights.import_networks(state, *ours)
+    assert str(error.value).endswith(
+        "Set config.projector to the one it was trained with."
+    )
+    assert "\n" not in str(error.value)
+    assert not torch_weights.has_counterpart("projector", own[0])
+    assert torch_weights.has_counterpart("projector", params["projector"])
+
+
 def test_plain_weights_do_not_fit_a_lifted_encoder(state):
     lifted = shapes(
         lambda rngs: make_encoder(

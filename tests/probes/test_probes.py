@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score
+from sklearn.neighbors import KNeighborsClassifier
 
 from duet_jax import losses
 from duet_jax.errors import UsageError
@@ -555,6 +556,32 @@ def test_knn_takes_the_first_of_equally_similar_rows(bank_block):
     np.testing.assert_array_equal(votes.argmax(1), expected.argmax(1))
 
 
+@pytest.mark.parametrize("k", [1, 10, 1000])
+def test_knn_of_equal_votes_equals_scikit_learn(k):
+    """Also where two classes have as many votes: most queries, of eight classes."""
+    rng = np.random.default_rng(1)
+    bank, queries = rng.normal(size=(150, 5)), rng.normal(size=(50, 5))
+    labels = rng.integers(0, 8, size=150)
+    votes = knn.classify(
+        bank.astype(np.float32),
+        labels,
+        queries.astype(np.float32),
+        num_classes=8,
+        k=k,
+        weights="uniform",
+        bank_block=32,
+    )
+    theirs = KNeighborsClassifier(min(k, 150), metric="cosine").fit(bank, labels)
+    counts = theirs.predict_proba(queries) * min(k, 150)
+    best = np.sort(counts, axis=1)[:, -2:]
+    assert (best[:, 0] == best[:, 1]).any() or k != 10
+    np.testing.assert_array_equal(np.floor(votes), np.round(counts))
+    np.testing.assert_array_equal(votes.argmax(1), theirs.predict(queries))
+    answers = rng.integers(0, 8, size=50)
+    found = classification.classification(votes, answers)
+    assert found.top1 == theirs.score(queries, answers)
+
+
 def test_knn_without_direction_or_room_for_exp():
     bank = np.array([[0, 0], [3e-30, 0], [0, 2e30]], np.float32)
     queries = np.array([[5e30, 0], [0, 1e-30], [0, 0]], np.float32)
@@ -580,6 +607,7 @@ def test_knn_compiles_one_comparison_for_all_blocks():
     [
         ({"k": 0}, "k=0 and temperature=0.1 must be positive; use 200 and 0.1"),
         ({"temperature": 0.0}, "temperature=0.0 must be positive"),
+        ({"weights": "distance"}, "weights='distance' .*similarity, uniform"),
         ({"queries": np.zeros((2, 3))}, r"queries=\(2, 3\) do not fit bank=\(4, 2\)"),
         ({"bank_labels": np.full(4, 9)}, "outside of the num_classes=3"),
     ],

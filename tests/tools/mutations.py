@@ -505,8 +505,114 @@ MUTATIONS: list[Mutation] = [
         ("the worst strength", "best = max(scores", "best = min(scores"),
     ),
     *_rows(
+        "training/test_optim.py",
+        "optim.py",
+        (
+            "decay outside of the gradient",
+            "optax.add_decayed_weights(weight_decay, _mask(decay)),",
+            "optax.add_decayed_weights(0 * weight_decay, _mask(decay)),",
+        ),
+        (
+            "no Nesterov",
+            "optax.sgd(rate, momentum=momentum, nesterov=nesterov)",
+            "optax.sgd(rate, momentum=momentum)",
+        ),
+        (
+            "trust ratios of biases",
+            "trust_ratio_mask=True if mask is None else mask",
+            "trust_ratio_mask=True",
+        ),
+        (
+            "decay of biases",
+            "weight_decay_mask=True if mask is None else mask",
+            "weight_decay_mask=True",
+        ),
+        ("the mask upside down", 'None) == "kernel"', 'None) != "kernel"'),
+        ("the root forgotten", "(batch_size / 256) ** 0.5", "batch_size / 256"),
+        (
+            "Nesterov is read without momentum",
+            'if settings.get("momentum") == 0:',
+            'if settings.get("momentum") == 1:',
+        ),
+    ),
+    *_rows(
+        "training/test_optim.py",
+        "training/plan.py",
+        (
+            "the rate of another batch",
+            "settings.learning_rate, settings.scale, config.batch_size",
+            'settings.learning_rate, "none", config.batch_size',
+        ),
+    ),
+    *_rows(
+        "training/test_optimizers.py",
+        "training/decoding.py",
+        (
+            "decoders by the optimizer of the run",
+            '"optimizer.name": "adamw",',
+            "",
+        ),
+        ("decoders by a scaled rate", '"optimizer.scale": "none",', ""),
+    ),
+    *_rows(
+        "losses/test_losses.py",
+        "losses/nt_xent.py",
+        ("the mean is the sum", '"mean": 0.5', '"mean": 1.0'),
+    ),
+    *_rows(
+        "methods/test_methods.py",
+        "methods/base.py",
+        (
+            "the reduction forgotten",
+            "self.temperature, mask, reduction=self.reduction",
+            "self.temperature, mask",
+        ),
+    ),
+    *_rows(
+        "models/test_models.py",
+        "models/heads.py",
+        ("no norm without a second layer", "if norm and layers == 3:", "if norm:"),
+        (
+            "no ReLU after a norm that is left out",
+            'nnx.relu(normalized(self.hidden1(content), "norm1"))',
+            'normalized(self.hidden1(content), "norm1")',
+        ),
+    ),
+    *_rows(
+        "models/test_torch_weights.py",
+        "models/torch_weights.py",
+        (
+            "a shorter projector has a counterpart",
+            'if network == "projector" and parts != {*known}:',
+            'if network == "projector" and parts != parts:',
+        ),
+    ),
+    *_rows(
+        "probes/test_probes.py",
+        "probes/knn.py",
+        (
+            "the last of equal classes",
+            "np.arange(classes)[::-1] / (2",
+            "np.arange(classes) / (2",
+        ),
+        (
+            "uniform votes with weights",
+            'temperature if weights == "similarity" else np.inf',
+            "temperature",
+        ),
+    ),
+    *_rows(
+        "config/test_config_files.py",
+        "config/loading.py",
+        (
+            "recipes have no names",
+            'sorted(root.glob("[!_]*/[!_]*.py"))',
+            "[]",
+        ),
+    ),
+    *_rows(
         "training/test_optim.py test_golden.py",
-        "training/optim.py",
+        "optim.py",
         (
             "the cosine an epoch ahead",
             "(epoch - warmup_epochs) / max(epochs",

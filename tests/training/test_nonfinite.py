@@ -12,6 +12,7 @@ import pytest
 import tiny
 from flax import nnx
 
+from duet_jax import optim
 from duet_jax.data import TrainingRows
 from duet_jax.methods.base import Views
 from duet_jax.models.batch_norm import BatchNorm
@@ -174,6 +175,25 @@ def test_skip_leaves_out_the_broken_step_alone(kind, unroll):
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         assert np.isfinite(a).all()
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_broken_update_leaves_no_trace_in_a_momentum(name, policy):
+    optimizer = optim.make(rate, {"name": name, "trust_coefficient": 0.1})
+    update = train_step.make_train_step(METHOD, GRAPHDEF, optimizer, rate, policy)
+    call = jax.jit(compiled.make_train_call(update, pick, 1, unroll=True))
+    state = train_step.initial_state(METHOD, optimizer, jax.random.key(0))
+    states = []
+    for kind in (FINE, INF_GRADIENT, FINE):
+        state, _ = call(state, KEY, *batches([kind]))
+        states.append(state)
+    before, broken, after = states
+    counters = {".step", ".opt_state[1][1].count", ".opt_state[2].count"}
+    assert differ(before, broken) <= (counters if policy == "skip" else {".sound"})
+    assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(before.opt_state))
+    assert bool(differ(broken, after)) == (policy == "skip")
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
 
 
 def test_the_norm_is_that_of_the_whole_gradient():

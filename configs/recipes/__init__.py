@@ -1,0 +1,1 @@
+"""Settings of others, to stand beside their numbers; see docs/recipes.md."""
