@@ -158,7 +158,7 @@ def load_experiment(path: str) -> Experiment:
         if not rows:
             raise UsageError(
                 "it has no ROWS, as configs/figure4.py has; train what it describes "
-                f"with python main.py --config={path}."
+                f"with --config={path}."
             )
         codes = _codes(module.get("CODES", {}), rows)
         if codes and any("codes" in flags for flags in measures.values()):
@@ -260,15 +260,16 @@ def overview(*, experiments: bool = False) -> str:
     Args:
       experiments: only those with rows.
     """
-    lines = []
-    for name, file in _names().items():
+    lines, names = [], _names()
+    width = max(map(len, names))
+    for name, file in names.items():
         module = _run(file)
         rows = [*module.get("ROWS", {})]
         if rows or not experiments:
-            lines.append(f"{name:<17} {module['__doc__'].partition(chr(10))[0]}")
+            lines.append(f"{name:<{width}} {module['__doc__'].partition(chr(10))[0]}")
         if rows:
             more = f" ... {len(rows)} in all" if len(rows) > _SHOWN_ROWS else ""
-            lines.append(f"{'':<17} rows: {' '.join(rows[:_SHOWN_ROWS])}{more}")
+            lines.append(f"{'':<{width}} rows: {' '.join(rows[:_SHOWN_ROWS])}{more}")
     return "\n".join(lines)
 
 
@@ -277,10 +278,12 @@ def _check_file(path: str, flag: str, given: str) -> None:
         found = _names().items()
         if flag == "--experiment":
             found = (x for x in found if "\nROWS = " in x[1].read_text("utf-8"))
-        files = [f"configs/{name}.py" for name, _ in found]
+        names = [name for name, _ in found]
+        file, _, _ = given.partition(":")
+        short = file.removeprefix("configs/").removesuffix(".py")
         raise UsageError(
-            f"{flag}={given} is not a file; choose one of {', '.join(files)}."
-            f"{suggestion(path.replace(str(_BASE.parent), 'configs'), files)}"
+            f"{flag}={given} is not a file; choose one of {', '.join(names)}."
+            f"{suggestion(short, names)}"
         )
 
 

@@ -234,7 +234,7 @@ def test_configuration_files(case, refused_files):
 @pytest.mark.parametrize("name", [".", "", "x" * 300])
 def test_no_configuration_file(name, tmp_path):
     line = refusal(f"--config={name}", cwd=tmp_path)
-    assert f"--config={name} is not a file; choose one of configs/base.py" in line
+    assert f"--config={name} is not a file; choose one of base, " in line
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -1056,7 +1056,7 @@ def test_the_written_configuration(tmp_path):
         ),
         (
             ["--config=nothing.py"],
-            "--config=nothing.py is not a file; choose one of configs/base.py, ",
+            "--config=nothing.py is not a file; choose one of base, ",
         ),
         (
             [SMOKE, NO_CACHE, "--config.batch_size=2000", "--config.steps_per_epoch=0"],
