@@ -15,10 +15,6 @@ from duet_jax.errors import UsageError
 
 # Accuracy by kNN at which the race is over.
 GOAL = 0.9
-# Stands for the ResNet-18 of other papers as long as ENCODERS has none: two layers more
-# and the same 512 features, with about four times the arithmetic.
-RACE_ENCODER = "cifar10_resnet20"
-RACE_EPOCHS = 200
 
 _CEILING = """
 import json, pathlib, sys
@@ -176,13 +172,8 @@ def _race(tiny: bool, data: str | None) -> Row:
         fields = ("--config=configs/smoke.py", "--config.method=simclr")
         every, cells = 1, ("tiny", "float32", "2")
     else:
-        fields = (
-            "--config=configs/standard.py:cifar10-simclr",
-            f"--config.encoder.name={RACE_ENCODER}",
-            "--config.compute_dtype=bfloat16",
-            f"--config.epochs={RACE_EPOCHS}",
-        )
-        every, cells = 5, (RACE_ENCODER, "bfloat16", str(RACE_EPOCHS))
+        fields = ("--config=configs/recipes/cifar10_race.py",)
+        every, cells = 5, ("resnet18", "bfloat16", "400")
     if data is not None:
         name, path = data_set(data)
         fields = (*fields, f"--config.dataset.name={name}")
