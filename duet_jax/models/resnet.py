@@ -7,7 +7,7 @@ stages and without that BN they are torchvision's.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -135,13 +135,15 @@ class LiftedResNet(nnx.Module):
         return self.resnet.maps(steerable_pyramid(images), train=train)
 
 
-class _Residual(nnx.Module):
+class Residual(nnx.Module):
     """A block: convolutions with BN beside a shortcut, then ReLU.
 
     The shortcut of a block that changes the shape is a 1x1 convolution and BN.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int, int, int]], conv):
+    def __init__(
+        self, shapes: Sequence[tuple[int, int, int, int]], conv: Callable[..., nnx.Conv]
+    ):
         """Builds a block.
 
         Args:
@@ -162,18 +164,23 @@ class _Residual(nnx.Module):
             norm = BatchNorm(out_channels, dtype=layer.dtype)
             self.shortcut = nnx.Dict(conv=layer, norm=norm)
 
+    @property
+    def layers(self) -> list[tuple[nnx.Conv, BatchNorm]]:
+        """The convolutions beside the shortcut, each with its BN."""
+        numbers = range(1, self.depth + 1)
+        return [(getattr(self, f"conv{i}"), getattr(self, f"norm{i}")) for i in numbers]
+
     def __call__(self, x: Array, *, train: bool) -> Array:
         """Maps [batch, side, side, channels] to the block's output."""
         y = x
-        for i in range(1, self.depth + 1):
-            y = nnx.relu(y) if i > 1 else y
-            y = getattr(self, f"norm{i}")(getattr(self, f"conv{i}")(y), train=train)
+        for i, (conv, norm) in enumerate(self.layers):
+            y = norm(conv(nnx.relu(y) if i else y), train=train)
         if self.shortcut is not None:
             x = self.shortcut.norm(self.shortcut.conv(x), train=train)
         return nnx.relu(y + x)
 
 
-class BasicBlock(_Residual):
+class BasicBlock(Residual):
     """Two 3x3 convolutions and a shortcut: conv BN ReLU, conv BN, add, ReLU."""
 
     expansion = 1
@@ -183,7 +190,7 @@ class BasicBlock(_Residual):
         super().__init__([(in_channels, width, 3, stride), (width, width, 3, 1)], conv)
 
 
-class Bottleneck(_Residual):
+class Bottleneck(Residual):
     """Convolutions of 1x1, 3x3 and 1x1 and a shortcut; outputs are four times as wide.
 
     Source: torchvision (ResNet v1.5): the stride is that of the 3x3 convolution, where
@@ -204,7 +211,7 @@ class Bottleneck(_Residual):
         )
 
 
-def _run(block: _Residual, x: Array, train: bool) -> Array:
+def _run(block: Residual, x: Array, train: bool) -> Array:
     return block(x, train=train)
 
 

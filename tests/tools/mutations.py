@@ -402,6 +402,80 @@ MUTATIONS: list[Mutation] = [
         ("momentum of torch", "MOMENTUM = 0.9", "MOMENTUM = 0.1"),
     ),
     *_rows(
+        "models/test_other_encoders.py",
+        "models/resnet.py",
+        (
+            "a bottleneck's stride in its first",
+            "(width, width, 3, stride),",
+            "(width, width, 3, 1),",
+        ),
+        ("an average in the stem", "nnx.max_pool(y,", "nnx.avg_pool(y,"),
+        (
+            "a stem that is not pooled",
+            "if self.pooled:\n            y =",
+            "if False:\n            y =",
+        ),
+        ("no ReLU within a block", "nnx.relu(y) if i else y", "y"),
+        (
+            "a block that is not recomputed",
+            "if self.remat else _run",
+            "if False else _run",
+        ),
+    ),
+    *_rows(
+        "models/test_other_encoders.py",
+        "models/vit.py",
+        ("the approximate GELU", "approximate=False", "approximate=True"),
+        ("another epsilon", "_EPSILON = 1e-6", "_EPSILON = 1e-2"),
+        (
+            "post-norm attention",
+            "self._attention(self.norm1(x))",
+            "self.norm1(self._attention(x))",
+        ),
+        ("positions in the nearest way", '"cubic"', '"nearest"'),
+        (
+            "positions without the class's",
+            "[first, rest.reshape",
+            "[0 * first, rest.reshape",
+        ),
+        (
+            "a transformer that is not recomputed",
+            "if self.remat else _run",
+            "if False else _run",
+        ),
+    ),
+    *_rows(
+        "models/test_other_encoders.py models/test_models.py",
+        "models/encoders.py",
+        (
+            "heads rounded down",
+            "self.heads * settings.width_multiplier + 0.5",
+            "self.heads * settings.width_multiplier",
+        ),
+        ("a BN on torchvision's features", "final_norm=False", "final_norm=True"),
+        ("always the small stem", "stem=settings.stem", 'stem="cifar"'),
+    ),
+    *_rows(
+        "config/test_checks.py",
+        "config/build.py",
+        (
+            "ESSL's half size is not checked",
+            "views.stack.half_size().image_size",
+            "views.stack.image_size",
+        ),
+        ("no side is checked", "    settings.check_side(side)\n", ""),
+    ),
+    *_rows(
+        "models/test_other_encoders.py",
+        "models/torch_weights.py",
+        (
+            "the reference's name of a shortcut",
+            '"shortcut": "downsample"',
+            '"shortcut": "shortcut"',
+        ),
+        ("a classifier is refused", "not name.startswith(ignored)", "True"),
+    ),
+    *_rows(
         "models/test_convolution.py",
         "models/convolution.py",
         ("a GPU gets what is for a CPU", "default=choices[1]", "default=choices[0]"),
