@@ -252,13 +252,9 @@ def _owner(name: str) -> str | None:
 
 def _from_torch(array: np.ndarray) -> np.ndarray:
     """OIHW to HWIO, [out, in] to [in, out]; vectors and tokens stay."""
-    return array.transpose(_AXES[array.ndim][0]) if array.ndim in _AXES else array
+    return array.transpose({3: (0, 1, 2), 4: (2, 3, 1, 0)}.get(array.ndim))
 
 
 def _to_torch(array: np.ndarray) -> np.ndarray:
     """HWIO to OIHW, [in, out] to [out, in]; vectors and tokens stay."""
-    return array.transpose(_AXES[array.ndim][1]) if array.ndim in _AXES else array
-
-
-# Rank -> order of the axes here, and there.
-_AXES = {2: ((1, 0), (1, 0)), 4: ((2, 3, 1, 0), (3, 2, 0, 1))}
+    return array.transpose({3: (0, 1, 2), 4: (3, 2, 0, 1)}.get(array.ndim))

@@ -200,7 +200,7 @@ REFERENCE = {
     "encoder": (
         "base_network.bn1.weight",
         (4,),
-        r"a\.pt: reference wei.* has shap",
+        r"a\.pt: weight .* has shap",
     ),
     "deeper": (
         "base_network.layer1.7.bn1.weight",
