@@ -474,7 +474,7 @@ MUTATIONS: list[Mutation] = [
         ),
     ),
     *_rows(
-        "models/test_other_encoders.py::test_names_there_and_back",
+        "models/test_models.py::test_parameter_counts_of_torchvision_and_timm",
         "models/encoders.py",
         ("a BN on torchvision's features", "final_norm=False", "final_norm=True"),
     ),
