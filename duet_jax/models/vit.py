@@ -184,7 +184,12 @@ class Block(nnx.Module):
     def _attention(self, x: Array) -> Array:
         n, tokens, features = x.shape
         qkv = self.qkv(x).reshape(n, tokens, 3, self.heads, features // self.heads)
-        x = jax.nn.dot_product_attention(*(qkv[:, :, i] for i in range(3)))
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        # JAX's own function has its softmax in float32 where all else is in float64.
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        logits = jnp.einsum("nqhd,nkhd->nhqk", q, k, preferred_element_type=wide)
+        weights = nnx.softmax(logits * q.shape[3] ** -0.5).astype(v.dtype)
+        x = jnp.einsum("nhqk,nkhd->nqhd", weights, v)
         return self.projection(x.reshape(n, tokens, features))
 
 

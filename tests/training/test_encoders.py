@@ -10,7 +10,17 @@ import tiny
 from duet_jax.training import compiled, plan, train_step
 from duet_jax.types import TrainState
 
-OTHERS = ("resnet18", "resnet34", "resnet50", "vit_tiny", "vit_small")
+# Those of one family differ in depth and width: one of each has all methods.
+CASES = [
+    *(
+        (name, m)
+        for name in ("resnet18", "vit_tiny")
+        for m in ("duet", "simclr", "essl")
+    ),
+    ("resnet34", "duet"),
+    ("resnet50", "essl"),
+    ("vit_small", "simclr"),
+]
 STEMS = {"resnet18": "cifar", "resnet34": "imagenet", "resnet50": "cifar"}
 
 
@@ -32,9 +42,8 @@ def first_state(run):
     return TrainState(np.zeros((), np.int32), params, stats, moments, np.array(True))
 
 
-@pytest.mark.parametrize("method", ["duet", "simclr", "essl"])
-@pytest.mark.parametrize("name", OTHERS)
-def test_every_method_trains_every_encoder(name, method):
+@pytest.mark.parametrize(("name", "method"), CASES)
+def test_every_method_trains_other_encoders(name, method):
     settings = {"encoder__stem": STEMS[name]} if name in STEMS else {}
     config = tiny.config(
         method=method,
