@@ -117,15 +117,23 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.encoder = encoder = ml_collections.ConfigDict()
     # cifar10_resnet{20,32,44,56,110,1202}, lifted_cifar10_resnet{...} (the same behind
-    # a steerable pyramid), or Cifar10_ResNet with the two tuples below. [--encoder]
+    # a steerable pyramid), or Cifar10_ResNet with the two tuples below; resnet18,
+    # resnet34, resnet50 as in torchvision; vit_tiny, vit_small as in timm. [--encoder]
     encoder.name = "cifar10_resnet32"
-    # Factor on all widths, for small machines; widths stay multiples of 8.
+    # Factor on all widths, for small machines; widths stay multiples of 8. Of a vit, on
+    # the number of heads, which have 64 features each; one at least.
     encoder.width_multiplier = 1.0
     # Keep only the input of each block for the backward pass and recompute the rest: a
     # third more arithmetic, a fraction of the memory.
     encoder.remat = False
     encoder.blocks = (3, 3, 3)  # Cifar10_ResNet only: blocks of each stage
     encoder.widths = (64, 128, 256, 512)  # likewise: channels of stem and stages
+    # resnet18, resnet34, resnet50: cifar, a 3x3 convolution; or imagenet, one of 7x7
+    # and a maximum over 3x3, each of stride 2, for images of 64 pixels and more.
+    encoder.stem = "cifar"
+    # vit: side of a patch in pixels; divides the side of the views, of ESSL also of its
+    # views of half the size.
+    encoder.patch_size = 4
 
     config.projector = projector = ml_collections.ConfigDict()
     projector.layers = 3  # or 2, with one hidden layer

@@ -188,6 +188,12 @@ FLAGS = {
         "For benchmark: time the step alone, without its parts and the host.",
         switch=True,
     ),
+    "compile_only": Flag(
+        ("benchmark",),
+        "For benchmark: time nothing; print the encoder's size and operations, and the "
+        "memory that is planned for the step.",
+        switch=True,
+    ),
     "coordinator_address": Flag(
         _SHARED,
         "For train and benchmark with several processes: host:port at which the first "

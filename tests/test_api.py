@@ -156,6 +156,8 @@ def test_every_augmentation_can_be_in_a_random_stack(code):
             "hue (shift of the hue) needs images with 3 channels",
         ),
         (lambda: dj.encoders.create("resnet"), "encoder='resnet' is not known"),
+        (lambda: dj.encoders.create("resnet18", stem="7x7"), "stem='7x7' is not known"),
+        (lambda: dj.encoders.create("vit_tiny", side=30), "patch_size=4 must divide"),
         (
             lambda: dj.load_config("smoke", {"epochs": 0}),
             "config.epochs=0 must be",

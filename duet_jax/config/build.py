@@ -19,7 +19,7 @@ from duet_jax.errors import UsageError, lookup
 from duet_jax.losses import TARGETS
 from duet_jax.methods import DUET, ESSL, METHODS, EncoderSettings, Method, TwoViews
 from duet_jax.methods.groups import Group
-from duet_jax.models.encoders import num_features
+from duet_jax.models.encoders import ENCODERS
 from duet_jax.types import DatasetFacts
 
 
@@ -67,7 +67,7 @@ def _build_duet(
     codes = check_learned(config.learned, views.stack.codes)
     targets = choose_targets(config.duet.target, codes)
     bins = _per_code(config, "num_bins", codes)
-    _check_bins(config, bins)
+    _check_bins(config, views.encoder.num_features, bins)
     widths = {
         name: _per_code(config, name, codes)
         for name in {TARGETS[target].width for target in targets}
@@ -94,8 +94,12 @@ def _build_essl(
         config.learned, channels=images.channels, dataset_name=images.name
     )
     codes = without(tuple(config.augmentation.stack), learned)
+    views = two_views(config, images, codes)
+    views.encoder.check_side(
+        views.stack.half_size().image_size, "essl's view of half the size"
+    )
     return cls(
-        two_views=two_views(config, images, codes),
+        two_views=views,
         learned=learned,
         prediction_weight=config.essl.prediction_weight,
         predictor_hidden=config.essl.hidden,
@@ -135,15 +139,7 @@ def two_views(
             options=Options(**options),
             dataset_name=images.name,
         ),
-        encoder=EncoderSettings(
-            name=config.encoder.name,
-            width_multiplier=config.encoder.width_multiplier,
-            blocks=config.encoder.get("blocks"),
-            widths=config.encoder.get("widths"),
-            in_channels=images.channels,
-            dtype=config.compute_dtype,
-            remat=config.encoder.remat,
-        ),
+        encoder=encoder_settings(config, images.channels),
         projector_hidden=config.projector.hidden,
         projector_output=config.projector.output,
         num_classes=images.num_classes,
@@ -152,6 +148,29 @@ def two_views(
         projector_norm=config.projector.norm,
         reduction=config.nt_xent.reduction,
     )
+
+
+def encoder_settings(
+    config: ml_collections.ConfigDict, channels: int
+) -> EncoderSettings:
+    """Returns what `config` says of its encoder, for images of `channels`.
+
+    Raises:
+      UsageError: the encoder is unknown, or cannot take views of that size.
+    """
+    given, side = config.encoder, config.dataset.image_size
+    read = lookup(ENCODERS, given.name, "config.encoder.name").fields
+    settings = EncoderSettings(
+        name=given.name,
+        in_channels=channels,
+        width_multiplier=given.width_multiplier,
+        side=side,
+        dtype=config.compute_dtype,
+        remat=given.remat,
+        **{name: given[name] for name in read},
+    )
+    settings.check_side(side)
+    return settings
 
 
 def choose_targets(target: str, codes: tuple[str, ...]) -> tuple[str, ...]:
@@ -207,12 +226,11 @@ def _one_each(name: str, given: Any, values: tuple, codes: tuple[str, ...]) -> t
     return values
 
 
-def _check_bins(config: ml_collections.ConfigDict, bins: tuple[int, ...]) -> None:
+def _check_bins(
+    config: ml_collections.ConfigDict, features: int, bins: tuple[int, ...]
+) -> None:
     """Raises a UsageError unless the groups and bins divide the encoder's features."""
-    encoder, groups = config.encoder, len(bins)
-    features = num_features(
-        encoder.name, encoder.width_multiplier, encoder.get("widths")
-    )
+    groups = len(bins)
     share = features // groups
     fitting = [n for n in range(2, share + 1) if features % (groups * n) == 0]
     if not fitting:

@@ -18,7 +18,7 @@ from duet_jax.config import build
 from duet_jax.errors import UsageError, lookup, suggestion
 from duet_jax.losses import REDUCTIONS, TARGETS
 from duet_jax.methods import METHODS
-from duet_jax.models.encoders import ENCODERS
+from duet_jax.models.encoders import ENCODERS, STEMS
 from duet_jax.models.representation import MARGINALS
 from duet_jax.runtime import files
 from duet_jax.types import DatasetFacts
@@ -88,6 +88,8 @@ RULES: dict[str, Rule] = {
     "encoder.width_multiplier": Rule(
         lambda x: 0 < x <= 64, "must be positive, up to 64; 1 keeps the widths"
     ),
+    "encoder.stem": _one_of(*STEMS),
+    "encoder.patch_size": _between(1, 256),
     "projector.layers": _between(2, 3),
     "projector.hidden": _WIDTH,
     "projector.output": _WIDTH,
@@ -467,9 +469,10 @@ def _unread(config: ml_collections.ConfigDict) -> dict[str, str]:
         shown = ",".join(dict.fromkeys(targets))
         for width in widths - {TARGETS[target].width for target in targets}:
             unread[f"duet.{width}"] = f"config.duet.target={shown!r}"
-    if lookup(ENCODERS, encoder, "config.encoder.name").widths is not None:
-        for name in ("encoder.blocks", "encoder.widths"):
-            unread[name] = f"config.encoder.name={encoder!r}"
+    read = lookup(ENCODERS, encoder, "config.encoder.name").fields
+    for name in (each for spec in ENCODERS.values() for each in spec.fields):
+        if name not in read:
+            unread[f"encoder.{name}"] = f"config.encoder.name={encoder!r}"
     idle = optim.unread(config.optimizer).items()
     return unread | {f"optimizer.{name}": reason for name, reason in idle}
 

@@ -108,8 +108,8 @@ def _check_plain(run: Run) -> None:
         others = ", ".join(name for name in FORMATS if name != "onnx")
         raise UsageError(
             f"--format=onnx: config.encoder.name={run.config.encoder.name!r} is no "
-            "plain ResNet, and a pyramid takes complex numbers, which ONNX lacks; "
-            f"choose from {others}."
+            "plain ResNet: a pyramid takes complex numbers, which ONNX lacks, and the "
+            f"layers of a transformer are not written here; choose from {others}."
         )
 
 

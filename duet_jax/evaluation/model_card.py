@@ -73,6 +73,8 @@ _SETTINGS = (
     "encoder.width_multiplier",
     "encoder.blocks",
     "encoder.widths",
+    "encoder.stem",
+    "encoder.patch_size",
     "augmentation.stack",
     "learned",
     "epochs",

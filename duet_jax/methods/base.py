@@ -26,7 +26,7 @@ from duet_jax.augmentations import Stack, normalize, to_float
 from duet_jax.lazy import jax, jnp, nnx
 from duet_jax.losses.precision import at_least_float32
 from duet_jax.methods.groups import Group
-from duet_jax.models.encoders import make_encoder, num_features
+from duet_jax.models.encoders import EncoderSettings
 from duet_jax.types import Array, View
 
 if TYPE_CHECKING:
@@ -237,24 +237,6 @@ class Predictive(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderSettings:
-    """The arguments of `make_encoder`."""
-
-    name: str
-    width_multiplier: float
-    blocks: tuple[int, ...] | None
-    widths: tuple[int, ...] | None
-    in_channels: int
-    dtype: str | jnp.dtype
-    remat: bool = False
-
-    @property
-    def num_features(self) -> int:
-        """Number of features of the encoder."""
-        return num_features(self.name, self.width_multiplier, self.widths)
-
-
-@dataclasses.dataclass(frozen=True)
 class TwoViews:
     """What all methods share.
 
@@ -290,7 +272,7 @@ class TwoViews:
           rngs: source of the initial weights.
           projected: number of the projector's inputs; by default all features.
         """
-        encoder = make_encoder(**vars(self.encoder), rngs=rngs)
+        encoder = self.encoder.spec.make(self.encoder, rngs)
         projector = self.projector(projected or encoder.num_features, rngs)
         probe = None
         if self.num_classes:

@@ -1,11 +1,13 @@
-"""Encoders: residual networks for small images.
+"""Residual networks.
 
-Source: reference: its CIFAR-10 ResNets. These are those of He et al. (2016), section
-4.2, with four (stem) and eight times (stages) as many channels, projection shortcuts
-and BN on the features.
+Source: He et al. (2016). With three stages of basic blocks and BN on the features they
+are the reference's CIFAR-10 ResNets: those of section 4.2 of the paper, with four times
+(stem) and eight times (stages) as many channels and projection shortcuts. With four
+stages and without that BN they are torchvision's.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -17,37 +19,65 @@ from duet_jax.types import Array
 
 
 class ResNet(nnx.Module):
-    """Residual network with three stages of basic blocks.
+    """Residual network: a stem, stages of blocks, global average pooling.
 
-    A 3x3 stem, three stages of which the second and third halve the image, global
-    average pooling, and BN on the features.
+    All stages but the first halve the image.
 
     Attributes:
+      stages: names of the stages, in order.
       num_features: dimensions of the features.
     """
 
     def __init__(
         self,
         *,
-        blocks: tuple[int, int, int],
-        widths: tuple[int, int, int, int],
+        blocks: Sequence[int],
+        widths: Sequence[int],
         in_channels: int,
+        bottleneck: bool = False,
+        stem: str = "cifar",
+        final_norm: bool = True,
+        fan: str = "fan_in",
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        """Builds the network; the arguments are those of `encoders.make_encoder`."""
-        stem, *stages = widths
-        self.dtype = dtype
+        """Builds the network; see also `encoders.make_encoder`.
+
+        Args:
+          blocks: number of blocks of each stage.
+          widths: channels of the stem, and of the 3x3 convolutions of each stage.
+          in_channels: of the images.
+          bottleneck: of `Bottleneck`, not `BasicBlock`.
+          stem: "cifar", a 3x3 convolution; or "imagenet", one of 7x7 and a maximum over
+            3x3, each of stride 2.
+          final_norm: BN on the features.
+          fan: "fan_in" or "fan_out", the size that the initial kernels are scaled by.
+          dtype: compute type.
+          remat: recompute blocks for the backward pass.
+          rngs: source of the initial weights.
+        """
+        conv = functools.partial(_conv, fan=fan, dtype=dtype, rngs=rngs)
+        block = Bottleneck if bottleneck else BasicBlock
+        first, *widths = widths
         self.remat = remat
-        self.num_features = widths[-1]
-        self.stem = _conv(in_channels, stem, 3, 1, dtype, rngs)
-        self.stem_norm = BatchNorm(stem, dtype=dtype)
-        self.stage1 = _stage(blocks[0], stem, stages[0], 1, dtype, rngs)
-        self.stage2 = _stage(blocks[1], stages[0], stages[1], 2, dtype, rngs)
-        self.stage3 = _stage(blocks[2], stages[1], stages[2], 2, dtype, rngs)
-        wide = jnp.promote_types(dtype, jnp.float32)
-        self.final_norm = BatchNorm(self.num_features, dtype=wide)
+        self.pooled = stem == "imagenet"
+        size, stride = (7, 2) if self.pooled else (3, 1)
+        self.stem = conv(in_channels, first, size, stride)
+        self.stem_norm = BatchNorm(first, dtype=dtype)
+        self.stages = tuple(f"stage{i + 1}" for i in range(len(blocks)))
+        for i, (name, depth, width) in enumerate(
+            zip(self.stages, blocks, widths, strict=True)
+        ):
+            strides = [2 if i else 1, *[1] * (depth - 1)]
+            made = []
+            for stride in strides:
+                made.append(block(first, width, stride, conv=conv))
+                first = width * block.expansion
+            setattr(self, name, nnx.List(made))
+        self.num_features = first
+        self._wide = jnp.promote_types(dtype, jnp.float32)
+        self.final_norm = BatchNorm(first, dtype=self._wide) if final_norm else None
 
     def __call__(self, images: Array, *, train: bool) -> Array:
         """Computes features.
@@ -60,8 +90,8 @@ class ResNet(nnx.Module):
           float32 features, [batch, num_features].
         """
         *_, (_, y) = self.maps(images, train=train)
-        y = jnp.mean(y, (1, 2), dtype=self.final_norm.dtype)
-        return self.final_norm(y, train=train)
+        y = jnp.mean(y, (1, 2), dtype=self._wide)
+        return y if self.final_norm is None else self.final_norm(y, train=train)
 
     def maps(self, images: Array, *, train: bool) -> Iterator[tuple[str, Array]]:
         """Yields what the stem and each stage make of images, by name.
@@ -71,9 +101,11 @@ class ResNet(nnx.Module):
           train: likewise.
         """
         y = nnx.relu(self.stem_norm(self.stem(images), train=train))
+        if self.pooled:
+            y = nnx.max_pool(y, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         yield "stem", y
         run = nnx.remat(_run, static_argnums=2) if self.remat else _run
-        for name in ("stage1", "stage2", "stage3"):
+        for name in self.stages:
             for block in getattr(self, name):
                 y = run(block, y, train)
             yield name, y
@@ -103,44 +135,83 @@ class LiftedResNet(nnx.Module):
         return self.resnet.maps(steerable_pyramid(images), train=train)
 
 
-class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions and a shortcut: conv BN ReLU, conv BN, add, ReLU.
+class Residual(nnx.Module):
+    """A block: convolutions with BN beside a shortcut, then ReLU.
 
     The shortcut of a block that changes the shape is a 1x1 convolution and BN.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        *,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, shapes: Sequence[tuple[int, int, int, int]], conv: Callable[..., nnx.Conv]
     ):
-        """Builds a block that divides the side by `stride`."""
-        self.conv1 = _conv(in_channels, out_channels, 3, stride, dtype, rngs)
-        self.norm1 = BatchNorm(out_channels, dtype=dtype)
-        self.conv2 = _conv(out_channels, out_channels, 3, 1, dtype, rngs)
-        self.norm2 = BatchNorm(out_channels, dtype=dtype)
+        """Builds a block.
+
+        Args:
+          shapes: channels in and out, size and stride of each convolution.
+          conv: makes one of them.
+        """
+        for i, shape in enumerate(shapes, 1):
+            layer = conv(*shape)
+            setattr(self, f"conv{i}", layer)
+            setattr(self, f"norm{i}", BatchNorm(shape[1], dtype=layer.dtype))
+        self.depth = len(shapes)
+        in_channels, out_channels = shapes[0][0], shapes[-1][1]
+        stride = max(each[3] for each in shapes)
         if stride == 1 and in_channels == out_channels:
             self.shortcut = None
         else:
-            self.shortcut = nnx.Dict(
-                conv=_conv(in_channels, out_channels, 1, stride, dtype, rngs),
-                norm=BatchNorm(out_channels, dtype=dtype),
-            )
+            layer = conv(in_channels, out_channels, 1, stride)
+            norm = BatchNorm(out_channels, dtype=layer.dtype)
+            self.shortcut = nnx.Dict(conv=layer, norm=norm)
+
+    @property
+    def layers(self) -> list[tuple[nnx.Conv, BatchNorm]]:
+        """The convolutions beside the shortcut, each with its BN."""
+        numbers = range(1, self.depth + 1)
+        return [(getattr(self, f"conv{i}"), getattr(self, f"norm{i}")) for i in numbers]
 
     def __call__(self, x: Array, *, train: bool) -> Array:
-        """Maps [batch, side, side, in_channels] to the block's output."""
-        y = nnx.relu(self.norm1(self.conv1(x), train=train))
-        y = self.norm2(self.conv2(y), train=train)
+        """Maps [batch, side, side, channels] to the block's output."""
+        y = x
+        for i, (conv, norm) in enumerate(self.layers):
+            y = norm(conv(nnx.relu(y) if i else y), train=train)
         if self.shortcut is not None:
             x = self.shortcut.norm(self.shortcut.conv(x), train=train)
         return nnx.relu(y + x)
 
 
-def _run(block: BasicBlock, x: Array, train: bool) -> Array:
+class BasicBlock(Residual):
+    """Two 3x3 convolutions and a shortcut: conv BN ReLU, conv BN, add, ReLU."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, *, conv):
+        """Builds a block of `width` channels that divides the side by `stride`."""
+        super().__init__([(in_channels, width, 3, stride), (width, width, 3, 1)], conv)
+
+
+class Bottleneck(Residual):
+    """Convolutions of 1x1, 3x3 and 1x1 and a shortcut; outputs are four times as wide.
+
+    Source: torchvision (ResNet v1.5): the stride is that of the 3x3 convolution, where
+    He et al. have it in the first.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, *, conv):
+        """Builds a block of 4 `width` channels that divides the side by `stride`."""
+        super().__init__(
+            [
+                (in_channels, width, 1, 1),
+                (width, width, 3, stride),
+                (width, self.expansion * width, 1, 1),
+            ],
+            conv,
+        )
+
+
+def _run(block: Residual, x: Array, train: bool) -> Array:
     return block(x, train=train)
 
 
@@ -149,6 +220,8 @@ def _conv(
     out_channels: int,
     size: int,
     stride: int,
+    *,
+    fan: str,
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
@@ -161,24 +234,8 @@ def _conv(
         padding=size // 2,
         use_bias=False,
         # Kaiming normal; that of JAX is truncated.
-        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
+        kernel_init=nnx.initializers.variance_scaling(2.0, fan, "normal"),
         conv_general_dilated=convolve,
         dtype=dtype,
         rngs=rngs,
     )
-
-
-def _stage(
-    depth: int,
-    in_channels: int,
-    out_channels: int,
-    stride: int,
-    dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-) -> nnx.List:
-    first = BasicBlock(in_channels, out_channels, stride, dtype=dtype, rngs=rngs)
-    rest = [
-        BasicBlock(out_channels, out_channels, 1, dtype=dtype, rngs=rngs)
-        for _ in range(depth - 1)
-    ]
-    return nnx.List([first, *rest])

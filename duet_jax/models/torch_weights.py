@@ -1,7 +1,8 @@
-"""Conversion of weights from and to the reference's torch state dicts.
+"""Conversion of weights from and to torch state dicts.
 
-Import and export share one table of names. Convolution weights are OIHW there and HWIO
-here, Linear weights [out, in] there and [in, out] here.
+Names are the reference's, of encoders that are not its own torchvision's or timm's,
+whose models load them. Import and export share the tables of names. Convolution weights
+are OIHW there and HWIO here, Linear weights [out, in] there and [in, out] here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ _LEAVES = {
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
+    "class_token": "cls_token",
+    "positions": "pos_embed",
 }
 
 # There the heads are numbered sequences; the missing numbers are ReLUs.
@@ -37,23 +40,50 @@ _SEQUENCE = {
     "norm3": "7",
 }
 
-_MODULES = {
-    "encoder": {
-        "resnet": None,  # inside lifted encoders; not part of the names
-        "stem": "conv1",
-        "stem_norm": "bn1",
-        "stage1": "layer1",
-        "stage2": "layer2",
-        "stage3": "layer3",
-        "conv1": "conv1",
-        "norm1": "bn1",
-        "conv2": "conv2",
-        "norm2": "bn2",
-        "shortcut": "shortcut",
-        "conv": "0",
-        "norm": "1",
-        "final_norm": "final_bn.1",
+_RESNET = {
+    "resnet": None,  # inside lifted encoders; not part of the names
+    "stem": "conv1",
+    "stem_norm": "bn1",
+    "stage1": "layer1",
+    "stage2": "layer2",
+    "stage3": "layer3",
+    "conv1": "conv1",
+    "norm1": "bn1",
+    "conv2": "conv2",
+    "norm2": "bn2",
+    "shortcut": "shortcut",
+    "conv": "0",
+    "norm": "1",
+    "final_norm": "final_bn.1",
+}
+
+# Part that only such an encoder has -> names of torchvision, of timm.
+_ENCODERS = {
+    "stage4": {
+        **_RESNET,
+        "stage4": "layer4",
+        "conv3": "conv3",
+        "norm3": "bn3",
+        "shortcut": "downsample",
     },
+    "blocks": {
+        "tokens": None,
+        "patches": "patch_embed.proj",
+        "blocks": "blocks",
+        "norm1": "norm1",
+        "qkv": "attn.qkv",
+        "projection": "attn.proj",
+        "norm2": "norm2",
+        "hidden": "mlp.fc1",
+        "output": "mlp.fc2",
+        "final_norm": "norm",
+    },
+}
+# Their classifiers, which ours do not have.
+_CLASSIFIERS = ("fc.", "head.")
+
+_MODULES = {
+    "encoder": _RESNET,
     "projector": _SEQUENCE,
     "predictor": _SEQUENCE,
     "online_probe": {"linear": None},
@@ -92,7 +122,7 @@ def import_networks(
         network = _owner(name)
         if network not in params:
             raise UsageError(
-                f"reference weight {name!r} belongs to no network of this model, which"
+                f"weight {name!r} belongs to no network of this model, which"
                 f" has {', '.join(PREFIXES[n] + '*' for n in params)}; load it with the"
                 " config.method it was trained with."
             )
@@ -124,12 +154,14 @@ def import_network(
         for tree in (params, batch_stats)
         for name, *_ in _named_leaves(network, tree)
     }
+    ignored = _CLASSIFIERS if _modules(network, params) in _ENCODERS.values() else ()
     for name in state:
         # Here the number of updates is part of the train state.
-        if name not in expected and not name.endswith("num_batches_tracked"):
+        counts = name.endswith("num_batches_tracked")
+        if name not in expected and not counts and not name.startswith(ignored):
             field = "projector" if network == "projector" else "encoder.name"
             raise UsageError(
-                f"reference weight {prefix + name!r} has no counterpart in the"
+                f"weight {prefix + name!r} has no counterpart in the"
                 f" {network}.{suggestion(name, expected)} Set config.{field} to"
                 " the one it was trained with."
             )
@@ -137,13 +169,13 @@ def import_network(
 
 
 def has_counterpart(network: str, params: dict) -> bool:
-    """Returns whether the reference has a network of these modules.
+    """Returns whether PyTorch, there, has a network of these modules.
 
     Args:
       network: name of a network of ours.
       params: its parameters.
     """
-    known = _MODULES.get(network, {})
+    known = _modules(network, params)
     parts = {p for path in traverse_util.flatten_dict(params) for p in path[:-1]}
     if network == "projector" and parts != {*known}:  # fewer layers, or no norm
         return False
@@ -172,12 +204,21 @@ def _named_leaves(
     network: str, tree: dict
 ) -> Iterator[tuple[str, tuple, jax.Array | jax.ShapeDtypeStruct]]:
     """Yields the torch name, the path and the leaf of every array of a network."""
-    modules = _MODULES[network]
+    modules = _modules(network, tree)
     for path, leaf in traverse_util.flatten_dict(tree).items():
         # Numbers are positions of blocks in a stage, the same in both.
         parts = [modules[p] if isinstance(p, str) else str(p) for p in path[:-1]]
         parts.append(_LEAVES[path[-1]])
         yield ".".join(part for part in parts if part is not None), path, leaf
+
+
+def _modules(network: str, tree: dict) -> dict[str, str | None]:
+    """Returns the torch names of a network's modules; {} if it has none."""
+    if network == "encoder":
+        for part, names in _ENCODERS.items():
+            if part in tree:
+                return names
+    return _MODULES.get(network, {})
 
 
 def _filled(network: str, state: Mapping[str, np.ndarray], tree: dict) -> dict:
@@ -187,7 +228,7 @@ def _filled(network: str, state: Mapping[str, np.ndarray], tree: dict) -> dict:
         full_name = PREFIXES[network] + name
         if name not in state:
             raise UsageError(
-                f"reference weight {full_name!r} is missing from the file; the"
+                f"weight {full_name!r} is missing from the file; the"
                 f" {network} of this configuration needs it: set config.encoder and"
                 " config.method to those the weights were trained with."
             )
@@ -195,7 +236,7 @@ def _filled(network: str, state: Mapping[str, np.ndarray], tree: dict) -> dict:
         array = _from_torch(given)
         if array.shape != leaf.shape:
             raise UsageError(
-                f"reference weight {full_name!r} has shape {given.shape}, but the"
+                f"weight {full_name!r} has shape {given.shape}, but the"
                 f" {network} of this configuration needs"
                 f" {_to_torch(np.empty(leaf.shape, bool)).shape}; set config.encoder"
                 " and config.method to those the weights were trained with."
@@ -213,10 +254,10 @@ def _owner(name: str) -> str | None:
 
 
 def _from_torch(array: np.ndarray) -> np.ndarray:
-    """OIHW to HWIO, [out, in] to [in, out]; vectors stay."""
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+    """OIHW to HWIO, [out, in] to [in, out]; vectors and tokens stay."""
+    return array.transpose({3: (0, 1, 2), 4: (2, 3, 1, 0)}.get(array.ndim))
 
 
 def _to_torch(array: np.ndarray) -> np.ndarray:
-    """HWIO to OIHW, [in, out] to [out, in]; vectors stay."""
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+    """HWIO to OIHW, [in, out] to [out, in]; vectors and tokens stay."""
+    return array.transpose({3: (0, 1, 2), 4: (3, 2, 0, 1)}.get(array.ndim))

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
 from duet_jax.data import decoding
@@ -32,6 +33,7 @@ from duet_jax.profiling import ceiling, flops, parts
 from duet_jax.profiling.table import table
 from duet_jax.profiling.timing import Times, calls_in, times_in_turn
 from duet_jax.runs import workdir
+from duet_jax.runs.frozen_encoder import encoder_shapes
 from duet_jax.runtime import devices, files, mesh, processes
 from duet_jax.training import train_step
 from duet_jax.training.batches import Feed, make_feed, open_dataset
@@ -60,6 +62,7 @@ def benchmark(
     images: str = "noise",
     out: str | None = None,
     brief: bool = False,
+    compile_only: bool = False,
     **cluster: str,
 ) -> None:
     """Times the training step that `config` describes; prints and stores the results.
@@ -71,6 +74,7 @@ def benchmark(
         as long as others; "real" for the data set, read as in training.
       out: file for the results.
       brief: True to time the step alone; see `measure`.
+      compile_only: True to time nothing; see `measure`.
       **cluster: arguments of `processes.start`.
 
     Raises:
@@ -90,12 +94,21 @@ def benchmark(
             "config.dataset.placement='host' has no effect on noise, which is made in "
             "memory; use --images=real, or leave it out."
         )
-    dataset = open_dataset(config) if images == "real" else noise(config)
+    if images == "real":
+        dataset = open_dataset(config)
+    else:
+        # What is only compiled needs one batch.
+        dataset = noise(config, 0 if compile_only else _NOISE_IMAGES)
     plan = make_plan(config, dataset.facts, streamed=dataset.streamed)
     with _empty_compilation_cache():
         results = {
             **_circumstances(config, plan, images),
-            **measure(plan, make_feed(plan, dataset), brief=brief),
+            **measure(
+                plan,
+                make_feed(plan, dataset),
+                brief=brief,
+                compile_only=compile_only,
+            ),
         }
     if processes.is_main_process():
         with workdir.writing(path, flag):
@@ -107,12 +120,12 @@ def benchmark(
     processes.barrier("the end")
 
 
-def noise(config: ml_collections.ConfigDict) -> Dataset:
-    """Returns random images of the configured size."""
+def noise(config: ml_collections.ConfigDict, most: int = _NOISE_IMAGES) -> Dataset:
+    """Returns random images of the configured size, `most` or what a batch takes."""
     side = decoding.preprocessed_side(
         config.dataset.image_size, config.dataset.center_crop
     )
-    count = min(_NOISE_IMAGES, _NOISE_BYTES // (3 * side**2))
+    count = min(most, _NOISE_BYTES // (3 * side**2))
     count = max(count, config.batch_size * max(1, config.steps_per_epoch))
     rng = np.random.default_rng(0)
     names = tuple(map(str, range(config.dataset.num_classes or 10)))
@@ -124,7 +137,9 @@ def noise(config: ml_collections.ConfigDict) -> Dataset:
     return Dataset("noise", split(count), split(config.batch_size), names)
 
 
-def measure(plan: Plan, feed: Feed, *, brief: bool = False) -> dict[str, Any]:
+def measure(
+    plan: Plan, feed: Feed, *, brief: bool = False, compile_only: bool = False
+) -> dict[str, Any]:
     """Compiles and times the training call and its parts; returns the results.
 
     Args:
@@ -132,8 +147,19 @@ def measure(plan: Plan, feed: Feed, *, brief: bool = False) -> dict[str, Any]:
       feed: its batches.
       brief: True to leave out the parts, the host and the second compilation, which
         together take most of the time: "parts_ms" and "host" are empty then.
+      compile_only: True to compile and count, and to run nothing: "encoder",
+        "compile_seconds", "operations" and "memory" are all that there is.
     """
-    call, compile_seconds = _compile(plan, feed, ("cold", "cached")[: 2 - brief])
+    once = brief or compile_only
+    call, compile_seconds = _compile(plan, feed, ("cold", "cached")[: 2 - once])
+    counted = {
+        "encoder": _encoder(plan),
+        "compile_seconds": compile_seconds,
+        "operations": _operations(plan),
+        "memory": _memory(call),
+    }
+    if compile_only:
+        return counted
     compiled = Compiled(call, None, make_keys(plan))
     with contextlib.closing(_endless(feed)) as calls:
         if brief:
@@ -144,15 +170,12 @@ def measure(plan: Plan, feed: Feed, *, brief: bool = False) -> dict[str, Any]:
             host = _time_host(plan, compiled, calls, feed, found["step"].median)
     step = found.pop("step")
     per_step = step.median / plan.steps_per_call
-    operations = _operations(plan)
-    return {
-        "compile_seconds": compile_seconds,
+    return counted | {
         "step": _milliseconds(step, plan),
         "images_per_second": plan.batch_size / per_step,
         "parts_ms": {k: 1e3 * v.median / plan.steps_per_call for k, v in found.items()},
-        "operations": operations,
-        "rate": _rate(plan, operations["counted"], per_step),
-        "memory": _memory(call),
+        "rate": _rate(plan, counted["operations"]["counted"], per_step),
+        "memory": _memory(call),  # with the peak
         "host": host,
     }
 
@@ -293,6 +316,27 @@ def _host_times(
         "waits_for_device": waited / wall,
         "waits_for_images": ((feed.waited or 0.0) - images) / wall,
         "ms_per_call": 1e3 * wall / count,
+    }
+
+
+def _encoder(plan: Plan) -> dict[str, int]:
+    """Returns what the encoder is: features, parameters, and operations of an image.
+
+    The operations are those of the forward pass for one view of the configured side.
+    """
+    stack, settings = plan.method.two_views.stack, plan.method.two_views.encoder
+    graphdef, params, batch_stats = encoder_shapes(plan.method)
+    image = jax.ShapeDtypeStruct(
+        (1, stack.image_size, stack.image_size, stack.channels), np.float32
+    )
+
+    def forward(params, batch_stats, image):
+        return nnx.merge(graphdef, params, batch_stats)(image, train=False)
+
+    return {
+        "features": settings.num_features,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "operations_per_image": flops.count(forward, params, batch_stats, image),
     }
 
 

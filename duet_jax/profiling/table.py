@@ -11,7 +11,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    config, step = results["config"], results["step"]
+    config = results["config"]
     yield "devices", results["devices"]
     yield (
         "what",
@@ -23,6 +23,39 @@ def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "cached" in seconds:
         text += f", from the cache {seconds['cached']:.1f} s"
     yield "compiled in", text
+    encoder = results["encoder"]
+    yield (
+        "encoder",
+        f"{encoder['features']} features, {encoder['parameters']:,} parameters, "
+        f"{encoder['operations_per_image'] / 1e9:.3g} GFLOP for a view",
+    )
+    timed = "step" in results  # not of --compile_only
+    if timed:
+        yield from _times(results)
+    operations = results["operations"]
+    yield (
+        "operations of a step",
+        f"{operations['counted'] / 1e9:,.1f} GFLOP in products and convolutions; "
+        f"{operations['xla'] / 1e9:,.1f} by XLA",
+    )
+    if timed:
+        yield from _rates(results["rate"])
+    memory = results["memory"]
+    peak = memory["peak"] or memory["peak_of_the_process"]
+    most = f"{peak / 2**20:,.0f} MiB at most; " if timed else ""
+    yield (
+        "memory",
+        f"{most}the step: {memory['temporaries'] / 2**20:,.0f} MiB besides "
+        f"{memory['arguments'] / 2**20:,.0f} MiB of arguments",
+    )
+    host = results["host"] if timed else {}
+    for what in ("device", "images") if host else ():
+        share = 100 * host[f"waits_for_{what}"]
+        yield f"host waits for the {what}", f"{share:.1f} % of the time"
+
+
+def _times(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    step = results["step"]
     yield (
         "step",
         f"{step['median_ms']:.2f} ms ({step['fastest_ms']:.2f} to "
@@ -31,28 +64,9 @@ def _rows(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "images per second", f"{results['images_per_second']:,.0f}"
     if results["parts_ms"]:  # --brief leaves them out
         yield from _shares(results["parts_ms"], step["median_ms"])
-    yield from _rates(results["operations"], results["rate"])
-    memory, host = results["memory"], results["host"]
-    peak = memory["peak"] or memory["peak_of_the_process"]
-    yield (
-        "memory",
-        f"{peak / 2**20:,.0f} MiB at most; the step: "
-        f"{memory['temporaries'] / 2**20:,.0f} MiB besides "
-        f"{memory['arguments'] / 2**20:,.0f} MiB of arguments",
-    )
-    for what in ("device", "images") if host else ():
-        share = 100 * host[f"waits_for_{what}"]
-        yield f"host waits for the {what}", f"{share:.1f} % of the time"
 
 
-def _rates(
-    operations: Mapping[str, float], rate: Mapping[str, Any]
-) -> Iterator[tuple[str, str]]:
-    yield (
-        "operations of a step",
-        f"{operations['counted'] / 1e9:,.1f} GFLOP in products and convolutions; "
-        f"{operations['xla'] / 1e9:,.1f} by XLA",
-    )
+def _rates(rate: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     most = ", ".join(f"{v:.2f} in {k}" for k, v in rate["ceiling_tflops"].items())
     yield "rate of a device", f"{rate['tflops_per_device']:.3f} TFLOP/s"
     yield "matrix ceiling", f"{most} TFLOP/s"

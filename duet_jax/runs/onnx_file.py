@@ -102,17 +102,24 @@ def write(
     x = graph.node("Transpose", x, perm=[0, 3, 1, 2])
     x = _convolved(graph, x, network.stem, network.stem_norm)
     x = graph.node("Relu", x)
-    for stage in (network.stage1, network.stage2, network.stage3):
-        for block in stage:
+    if network.pooled:
+        x = graph.node("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4, strides=[2, 2])
+    for name in network.stages:
+        for block in getattr(network, name):
             x = _block(graph, x, block)
-    x = graph.node("Flatten", graph.node("GlobalAveragePool", x))
-    _normalized(graph, x, network.final_norm, name="features")
+    x = graph.node("GlobalAveragePool", x)
+    if network.final_norm is None:
+        graph.node("Flatten", x, name="features")
+    else:
+        x = graph.node("Flatten", x)
+        _normalized(graph, x, network.final_norm, name="features")
     graph.save(path, {"images": shape}, {"features": [shape[0], network.num_features]})
 
 
-def _block(graph: Graph, x: str, block: resnet.BasicBlock) -> str:
-    y = graph.node("Relu", _convolved(graph, x, block.conv1, block.norm1))
-    y = _convolved(graph, y, block.conv2, block.norm2)
+def _block(graph: Graph, x: str, block: resnet.Residual) -> str:
+    y = x
+    for i, (conv, norm) in enumerate(block.layers):
+        y = _convolved(graph, graph.node("Relu", y) if i else y, conv, norm)
     if block.shortcut is not None:
         x = _convolved(graph, x, block.shortcut.conv, block.shortcut.norm)
     return graph.node("Relu", graph.node("Add", x, y))

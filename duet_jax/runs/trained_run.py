@@ -154,13 +154,14 @@ def load_run(
             "--workdir."
         )
     with checkpoints.Checkpoints(directory / "checkpoints", create=False) as saved:
+        statistics = {"encoder": batch_stats} if batch_stats else {}
         step, params, batch_stats = saved.restore_model(
-            {"encoder": params}, {"encoder": batch_stats}, step
+            {"encoder": params}, statistics, step
         )
     encoder = frozen_encoder.FrozenEncoder(
         method, batch_size=batch_size or config.batch_size
     )
-    encoder.use(params["encoder"], batch_stats["encoder"])
+    encoder.use(params["encoder"], batch_stats.get("encoder", {}))
     return Run(directory, config, facts, step, method, encoder)
 
 

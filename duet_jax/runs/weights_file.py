@@ -1,10 +1,11 @@
-"""Weights of networks in a file: safetensors of ours, or a state dict of the reference.
+"""Weights of networks in a file: safetensors of ours, or a state dict of PyTorch.
 
 A file of ours names each array by its path, such as `encoder.stage1.0.conv1.kernel`.
 Its metadata are texts: `config` and `dataset`, the JSON of config.json and dataset.json
 without what is of one machine, `method`, `step`, `weights` (the fingerprint of the
-encoder) and `program`. A state dict of the reference is a `.safetensors`, or what
-`torch.save` has written. Messages begin with the path of the file.
+encoder) and `program`. A state dict, of the reference, torchvision or timm, is a
+`.safetensors`, or what `torch.save` has written. Messages begin with the path of the
+file.
 """
 
 import importlib.util
@@ -35,7 +36,8 @@ _OF_A_MACHINE = (
 )
 # What checkpoints of PyTorch keep a state dict under.
 _NESTED = ("state_dict", "model_state_dict", "model")
-_FIRST = "conv1.weight"  # of an encoder of the reference
+# Of a ResNet, of the reference or of torchvision, and of a transformer of timm.
+_FIRST = ("conv1.weight", "patch_embed.proj.weight")
 
 
 class About(NamedTuple):
@@ -58,12 +60,12 @@ class WeightsFile(NamedTuple):
     Attributes:
       path: of the file.
       arrays: by name.
-      of_reference: whether names and layouts are those of the reference.
+      of_torch: whether names and layouts are those of PyTorch.
     """
 
     path: pathlib.Path
     arrays: dict[str, np.ndarray]
-    of_reference: bool
+    of_torch: bool
 
     def networks(self, params: dict, batch_stats: dict) -> tuple[dict, dict]:
         """Returns the networks whose arrays are all there, with the right shapes.
@@ -78,7 +80,7 @@ class WeightsFile(NamedTuple):
         Raises:
           UsageError: the encoder is not among them.
         """
-        convert = _of_reference if self.of_reference else _of_ours
+        convert = _of_torch if self.of_torch else _of_ours
         found: tuple[dict, dict] = {}, {}
         for name, tree in params.items():
             try:
@@ -149,10 +151,10 @@ def read(path: pathlib.Path) -> WeightsFile:
     if path.suffix == SAFETENSORS:
         found = arrays(path)
         if any(name.startswith("encoder.") for name in found):
-            return WeightsFile(path, found, of_reference=False)
+            return WeightsFile(path, found, of_torch=False)
     else:
         found = torch_file.read(path)
-    return WeightsFile(path, _state_dict(path, found), of_reference=True)
+    return WeightsFile(path, _state_dict(path, found), of_torch=True)
 
 
 def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -264,12 +266,12 @@ def _of_ours(
     )
 
 
-def _of_reference(
+def _of_torch(
     network: str, arrays: Mapping[str, np.ndarray], params: dict, batch_stats: dict
 ) -> tuple[dict, dict]:
     """Returns trees of shapes with the arrays of a state dict in their places."""
     if not torch_weights.has_counterpart(network, params):
-        raise UsageError(f"the reference has no such {network}.")
+        raise UsageError(f"there is no such {network} in PyTorch.")
     prefix = torch_weights.PREFIXES[network]
     part = {
         k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)
@@ -278,7 +280,7 @@ def _of_reference(
 
 
 def _state_dict(path: pathlib.Path, found: Mapping[Any, Any]) -> dict[str, np.ndarray]:
-    """Returns the arrays of a state dict by the names of the reference.
+    """Returns the arrays of a state dict, those of the encoder with their prefix.
 
     It may lie in another dict, all names may have a prefix such as `module.`, and it
     may be of the encoder alone, without the prefix of that.
@@ -288,7 +290,10 @@ def _state_dict(path: pathlib.Path, found: Mapping[Any, Any]) -> dict[str, np.nd
             found = found[name]
     arrays = {str(k): a for k, a in found.items() if isinstance(a, np.ndarray)}
     encoder = torch_weights.PREFIXES["encoder"]
-    for first, added in ((f"{encoder}{_FIRST}", ""), (_FIRST, encoder)):
+    for first, added in (
+        *((f"{encoder}{name}", "") for name in _FIRST),
+        *((name, encoder) for name in _FIRST),
+    ):
         named = [k for k in arrays if f".{k}".endswith(f".{first}")]
         if named:
             before = min(named, key=len).removesuffix(first)
@@ -298,8 +303,8 @@ def _state_dict(path: pathlib.Path, found: Mapping[Any, Any]) -> dict[str, np.nd
                 if k.startswith(before)
             }
     known = ", ".join([*arrays][:3]) or "no arrays"
-    guess = suggestion(_FIRST, arrays)
+    guess = suggestion(_FIRST[0], arrays)
     raise UsageError(
         f"{path} holds no encoder: there is no encoder.* as in files of ours and no "
-        f"*{_FIRST} as in those of the reference, but {known}.{guess}"
+        f"*{' or *'.join(_FIRST)} as in those of PyTorch, but {known}.{guess}"
     )

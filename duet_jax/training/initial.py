@@ -81,7 +81,7 @@ def load(source: Source, plan: Plan) -> Weights:
     restore = _from_file if source.is_file else _from_run
     step, params, batch_stats = _told(source, restore, source, like)
     encoder = FrozenEncoder(plan.method, batch_size=plan.batch_size)
-    encoder.use(params["encoder"], batch_stats["encoder"])
+    encoder.use(params["encoder"], batch_stats.get("encoder", {}))
     return Weights(
         Origin(str(source.run), source.step, step, encoder.fingerprint()),
         params,

@@ -261,7 +261,7 @@ def _make_neighbors(
         params, batch_stats = jax.tree.map(
             lambda x: x.addressable_data(0), (state.params, state.batch_stats)
         )
-        encoder.use(params["encoder"], batch_stats["encoder"])
+        encoder.use(params["encoder"], batch_stats.get("encoder", {}))
         bank, queries = (
             encoder(split.images)["full"] for split in (dataset.train, dataset.test)
         )

@@ -69,6 +69,7 @@ TUPLES = {"encoder.blocks", "encoder.widths"}
 # Of other optimizers than AdamW.
 OTHERS |= {f"optimizer.{x}" for x in ("momentum", "nesterov", "trust_coefficient")}
 ADAM = {"optimizer.b1", "optimizer.b2", "optimizer.eps"}
+OTHER_ENCODERS = {"encoder.stem", "encoder.patch_size"}
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ ADAM = {"optimizer.b1", "optimizer.b2", "optimizer.eps"}
 def test_what_nothing_reads_is_dropped(changes, dropped):
     config = resolve(**changes)
     asked = flat(build({n.replace("__", "."): v for n, v in changes.items()}))
-    assert set(asked) - set(flat(config)) == dropped | OTHERS
+    assert set(asked) - set(flat(config)) == dropped | OTHERS | OTHER_ENCODERS
     # What is left is as it was, and no empty section remains.
     assert flat(config).items() <= asked.items()
     assert all(len(config[name]) for name in config if hasattr(config[name], "keys"))
@@ -130,11 +131,44 @@ def test_what_nothing_reads_is_dropped(changes, dropped):
         ({"learned": "sca"}, ["duet.concentration"], "config.duet.target='gaussian'"),
         ({}, ["encoder.blocks"], "config.encoder.name='cifar10_resnet32'"),
         ({}, ["encoder.widths"], "config.encoder.name='cifar10_resnet32'"),
+        ({}, ["encoder.stem"], "config.encoder.name='cifar10_resnet32'"),
+        (
+            {"encoder.name": "resnet18"},
+            ["encoder.stem", "encoder.patch_size"],
+            "config.encoder.name='resnet18'",
+        ),
+        (
+            {"encoder.name": "vit_tiny"},
+            ["encoder.patch_size", "encoder.stem"],
+            "config.encoder.name='vit_tiny'",
+        ),
     ],
 )
 def test_what_nothing_reads_is_known(changes, names, reason):
     unused = checks.unused(build(changes), names)
     assert unused[names[-1]] == reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"encoder__patch_size": 5},
+            "config.encoder.patch_size=5 must divide the side of the views, 32 pixels; "
+            "use 1, 2, 4, 8, 16, or another config.dataset.image_size.",
+        ),
+        (
+            {"encoder__patch_size": 8, "dataset__image_size": 40, "method": "essl"},
+            "config.encoder.patch_size=8 must divide the side of essl's view of half "
+            "the size, 20 pixels; use 1, 2, 4, 5, 10, or another",
+        ),
+    ],
+)
+def test_patches_fill_the_images(changes, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        resolve(encoder__name="vit_tiny", **changes)
+    fitting = {**changes, "encoder__patch_size": 4}
+    assert resolve(encoder__name="vit_tiny", **fitting).encoder.patch_size == 4
 
 
 def test_setting_what_is_read_is_fine():
@@ -281,6 +315,8 @@ EDGES = {
         [(8, 8, 8), (8, 8, 8, -8), (), (8, 8, 8, 65537)],
     ),
     "encoder.width_multiplier": ([1e-3, 64.0], [0.0, -1.0, 65.0]),
+    "encoder.stem": (["cifar", "imagenet"], ["", "torchvision"]),
+    "encoder.patch_size": ([1, 256], [0, 257]),
     "projector.layers": ([2, 3], [1, 4]),
     "projector.hidden": ([1, 65_536], [0, 65_537]),
     "projector.output": ([1], [0, -1, 65_537]),
@@ -372,10 +408,10 @@ def test_numbers_are_finite(value):
             {"method": "essl", "dataset.image_size": 33},
             ["config.dataset.image_size=33", "even", "use 34"],
         ),
-        ({"encoder.name": "resnet18"}, ["config.encoder.name='resnet18'", "choose"]),
+        ({"encoder.name": "resnet101"}, ["config.encoder.name='resnet101'", "choose"]),
         (
-            {"method": "simclr", "encoder.name": "resnet18"},
-            ["config.encoder.name='resnet18'", "cifar10_resnet20"],
+            {"method": "simclr", "encoder.name": "resnet101"},
+            ["config.encoder.name='resnet101'", "cifar10_resnet20"],
         ),
         (
             {"method": "byol"},

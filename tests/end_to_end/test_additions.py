@@ -46,8 +46,9 @@ def place(tmp_path_factory) -> pathlib.Path:
         'METHODS: dict[str, type[Method]] = {"aligned": Aligned, ',
     )
 
-    encoder = re.search(r'`("\w+":\s+EncoderSpec\([^`]*\))`', ADDITIONS)[1]
-    change("models/encoders.py", *row("\nENCODERS = {", " ".join(encoder.split())))
+    encoder = re.search(r'`("\w+":\s+ReferenceResNet\([^`]*\))`', ADDITIONS)[1]
+    table = "\nENCODERS: dict[str, EncoderSpec] = {"
+    change("models/encoders.py", *row(table, " ".join(encoder.split())))
 
     (package / "data/pets.py").write_text(block("## A data set"))
     change("data/__init__.py", *row("\nSOURCES = {", '"pets": pets.find'))

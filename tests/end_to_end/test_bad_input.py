@@ -70,8 +70,8 @@ COMMAND_LINES = {
         ["config.method='byol'", "choose one of simclr, essl, duet"],
     ),
     "an unknown encoder": (
-        ["--config.encoder.name=resnet50"],
-        ["config.encoder.name='resnet50'", "choose one of cifar10_resnet20"],
+        ["--config.encoder.name=resnet101"],
+        ["config.encoder.name='resnet101'", "choose one of cifar10_resnet20"],
     ),
     "an unknown augmentation": (
         ["--config.augmentation.stack=sca,rotate"],

@@ -333,6 +333,14 @@ REFUSED = {
         ],
         ["config.encoder.widths has no effect", "'lifted_cifar10_resnet20'"],
     ),
+    "a stem without a choice": (
+        ["--config.encoder.stem=imagenet"],
+        ["config.encoder.stem has no effect", "'Cifar10_ResNet'"],
+    ),
+    "patches that do not fill the images": (
+        ["--config.encoder.name=vit_tiny", "--config.encoder.patch_size=3"],
+        ["config.encoder.patch_size=3 must divide", "16 pixels", "use 1, 2, 4, 8, or"],
+    ),
     # known only when the data are there, or not
     "batch larger than the data": (
         [NO_CACHE, "--config.batch_size=1443"],
@@ -423,6 +431,8 @@ OUT_OF_RANGE = {
     "encoder.blocks": "1,1",
     "encoder.width_multiplier": "0",
     "encoder.widths": "8,8,8",
+    "encoder.stem": "torchvision",
+    "encoder.patch_size": "0",
     "projector.layers": "1",
     "projector.hidden": "0",
     "projector.output": "0",
@@ -848,6 +858,7 @@ def test_a_benchmark_takes_a_configuration(monkeypatch, tmp_path):
     [
         (["--images=real"], "--images has no effect with --mode=train"),
         (["--brief"], "--brief has no effect with --mode=train"),
+        (["--compile_only"], "--compile_only has no effect with --mode=train"),
         (["--out=x"], "it belongs to --mode=benchmark or compare or features"),
         (
             ["--mode=knn", "--workdir=w", "--process_id=0"],

@@ -28,6 +28,13 @@ LIFTED = {
     "encoder__name": "lifted_cifar10_resnet20",
     "encoder__width_multiplier": 0.01,
 }
+# Of torchvision, with a stem that is pooled and without BN on the features.
+RESNET = {
+    "encoder__name": "resnet18",
+    "encoder__stem": "imagenet",
+    "encoder__width_multiplier": 0.01,
+}
+VIT = {"encoder__name": "vit_tiny", "encoder__width_multiplier": 0.01}
 # Changes of the smallest configuration, the channels of the images, the formats.
 RUNS = {
     "duet": ({}, 1, ALL),
@@ -36,6 +43,8 @@ RUNS = {
     "wide": ({"method": "simclr", "encoder__widths": (64, 64, 64, 32)}, 1, ALL),
     "narrow type": ({"method": "sie", "learned": "rot"}, 1, "stablehlo"),
     "lifted": ({"method": "simclr", **LIFTED}, 3, "safetensors,stablehlo"),
+    "torchvision": ({"method": "simclr", **RESNET}, 3, ALL),
+    "transformer": ({"method": "simclr", **VIT}, 3, "safetensors,stablehlo"),
 }
 
 
@@ -202,11 +211,13 @@ def test_what_differs_is_not_kept(tmp_path, monkeypatch):
     assert snapshot(tmp_path).keys() == before.keys()
 
 
-def test_a_pyramid_is_no_onnx(tmp_path):
+@pytest.mark.parametrize("case", ["lifted", "transformer"])
+def test_only_a_plain_resnet_is_onnx(case, tmp_path):
     with pytest.raises(UsageError) as refused:
-        write(a_run(tmp_path, "lifted"), ALL)
+        write(a_run(tmp_path, case), ALL)
     line = str(refused.value)
-    assert "--format=onnx: config.encoder.name='lifted_cifar10_resnet20' is no" in line
+    name = RUNS[case][0]["encoder__name"]
+    assert f"--format=onnx: config.encoder.name={name!r} is no plain ResNet" in line
     assert line.endswith("choose from safetensors, stablehlo.")
     assert not any(tmp_path.iterdir())
 

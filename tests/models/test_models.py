@@ -13,11 +13,13 @@ from duet_jax.models.batch_norm import BatchNorm
 from duet_jax.models.encoders import (
     ENCODERS,
     EncoderSpec,
+    ReferenceResNet,
     make_encoder,
     num_features,
 )
 from duet_jax.models.heads import OnlineProbe, Predictor, Projector
 from duet_jax.models.resnet import LiftedResNet, ResNet
+from duet_jax.models.vit import ViT
 
 
 class FixedKey:
@@ -164,15 +166,37 @@ def small(name):
     return {"width_multiplier": 0.01}
 
 
-def test_the_thirteen_encoders_are_there():
+OF_REFERENCE = {n: e for n, e in ENCODERS.items() if isinstance(e, ReferenceResNet)}
+# Parameters without a classifier: as torchvision and timm count them at 224 pixels.
+OF_OTHERS = {
+    "resnet18": (11_176_512, {"stem": "imagenet"}),
+    "resnet34": (21_284_672, {"stem": "imagenet"}),
+    "resnet50": (23_508_032, {"stem": "imagenet"}),
+    "vit_tiny": (5_524_416, {"patch_size": 16, "side": 224}),
+    "vit_small": (21_665_664, {"patch_size": 16, "side": 224}),
+}
+
+
+def test_the_eighteen_encoders_are_there():
     depths = (20, 32, 44, 56, 110, 1202)
     names = {f"{p}cifar10_resnet{d}" for p in ("", "lifted_") for d in depths}
-    assert set(ENCODERS) == names | {"Cifar10_ResNet"}
-    for name, spec in ENCODERS.items():
-        assert isinstance(spec, EncoderSpec)
+    assert set(OF_REFERENCE) == names | {"Cifar10_ResNet"}
+    assert set(ENCODERS) == {*OF_REFERENCE, *OF_OTHERS}
+    assert all(isinstance(spec, EncoderSpec) for spec in ENCODERS.values())
+    for name, spec in OF_REFERENCE.items():
         if spec.blocks is not None:
             # Two convolutions a block, the stem, and a classifier that is not ours.
             assert 2 * sum(spec.blocks) + 2 == int(name.rpartition("resnet")[2])
+
+
+@pytest.mark.parametrize("name", OF_OTHERS)
+def test_parameter_counts_of_torchvision_and_timm(name):
+    expected, settings = OF_OTHERS[name]
+    params, stats = abstract(
+        lambda rngs: make_encoder(name, in_channels=3, rngs=rngs, **settings)
+    )
+    assert count(params) == expected
+    assert dtypes((params, stats)) == {"float32"}
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -187,10 +211,12 @@ def test_every_encoder_gives_features(name, channels):
         assert encoder.num_features == num_features(
             name, **{k: v for k, v in small(name).items() if k != "blocks"}
         )
-        assert isinstance(encoder, LiftedResNet if "lifted" in name else ResNet)
+        kind = {"lifted": LiftedResNet, "vit": ViT}.get(name.partition("_")[0], ResNet)
+        assert isinstance(encoder, kind)
         return encoder(x, train=False)
 
-    expected = (2, 12 if name == "Cifar10_ResNet" else 8)
+    narrowest = {"Cifar10_ResNet": 12, "resnet50": 32, "vit_tiny": 64, "vit_small": 64}
+    expected = (2, narrowest.get(name, 8))
     y = jax.eval_shape(features, x)
     assert (y.shape, y.dtype) == (expected, jnp.float32)
 
@@ -208,7 +234,9 @@ def resnet_parameters(blocks, widths, in_channels):
 
 # Without the deepest lifted one, which would show nothing that the others do not.
 COUNTED = [
-    n for n in ENCODERS if ENCODERS[n].blocks and n != "lifted_cifar10_resnet1202"
+    name
+    for name, spec in OF_REFERENCE.items()
+    if spec.blocks and name != "lifted_cifar10_resnet1202"
 ]
 
 

@@ -1,6 +1,7 @@
 """What `--mode=benchmark` measures, and what it says of it."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -188,8 +189,9 @@ def test_the_table_says_it_all(results):
     assert all(line.startswith("| ") and line.endswith(" |") for line in lines)
     text = "\n".join(lines)
     for word in (
-        "compiled in", "images per second", "augmentation", "forward", "backward",
-        "update", "matrix ceiling", "share of the ceiling", "memory", "host waits",
+        "compiled in", "encoder", "images per second", "augmentation", "forward",
+        "backward", "update", "matrix ceiling", "share of the ceiling", "memory",
+        "host waits",
     ):  # fmt: skip
         assert word in text
 
@@ -214,6 +216,34 @@ def test_a_brief_one_times_the_step_alone(tmp_path, monkeypatch):
     text = profiling.table(found)
     assert "share of the ceiling" in text
     assert not {"alone", "cache", "host"} & set(text.replace(",", " ").split())
+
+
+def test_what_is_only_compiled_is_counted(tmp_path, monkeypatch):
+    """Sizes by hand of a narrow encoder: 1 input channel of 16 x 16, three stages."""
+    monkeypatch.setattr(profiling, "times_in_turn", None)  # nothing runs
+    monkeypatch.setattr(profiling, "initial_state", None)
+    out = tmp_path / "compiled.json"
+    config = tiny.config(compilation_cache="off")
+    profiling.benchmark(config, tmp_path, out=str(out), compile_only=True)
+    found = json.loads(out.read_text())
+    assert not {"step", "images_per_second", "rate", "host"} & set(found)
+    assert set(found["compile_seconds"]) == {"cold"}
+    encoder = found["encoder"]
+    run = plan.make_plan(config, profiling.noise(config, 0).facts)
+    params = compiled.initial_shapes(run).params["encoder"]
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    assert (encoder["features"], encoder["parameters"]) == (32, size)
+    hidden, output = config.projector.hidden, config.projector.output
+    projector = 32 * hidden + hidden**2 + hidden * output
+    # Of gray images; noise has three channels.
+    alone = _multiplications(config) - projector + 2 * 16**2 * 9 * 8
+    assert encoder["operations_per_image"] == 2 * alone
+    assert found["memory"]["temporaries"] > 0
+    text = profiling.table(found)
+    assert f"32 features, {size:,} parameters" in text
+    assert "the step: " in text
+    assert "at most" not in text
+    assert "images per second" not in text
 
 
 def test_the_real_images_can_be_streamed(tmp_path):

@@ -15,6 +15,7 @@ from duet_jax.config import build
 from duet_jax.errors import UsageError
 from duet_jax.methods.networks import split
 from duet_jax.models import torch_weights
+from duet_jax.models.encoders import make_encoder
 from duet_jax.runs import weights_file
 from duet_jax.runs.trained_run import load_file
 from duet_jax.types import DatasetFacts
@@ -199,7 +200,7 @@ REFERENCE = {
     "encoder": (
         "base_network.bn1.weight",
         (4,),
-        r"a\.pt: reference wei.* has shap",
+        r"a\.pt: weight .* has shap",
     ),
     "deeper": (
         "base_network.layer1.7.bn1.weight",
@@ -253,3 +254,27 @@ def test_what_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(weights_file.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"a\.safetensors needs .*install safet"):
         weights_file.about(path)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vit_tiny"])
+def test_a_state_dict_of_torchvision_or_timm(name, tmp_path):
+    """Without a prefix of the encoder, with one of a wrapper, and with a classifier."""
+    shapes = nnx.eval_shape(
+        lambda: make_encoder(
+            name, in_channels=3, width_multiplier=0.01, rngs=nnx.Rngs(0)
+        )
+    )
+    _, params, stats = split(shapes)
+    rng = np.random.default_rng(0)
+    expected = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32), (params, stats)
+    )
+    state = torch_weights.export_network("encoder", *expected)
+    classifier = "head" if name == "vit_tiny" else "fc"
+    state |= {f"{classifier}.weight": np.ones((5, 3)), f"{classifier}.bias": np.ones(5)}
+    path = tmp_path / "theirs.pth"
+    torch_files.save(path, {"model": {f"module.{k}": a for k, a in state.items()}})
+    statistics = {"encoder": stats} if stats else {}
+    found = weights_file.read(path).networks({"encoder": params}, statistics)
+    for part, wanted in zip(found, expected, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, part.get("encoder", {}), wanted)

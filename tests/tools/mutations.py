@@ -402,6 +402,117 @@ MUTATIONS: list[Mutation] = [
         ("momentum of torch", "MOMENTUM = 0.9", "MOMENTUM = 0.1"),
     ),
     *_rows(
+        "models/test_other_encoders.py::test_a_residual_block_is_that_of_numpy",
+        "models/resnet.py",
+        (
+            "a bottleneck's stride in its first",
+            "(width, width, 3, stride),",
+            "(width, width, 3, 1),",
+        ),
+        ("no ReLU within a block", "nnx.relu(y) if i else y", "y"),
+    ),
+    *_rows(
+        "models/test_other_encoders.py::test_the_pooling_of_the_stem_is_a_maximum",
+        "models/resnet.py",
+        ("an average in the stem", "nnx.max_pool(y,", "nnx.avg_pool(y,"),
+    ),
+    *_rows(
+        "models/test_other_encoders.py::test_stems_divide_the_side",
+        "models/resnet.py",
+        (
+            "a stem that is not pooled",
+            "if self.pooled:\n            y =",
+            "if False:\n            y =",
+        ),
+    ),
+    *_rows(
+        "models/test_other_encoders.py::test_recomputation_changes_no_gradient",
+        "models/resnet.py",
+        (
+            "a block that is not recomputed",
+            "if self.remat else _run",
+            "if False else _run",
+        ),
+    ),
+    *_rows(
+        "models/test_other_encoders.py::test_a_transformer_block_is_that_of_numpy",
+        "models/vit.py",
+        ("the approximate GELU", "approximate=False", "approximate=True"),
+        ("another epsilon", "_EPSILON = 1e-6", "_EPSILON = 1e-2"),
+        (
+            "post-norm attention",
+            "self._attention(self.norm1(x))",
+            "self.norm1(self._attention(x))",
+        ),
+    ),
+    *_rows(
+        "models/test_other_encoders.py::test_other_sides_take_interpolated_positions",
+        "models/vit.py",
+        ("positions of the nearest patch", '"cubic"', '"nearest"'),
+        (
+            "positions without the class's",
+            "[first, rest.reshape",
+            "[0 * first, rest.reshape",
+        ),
+    ),
+    *_rows(
+        "models/test_other_encoders.py::test_tokens_are_patches_with_positions",
+        "models/vit.py",
+        (
+            "tokens without positions",
+            "return x + self._positions_of(rows).astype(self.dtype)",
+            "return x",
+        ),
+    ),
+    *_rows(
+        "models/test_other_encoders.py::test_widths_and_heads_are_scaled",
+        "models/encoders.py",
+        (
+            "heads rounded down",
+            "self.heads * settings.width_multiplier + 0.5",
+            "self.heads * settings.width_multiplier",
+        ),
+    ),
+    *_rows(
+        "models/test_models.py::test_parameter_counts_of_torchvision_and_timm",
+        "models/encoders.py",
+        ("a BN on torchvision's features", "final_norm=False", "final_norm=True"),
+    ),
+    *_rows(
+        "models/test_other_encoders.py::test_stems_divide_the_side",
+        "models/encoders.py",
+        ("always the small stem", "stem=settings.stem", 'stem="cifar"'),
+    ),
+    *_rows(
+        "models/test_other_encoders.py::test_names_there_and_back",
+        "models/torch_weights.py",
+        (
+            "the reference's name of a shortcut",
+            '"shortcut": "downsample"',
+            '"shortcut": "shortcut"',
+        ),
+        ("a classifier is refused", "not name.startswith(ignored)", "True"),
+    ),
+    *_rows(
+        "config/test_checks.py::test_patches_fill_the_images",
+        "config/build.py",
+        (
+            "ESSL's half size is not checked",
+            "views.stack.half_size().image_size",
+            "views.stack.image_size",
+        ),
+        ("no side is checked", "    settings.check_side(side)\n", ""),
+    ),
+    *_rows(
+        "profiling/test_profiling.py::test_what_is_only_compiled_is_counted",
+        "profiling/__init__.py",
+        (
+            "parameters with statistics",
+            "jax.tree.leaves(params))",
+            "jax.tree.leaves((params, batch_stats)))",
+        ),
+    ),
+    *_rows(
         "models/test_convolution.py",
         "models/convolution.py",
         ("a GPU gets what is for a CPU", "default=choices[1]", "default=choices[0]"),

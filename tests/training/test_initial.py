@@ -208,7 +208,7 @@ def test_all_networks_of_a_state_dict(original, settings, tmp_path):
     assert equal(weights.params, before.params)
     assert equal(weights.batch_stats, before.batch_stats)
     wide = settings(encoder__widths=(8, 8, 16, 64))
-    with pytest.raises(UsageError, match=r"^--init_from=/.*weights\.pt: reference wei"):
+    with pytest.raises(UsageError, match=r"^--init_from=/.*weights\.pt: weight "):
         initial.load(source, planned(wide))
 
 
