@@ -103,21 +103,20 @@ def benchmark(
     with _empty_compilation_cache():
         results = {
             **_circumstances(config, plan, images),
-            **measure(
-                plan,
-                make_feed(plan, dataset),
-                brief=brief,
-                compile_only=compile_only,
-            ),
+            **measure(plan, make_feed(plan, dataset), brief, compile_only),
         }
     if processes.is_main_process():
         with workdir.writing(path, flag):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with files.replacing(path) as partial:
-                partial.write_text(json.dumps(results, indent=2) + "\n")
+            _write(path, results)
         print(table(results))
         _log.info("results in   %s", path)
     processes.barrier("the end")
+
+
+def _write(path: pathlib.Path, results: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.replacing(path) as partial:
+        partial.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def noise(config: ml_collections.ConfigDict, most: int = _NOISE_IMAGES) -> Dataset:
@@ -138,7 +137,7 @@ def noise(config: ml_collections.ConfigDict, most: int = _NOISE_IMAGES) -> Datas
 
 
 def measure(
-    plan: Plan, feed: Feed, *, brief: bool = False, compile_only: bool = False
+    plan: Plan, feed: Feed, brief: bool = False, compile_only: bool = False
 ) -> dict[str, Any]:
     """Compiles and times the training call and its parts; returns the results.
 

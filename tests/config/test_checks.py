@@ -583,7 +583,7 @@ def test_a_run_of_an_older_version_goes_on():
     for section, leaf in (name.split(".") for name in checks._BEFORE):
         del old[section][leaf]
     assert checks.differences(old, stored()) == []
-    assert checks.changes(old, stored()) == []
+    assert checks.changes(old, stored()) == ["monitor.images: 0 -> 1024"]
     changed = stored(
         **{"optimizer.name": "sgd", "nt_xent.reduction": "mean", "projector.layers": 2}
     )
@@ -632,7 +632,7 @@ HARMLESS = {
 def test_advice_on_the_warm_up_trains(epochs):
     """What is proposed is taken, and the learning rate reaches its full height."""
     message = refusal({"epochs": epochs, "warmup_epochs": 100})
-    advice = int(re.search(r"such as (\d+)\.", message)[1])
+    advice = int(re.search(r"set config\.warmup_epochs=(\d+),", message)[1])
     config = checks.check(
         build({"epochs": epochs, "warmup_epochs": advice}), base.get_config()
     )
