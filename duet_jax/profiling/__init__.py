@@ -94,21 +94,14 @@ def benchmark(
             "config.dataset.placement='host' has no effect on noise, which is made in "
             "memory; use --images=real, or leave it out."
         )
-    if images == "real":
-        dataset = open_dataset(config)
-    else:
-        # What is only compiled needs one batch.
-        dataset = noise(config, 0 if compile_only else _NOISE_IMAGES)
+    most = 0 if compile_only else _NOISE_IMAGES  # one batch is enough then
+    dataset = open_dataset(config) if images == "real" else noise(config, most)
     plan = make_plan(config, dataset.facts, streamed=dataset.streamed)
+    feed, how = make_feed(plan, dataset), {"brief": brief, "compile_only": compile_only}
     with _empty_compilation_cache():
         results = {
             **_circumstances(config, plan, images),
-            **measure(
-                plan,
-                make_feed(plan, dataset),
-                brief=brief,
-                compile_only=compile_only,
-            ),
+            **measure(plan, feed, **how),
         }
     if processes.is_main_process():
         with workdir.writing(path, flag):
