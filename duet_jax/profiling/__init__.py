@@ -94,29 +94,23 @@ def benchmark(
             "config.dataset.placement='host' has no effect on noise, which is made in "
             "memory; use --images=real, or leave it out."
         )
-    if images == "real":
-        dataset = open_dataset(config)
-    else:
-        # What is only compiled needs one batch.
-        dataset = noise(config, 0 if compile_only else _NOISE_IMAGES)
+    most = 0 if compile_only else _NOISE_IMAGES  # one batch is enough then
+    dataset = open_dataset(config) if images == "real" else noise(config, most)
     plan = make_plan(config, dataset.facts, streamed=dataset.streamed)
+    feed, how = make_feed(plan, dataset), {"brief": brief, "compile_only": compile_only}
     with _empty_compilation_cache():
         results = {
             **_circumstances(config, plan, images),
-            **measure(plan, make_feed(plan, dataset), brief, compile_only),
+            **measure(plan, feed, **how),
         }
     if processes.is_main_process():
         with workdir.writing(path, flag):
-            _write(path, results)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with files.replacing(path) as partial:
+                partial.write_text(json.dumps(results, indent=2) + "\n")
         print(table(results))
         _log.info("results in   %s", path)
     processes.barrier("the end")
-
-
-def _write(path: pathlib.Path, results: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.replacing(path) as partial:
-        partial.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def noise(config: ml_collections.ConfigDict, most: int = _NOISE_IMAGES) -> Dataset:
@@ -137,7 +131,7 @@ def noise(config: ml_collections.ConfigDict, most: int = _NOISE_IMAGES) -> Datas
 
 
 def measure(
-    plan: Plan, feed: Feed, brief: bool = False, compile_only: bool = False
+    plan: Plan, feed: Feed, *, brief: bool = False, compile_only: bool = False
 ) -> dict[str, Any]:
     """Compiles and times the training call and its parts; returns the results.
 
