@@ -37,7 +37,6 @@ def settings(request, tmp_path_factory):
         tiny.config,
         method="simclr",
         dataset__image_size=8,
-        # Nothing whose equivariance a report would measure, for minutes.
         augmentation__stack=("ccr",),
         dataset__cache_dir=str(tmp_path_factory.mktemp("data")),
         warmup_epochs=0,
@@ -147,10 +146,8 @@ def test_its_decoders_are_trained_by_adamw(extended, tmp_path):
 def test_it_is_measured(extended, tmp_path, capsys, settings):
     directory, name = tmp_path / "run", settings().optimizer.name
     shutil.copytree(extended, directory)
-    modes = "knn,report" if name == "lars" else "knn"
-    assert cli.main(["main.py", f"--mode={modes}", f"--workdir={directory}"]) == 0
+    assert cli.main(["main.py", "--mode=knn", f"--workdir={directory}"]) == 0
     assert "k = 10, one vote each" in capsys.readouterr().out
-    assert (directory / "report.html").exists() == (name == "lars")
     stored = json.loads((directory / "eval" / "knn.json").read_text())
     rows = loggers.read_rows(directory / "metrics.jsonl")
     top1 = stored["results"]["representations"]["full"]["top1"]
