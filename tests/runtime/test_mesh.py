@@ -69,6 +69,8 @@ def test_gradients_embeddings_and_statistics_are_all_that_is_exchanged(found):
         for name, array in found["eight"].items()
         if name.startswith(("state.params", "state.batch_stats"))
     }
+    # Positions of a transformer, as resampled for the 2 x 2 patches of half a view.
+    parameters |= {(5, each[1]) for each in parameters if each[:1] == (17,)}
     batch, embedding = many_devices.BATCH, many_devices.EMBEDDING
     gathered = [math.prod(shape) for kind, shape in exchanged if kind == "all-gather"]
     # The embeddings once; for the way back, two numbers for each.
