@@ -127,7 +127,7 @@ class Compiled(NamedTuple):
     train: Callable
     evaluate: Callable
     keys: Keys
-    encode: Callable | None
+    encode: Callable | None = None
 
 
 def compile_functions(plan: Plan, feed: Feed) -> Compiled:
