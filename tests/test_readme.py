@@ -23,7 +23,7 @@ from duet_jax.augmentations import AUGMENTATIONS, Options, geometric, make_stack
 from duet_jax.evaluation import EVALUATORS, Evaluator, codes
 from duet_jax.loggers import read_rows
 from duet_jax.losses import targets
-from duet_jax.methods import METHODS, Method, base
+from duet_jax.methods import METHODS, Method
 from duet_jax.models import encoders
 from duet_jax.models.batch_norm import BatchNorm
 from duet_jax.profiling import parts
@@ -100,19 +100,23 @@ class Flat(nnx.Module):
 
 @pytest.fixture
 def flat(monkeypatch):
-    """Its row, and its branch in `make_encoder`; returns the flags that choose it."""
-    make_encoder = base.make_encoder
-
-    def branched(name, *, in_channels, rngs, **options):
-        if name == "flat":
-            return Flat(in_channels, rngs)
-        return make_encoder(name, in_channels=in_channels, rngs=rngs, **options)
-
-    row = encoders.EncoderSpec((1, 1, 1), (8, 8, 16, Flat.num_features))
-    monkeypatch.setitem(encoders.ENCODERS, "flat", row)
-    monkeypatch.setattr(base, "make_encoder", branched)
+    """Its row; returns the flags that choose it."""
+    monkeypatch.setitem(encoders.ENCODERS, "flat", FlatSpec())
     sizes = ("--config.projector.hidden=32", "--config.projector.output=16")
     return ("--config.encoder.name=flat", *sizes)
+
+
+class FlatSpec(encoders.EncoderSpec):
+    """The row of `Flat`."""
+
+    summary = "a network of one layer"
+    fields = ()
+
+    def num_features(self, settings):
+        return Flat.num_features
+
+    def make(self, settings, rngs):
+        return Flat(settings.in_channels, rngs)
 
 
 def test_every_block_is_an_example():
@@ -294,7 +298,7 @@ def test_what_a_method_may_forget():
 
 
 def test_an_encoder(monkeypatch):
-    row = re.search(r'`("\w+":\s+EncoderSpec\([^`]*\))`', ADDITIONS)[1]
+    row = re.search(r'`("\w+":\s+ReferenceResNet\([^`]*\))`', ADDITIONS)[1]
     ((name, spec),) = eval(f"{{{row}}}", dict(vars(encoders))).items()
     monkeypatch.setitem(encoders.ENCODERS, name, spec)
     config = tiny.config(encoder__name=name, encoder__width_multiplier=0.125)

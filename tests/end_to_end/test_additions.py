@@ -58,7 +58,7 @@ def place(tmp_path_factory) -> pathlib.Path:
     evaluator = re.search(r'`("rank": Evaluator\(.*?\))`', ADDITIONS)[1]
     table = "EVALUATORS: dict[str, Evaluator] = {"
     change("evaluation/__init__.py", *row(table, evaluator))
-    modules = "        linear_probe,\n        transfer,\n    )"
+    modules = "        monitors,\n        transfer,\n    )"
     added = modules.replace("transfer", "rank,\n        transfer")
     change("evaluation/__init__.py", modules, added)
     return place

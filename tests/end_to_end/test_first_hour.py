@@ -98,8 +98,8 @@ def test_what_needs_labels_is_refused(trained, photos, mode, tmp_path, capsys):
     assert call(f"--workdir={trained}", f"--mode={mode}") == 2
     expected = (
         f"error: --mode={mode} needs labels, and config.dataset.name='images' gives "
-        "images without; choose from equivariance, generation, transfer, features, "
-        "export, report.\n"
+        "images without; choose from monitors, equivariance, generation, transfer, "
+        "features, export, report.\n"
     )
     assert capsys.readouterr().err.endswith(expected)
     # Before the training, which would be lost time.

@@ -645,6 +645,7 @@ def test_the_report_needs_nothing_else(copied):
     assert headings == [
         "Linear probe",
         "Nearest neighbors",
+        "Spread of the features",
         "Equivariance",
         "Map of the test features",
         "Training",
@@ -851,7 +852,7 @@ def test_a_report_of_a_run_without_labels(pictures, tmp_path):
     fields += [f"--config.dataset.cache_dir={tmp_path / 'cache'}"]
     train(tmp_path / "run", *fields, "--config.tensorboard=False")
     found = call(tmp_path / "run", "report")
-    assert set(found["results"]["parts"]) == {"equivariance"}
+    assert set(found["results"]["parts"]) == {"monitors", "equivariance"}
     text = (tmp_path / "run" / "report.html").read_text()
     boxes = re.findall("<li><h3>(.*?)</h3><b>(.*?)</b>", text)
     assert [name for name, _ in boxes] == [

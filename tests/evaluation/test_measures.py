@@ -38,7 +38,9 @@ def two_views(codes=("sca", "rot"), channels=1):
     stack = make_stack(
         codes, input_side=SIDE, image_size=SIDE, channels=channels, options=Options()
     )
-    settings = EncoderSettings("Cifar10_ResNet", 1.0, (1, 1, 1), (8,) * 4, 1, "float32")
+    settings = EncoderSettings(
+        "Cifar10_ResNet", in_channels=1, blocks=(1, 1, 1), widths=(8,) * 4
+    )
     return TwoViews(stack, settings, 8, 8, 0, 0.1)
 
 
@@ -510,7 +512,7 @@ def test_measures_that_are_refused(text, message):
 def encoder():
     """An encoder of this project with the weights that it begins with."""
     settings = EncoderSettings(
-        "Cifar10_ResNet", 1.0, (1, 1, 1), (8, 8, 8, 20), 1, "float32"
+        "Cifar10_ResNet", in_channels=1, blocks=(1, 1, 1), widths=(8, 8, 8, 20)
     )
     views = dataclasses.replace(two_views(), encoder=settings)
     method = dataclasses.replace(duet(), two_views=views)

@@ -134,9 +134,10 @@ def test_generation_of_both_together(run):
 def test_the_report_has_a_section_for_each_code(run):
     text = (run / "report.html").read_text()
     headings = re.findall("<h2>([^<]*)</h2>", text)
-    assert headings[:8] == [
+    assert headings[:9] == [
         "Linear probe",
         "Nearest neighbors",
+        "Spread of the features",
         *("Equivariance", "Equivariance: rot", "Equivariance: sca"),
         *("Controlled generation", "Controlled generation: rot"),
         "Controlled generation: sca",

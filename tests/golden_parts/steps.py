@@ -58,7 +58,11 @@ def step_method(kind, state, dtype):
             ("rot",), input_side=32, image_size=32, channels=3, options=Options()
         ),
         encoder=EncoderSettings(
-            "Cifar10_ResNet", 1.0, tuple(blocks), tuple(widths), 3, jnp.dtype(dtype)
+            "Cifar10_ResNet",
+            in_channels=3,
+            blocks=tuple(blocks),
+            widths=tuple(widths),
+            dtype=jnp.dtype(dtype),
         ),
         projector_hidden=state["head.0.weight"].shape[0],
         projector_output=state["head.6.weight"].shape[0],

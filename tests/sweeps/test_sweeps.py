@@ -444,9 +444,9 @@ REFUSED = {
     "no experiment": (["--rows=simclr"], ["--experiment"]),
     "no such file": (
         ["--experiment=fig4.py"],
-        ["fig4.py", "configs/figure4.py"],
+        ["fig4.py", "'figure4'"],
     ),
-    "no rows": ([f"--experiment={ROOT / 'configs/base.py'}"], ["ROWS", "main.py"]),
+    "no rows": ([f"--experiment={ROOT / 'configs/base.py'}"], ["ROWS", "--config="]),
     "no such row": (
         [ROWS_OF_4, "--rows=*rott*"],
         ["'*rott*'", "duet-rot"],
