@@ -863,6 +863,7 @@ def test_a_report_of_a_run_without_labels(pictures, tmp_path):
     assert all(float(number.removesuffix("°")) > 0 for _, number in boxes)
     headings = re.findall("<h2>([^<]*)</h2>", text)
     assert headings == [
+        "Spread of the features",
         "Equivariance",
         "Map of the test features",
         "Training",
