@@ -619,7 +619,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _message(error: BaseException, command: Command | None) -> tuple[str, int] | None:
-    """Returns the message and exit status for an exception; None for a defect.
+    """Returns the message ("" for none) and exit status; None for a defect.
 
     Args:
       error: the exception that ends the program.

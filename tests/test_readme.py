@@ -312,7 +312,7 @@ def test_an_encoder(monkeypatch):
             jnp.zeros((2, 16, 16, 1)), train=False
         )
     )
-    assert features.shape == (2, encoders.num_features(name, 0.125))
+    assert features.shape == (2, encoders.EncoderSettings(name, 1, 0.125).num_features)
 
 
 # --- the others, in one run -----------------------------------------------------------

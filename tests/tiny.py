@@ -10,6 +10,8 @@ from configs import smoke
 from duet_jax.augmentations import Options
 from duet_jax.config import checks
 from duet_jax.data import load_dataset
+from duet_jax.runs.checkpoints import Checkpoints
+from duet_jax.training import compiled, plan
 from duet_jax.types import Dataset, Split
 
 # Every number differs from its default.
@@ -55,6 +57,13 @@ def dataset(train: int, test: int, *, side: int = 16, channels: int = 1) -> Data
 def digits(config: ml_collections.ConfigDict) -> Dataset:
     """The digits as `config` wants them."""
     return load_dataset("digits", image_size=config.dataset.image_size)
+
+
+def saved_state(directory: pathlib.Path, config: ml_collections.ConfigDict):
+    """The newest state that a run on the digits has saved."""
+    run = plan.make_plan(config, digits(config).facts)
+    with Checkpoints(directory / "checkpoints", create=False) as saved:
+        return saved.restore(compiled.initial_shapes(run), saved.latest_step())
 
 
 def folder(

@@ -285,20 +285,6 @@ def make_encoder(
     return settings.spec.make(settings, rngs)
 
 
-def num_features(
-    name: str,
-    width_multiplier: float = 1.0,
-    widths: Sequence[int] | None = None,
-) -> int:
-    """Returns the number of features of an encoder without building it.
-
-    Arguments and errors are those of `make_encoder`.
-    """
-    return EncoderSettings(
-        name, 3, width_multiplier=width_multiplier, widths=widths
-    ).num_features
-
-
 def _shared(settings: EncoderSettings, rngs: nnx.Rngs) -> dict:
     """Returns the arguments that all networks take."""
     return {

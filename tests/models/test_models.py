@@ -12,10 +12,10 @@ from duet_jax.models import representation
 from duet_jax.models.batch_norm import BatchNorm
 from duet_jax.models.encoders import (
     ENCODERS,
+    EncoderSettings,
     EncoderSpec,
     ReferenceResNet,
     make_encoder,
-    num_features,
 )
 from duet_jax.models.heads import OnlineProbe, Predictor, Projector
 from duet_jax.models.resnet import LiftedResNet, ResNet
@@ -208,9 +208,8 @@ def test_every_encoder_gives_features(name, channels):
         encoder = make_encoder(
             name, in_channels=channels, rngs=FixedKey(), **small(name)
         )
-        assert encoder.num_features == num_features(
-            name, **{k: v for k, v in small(name).items() if k != "blocks"}
-        )
+        settings = EncoderSettings(name, channels, **small(name))
+        assert encoder.num_features == settings.num_features
         kind = {"lifted": LiftedResNet, "vit": ViT}.get(name.partition("_")[0], ResNet)
         assert isinstance(encoder, kind)
         return encoder(x, train=False)
@@ -282,7 +281,8 @@ WIDTHS = [
 
 @pytest.mark.parametrize(("multiplier", "expected"), WIDTHS)
 def test_width_multiplier_rounds_to_multiples_of_eight(multiplier, expected):
-    assert num_features("cifar10_resnet20", multiplier) == expected
+    settings = EncoderSettings("cifar10_resnet20", 3, multiplier)
+    assert settings.num_features == expected
 
 
 def test_width_multiplier_of_one_keeps_the_widths_given():
@@ -292,7 +292,7 @@ def test_width_multiplier_of_one_keeps_the_widths_given():
             "Cifar10_ResNet", in_channels=1, rngs=rngs, **arguments
         )
     )
-    assert num_features("Cifar10_ResNet", 1.0, arguments["widths"]) == 9
+    assert EncoderSettings("Cifar10_ResNet", 1, **arguments).num_features == 9
     assert params["stem"]["kernel"].shape == (3, 3, 1, 3)
     assert params["stage3"][0]["conv2"]["kernel"].shape == (3, 3, 9, 9)
     assert count(params) == resnet_parameters((1, 1, 1), (3, 5, 7, 9), 1)
@@ -306,7 +306,7 @@ def test_unknown_encoder():
     with pytest.raises(UsageError, match=message):
         make_encoder("cifar10_resnet18", in_channels=3, rngs=FixedKey())
     with pytest.raises(UsageError, match=message):
-        num_features("cifar10_resnet18")
+        _ = EncoderSettings("cifar10_resnet18", 3).num_features
 
 
 def narrow(rngs, dtype=jnp.float32):

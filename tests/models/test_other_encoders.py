@@ -13,7 +13,7 @@ from flax import nnx
 
 from duet_jax.errors import UsageError
 from duet_jax.models import resnet, torch_weights, vit
-from duet_jax.models.encoders import ENCODERS, make_encoder, num_features
+from duet_jax.models.encoders import ENCODERS, EncoderSettings, make_encoder
 from duet_jax.profiling import flops
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
@@ -223,7 +223,7 @@ def test_the_pooling_of_the_stem_is_a_maximum():
     ],
 )
 def test_widths_and_heads_are_scaled(name, multiplier, expected):
-    assert num_features(name, multiplier) == expected
+    assert EncoderSettings(name, 3, multiplier).num_features == expected
 
 
 def test_other_sides_take_interpolated_positions():

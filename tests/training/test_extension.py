@@ -14,9 +14,8 @@ import tiny
 from duet_jax import cli, loggers
 from duet_jax.errors import UsageError
 from duet_jax.runs import trained_run, workdir
-from duet_jax.runs.checkpoints import Checkpoints
 from duet_jax.runs.history import Extension
-from duet_jax.training import compiled, loop, plan, train
+from duet_jax.training import loop, plan, train
 
 
 @pytest.fixture(scope="module")
@@ -30,33 +29,12 @@ def settings(tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="module")
-def finished(settings, tmp_path_factory):
-    """A run of two epochs of two steps."""
-    directory = tmp_path_factory.mktemp("runs") / "finished"
-    train.train(settings(), directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def extended(finished, settings, tmp_path_factory):
-    """The same, extended to four."""
-    directory = tmp_path_factory.mktemp("runs") / "extended"
-    shutil.copytree(finished, directory)
-    train.train(settings(epochs=4), directory, extend=True)
-    return directory
-
-
-def state(directory, config):
-    run = plan.make_plan(config, tiny.digits(config).facts)
-    with Checkpoints(directory / "checkpoints", create=False) as saved:
-        return saved.restore(compiled.initial_shapes(run), saved.latest_step())
-
-
 def assert_equal(one, other, config):
     """Equal bits of the last states, and equal rows of metrics."""
     jax.tree.map(
-        np.testing.assert_array_equal, state(one, config), state(other, config)
+        np.testing.assert_array_equal,
+        tiny.saved_state(one, config),
+        tiny.saved_state(other, config),
     )
     rows = [
         [
@@ -89,7 +67,7 @@ def stopped(monkeypatch, config, directory, *, after, **options):
 
 
 def test_an_extended_run_goes_to_its_new_end(extended, finished, settings):
-    assert int(state(extended, settings(epochs=4)).step) == 8
+    assert int(tiny.saved_state(extended, settings(epochs=4)).step) == 8
     rows = loggers.read_rows(extended / "metrics.jsonl")
     assert rows[:4] == loggers.read_rows(finished / "metrics.jsonl")
     found = [row["learning_rate"] for row in rows if row["split"] == "train"]

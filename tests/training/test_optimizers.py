@@ -12,8 +12,7 @@ import tiny
 
 from duet_jax import cli, loggers, optim
 from duet_jax.runs import trained_run, workdir
-from duet_jax.runs.checkpoints import Checkpoints
-from duet_jax.training import compiled, decoding, loop, plan, recorder, train
+from duet_jax.training import decoding, loop, recorder, train
 
 OTHERS = {
     "sgd": {"optimizer__nesterov": True, "optimizer__decay": "all"},
@@ -55,32 +54,9 @@ def settings(request, tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="module")
-def finished(settings, tmp_path_factory):
-    """A run of two epochs of two steps."""
-    directory = tmp_path_factory.mktemp("runs") / "finished"
-    train.train(settings(), directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def extended(finished, settings, tmp_path_factory):
-    """The same, extended to four."""
-    directory = tmp_path_factory.mktemp("runs") / "extended"
-    shutil.copytree(finished, directory)
-    train.train(settings(epochs=4), directory, extend=True)
-    return directory
-
-
-def state(directory, config):
-    run = plan.make_plan(config, tiny.digits(config).facts)
-    with Checkpoints(directory / "checkpoints", create=False) as saved:
-        return saved.restore(compiled.initial_shapes(run), saved.latest_step())
-
-
 def test_a_run_has_its_rates_and_its_momentum(extended, settings):
     config = settings(epochs=4)
-    found = state(extended, config)
+    found = tiny.saved_state(extended, config)
     assert int(found.step) == 8
     arrays = [x for x in jax.tree.leaves(found.opt_state) if x.dtype == np.float32]
     params = jax.tree.leaves(found.params)
@@ -120,7 +96,9 @@ def test_it_continues_to_equal_bits(
             train.train(config, directory, extend=True)
     train.train(config, directory)
     jax.tree.map(
-        np.testing.assert_array_equal, state(directory, config), state(extended, config)
+        np.testing.assert_array_equal,
+        tiny.saved_state(directory, config),
+        tiny.saved_state(extended, config),
     )
 
 
